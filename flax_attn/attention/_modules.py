@@ -1,0 +1,133 @@
+"""What the Linen and the NNX module of multi-head attention share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_attn.attention.dot_product import dot_product_attention
+from flax_attn.attention.weights import attention_weights
+
+MODULE = "MultiHeadAttention"
+
+
+class HeadSizes(NamedTuple):
+    """Heads and their sizes."""
+
+    num_kv_heads: int
+    head_dim: int
+    value_head_dim: int
+
+
+def head_sizes(
+    in_features: int,
+    num_heads: int,
+    num_kv_heads: int | None,
+    qkv_features: int | None,
+    head_dim: int | None,
+    value_head_dim: int | None,
+    axis_name: str | None,
+) -> HeadSizes:
+    """Settle the numbers that may be left out, and check them."""
+    if num_heads < 1:
+        raise ValueError(f"{MODULE}: num_heads must be at least 1, got {num_heads}.")
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"{MODULE}: num_heads must be a multiple of num_kv_heads, "
+            f"got {num_heads} and {num_kv_heads}."
+        )
+    if head_dim is None:
+        if axis_name is not None and qkv_features is None:
+            raise ValueError(
+                f"{MODULE}: head_dim must be given with axis_name, for num_heads = {num_heads} "
+                f"counts the heads of one device only."
+            )
+        features = in_features if qkv_features is None else qkv_features
+        if features % num_heads:
+            raise ValueError(
+                f"{MODULE}: qkv_features must be a multiple of num_heads, got {features} and "
+                f"{num_heads}. Give head_dim to choose the head size freely."
+            )
+        head_dim = features // num_heads
+    elif qkv_features not in (None, num_heads * head_dim):
+        raise ValueError(
+            f"{MODULE}: qkv_features must be num_heads * head_dim = {num_heads} * {head_dim}, "
+            f"got {qkv_features}. Leave one of them out."
+        )
+    return HeadSizes(num_kv_heads, head_dim, head_dim if value_head_dim is None else value_head_dim)
+
+
+def refuse_decode(decode: bool | None) -> None:
+    """Raise if an autoregressive cache is asked for."""
+    if decode:
+        raise NotImplementedError(
+            f"{MODULE}: decode=True is not part of this version. "
+            f"Pass all tokens with is_causal=True."
+        )
+
+
+def resolve_inputs(
+    inputs_q: jax.Array, inputs_k: jax.Array | None, inputs_v: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Keys default to the queries' input, values to the keys'."""
+    if inputs_k is None and inputs_v is not None:
+        raise ValueError(
+            f"{MODULE}: inputs_v was given without inputs_k. Pass inputs_k; the values then "
+            f"default to it. (A mask is passed by name: mask=mask.)"
+        )
+    inputs_k = inputs_q if inputs_k is None else inputs_k
+    return inputs_k, inputs_k if inputs_v is None else inputs_v
+
+
+def attention_options(
+    mask: jax.Array | None, num_heads: int, axis_name: str | None, **options: Any
+) -> dict[str, Any]:
+    """The options of `attention_fn`: those that say something."""
+    if mask is not None:
+        mask = mask.astype(bool)  # Flax's make_attention_mask gives float32
+    head_ids = None
+    if axis_name is not None:
+        head_ids = lax.axis_index(axis_name) * num_heads + jnp.arange(num_heads)
+    given = {"mask": mask, "head_ids": head_ids, **options}
+    return {
+        name: value for name, value in given.items() if value is not None and value is not False
+    }
+
+
+def with_weights(
+    attention_fn: Callable[..., jax.Array], sow: Callable[[str, jax.Array], Any]
+) -> Callable[..., jax.Array]:
+    """`attention_fn`, which also sows its weights."""
+    if attention_fn is not dot_product_attention:
+        raise NotImplementedError(
+            f"{MODULE}: sow_weights needs attention_fn = flax_attn.dot_product_attention, "
+            f"got {attention_fn}. Call attention_weights inside your own function."
+        )
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+        known = {
+            name: option
+            for name, option in options.items()
+            if name not in ("dropout", "head_ids", "implementation")
+        }
+        sow("attention_weights", attention_weights(query, key, **known))
+        return attention_fn(query, key, value, **options)
+
+    return attend
+
+
+def summed_over(
+    axis_name: str | None, dot_general: Callable[..., jax.Array] | None
+) -> Callable[..., jax.Array] | None:
+    """A dot product whose contracted heads are split over `axis_name`."""
+    if axis_name is None:
+        return dot_general
+    local = lax.dot_general if dot_general is None else dot_general
+
+    def summed(*args: Any, **kwargs: Any) -> jax.Array:
+        return lax.psum(local(*args, **kwargs), axis_name)
+
+    return summed

@@ -1,0 +1,122 @@
+"""Additive attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from flax_attn._checks import broadcasts_to, check_floating, expand_rank, statistics_dtype
+from flax_attn.attention._finite import finite, not_finite
+from flax_attn.normalizers import Softmax
+
+
+def additive_attention(
+    query: Float[Array, "*B T Dq"],
+    key: Float[Array, "*B S Dk"],
+    value: Float[Array, "*B S Dv"],
+    query_map: Callable[[Array], Array],
+    key_map: Callable[[Array], Array],
+    score_map: Callable[[Array], Array],
+    *,
+    mask: Bool[Array, "..."] | None = None,
+    return_weights: bool = False,
+) -> Float[Array, "*B T Dv"] | Any:
+    """Additive attention: a small network scores each pair; queries and keys may differ in width.
+
+    O_t = Σ_s p_ts V_s,   p_t = softmax_s(w · tanh(W_q Q_t + W_k K_s))
+
+    The hidden layer exists for each pair: O(T · S · M) memory.
+
+    Args:
+      query: Queries `[*B, T, Dq]`.
+      key: Keys `[*B, S, Dk]`.
+      value: Values `[*B, S, Dv]`.
+      query_map: W_q, from `[..., Dq]` to `[..., M]`.
+      key_map: W_k, from `[..., Dk]` to `[..., M]`.
+      score_map: w, from `[..., M]` to `[..., 1]`.
+      mask: True where a query attends; broadcasts to `[*B, T, S]`.
+      return_weights: Whether to return the weights too.
+
+    Returns:
+      The output `[*B, T, Dv]` in the value's dtype; a query that sees no key gives 0. With
+      `return_weights` also p `[*B, T, S]` in float32 (float64 for float64 scores), exactly 0 where
+      masked.
+
+    Raises:
+      ValueError: If shapes do not fit, or a map returns another shape than its own.
+      TypeError: If an argument is of the wrong kind.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import additive_attention, maps
+      >>> query, key, value = jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
+      >>> weights = maps.dense(jnp.ones((20, 8))), maps.dense(jnp.ones((2, 8)))
+      >>> additive_attention(query, key, value, *weights, maps.dense(jnp.ones((8, 1)))).shape
+      (2, 1, 4)
+
+    References:
+      Bahdanau, Cho, Bengio, "Neural Machine Translation by Jointly Learning to Align and
+      Translate", ICLR 2015, arXiv:1409.0473, section A.1.2.
+    """
+    function = "additive_attention"
+    check_floating(function, query=query, key=key, value=value)
+    shapes = f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
+    if not 2 <= query.ndim == key.ndim == value.ndim:
+        raise ValueError(
+            f"{function}: query must be [*B, T, Dq], key [*B, S, Dk] and value [*B, S, Dv], of one "
+            f"rank, got {shapes}."
+        )
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        raise ValueError(f"{function}: the batch axes *B must be equal, got {shapes}.")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"{function}: key and value must have one length S, got {shapes}.")
+    weights_shape = (*query.shape[:-1], key.shape[-2])
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise TypeError(f"{function}: mask must be boolean, True = attend, got {mask.dtype}.")
+    if mask is not None and not broadcasts_to(mask.shape, weights_shape):
+        raise ValueError(
+            f"{function}: mask must broadcast to [*B, T, S] = {list(weights_shape)}, "
+            f"got {list(mask.shape)}."
+        )
+
+    if mask is not None:  # what is not finite must stay behind the mask, as in dot products
+        bad_key = not_finite(key) | not_finite(value)
+        bad_query = not_finite(query)
+        query, key, value = finite(query), finite(key), finite(value)
+
+    queries_TM, keys_SM = query_map(query), key_map(key)
+    if queries_TM.shape[:-1] != query.shape[:-1] or keys_SM.shape != (
+        *key.shape[:-1],
+        queries_TM.shape[-1],
+    ):
+        raise ValueError(
+            f"{function}: query_map and key_map must return [*B, T, M] and [*B, S, M], "
+            f"got {list(queries_TM.shape)} and {list(keys_SM.shape)}."
+        )
+    hidden_TSM = jnp.tanh(queries_TM[..., :, None, :] + keys_SM[..., None, :, :])
+    scores_TS1 = score_map(hidden_TSM)
+    if scores_TS1.shape != (*weights_shape, 1):
+        raise ValueError(
+            f"{function}: score_map must return [*B, T, S, 1] = {[*weights_shape, 1]}, "
+            f"got {list(scores_TS1.shape)}."
+        )
+    scores = scores_TS1[..., 0].astype(statistics_dtype(scores_TS1.dtype))
+    if mask is not None:
+        bad = bad_query[..., :, None] | bad_key[..., None, :]
+        scores = jnp.where(bad, jnp.inf, scores)
+        scores = jnp.where(expand_rank(mask, scores.ndim), scores, -jnp.inf)
+
+    unnormalized, total, lse = Softmax().unnormalized(scores[..., None, :, :])
+    undefined = jnp.isnan(lse)[..., 0, :, None]
+    weights = jnp.where(
+        undefined & ~jnp.isneginf(scores), jnp.nan, (unnormalized / total[..., None])[..., 0, :, :]
+    )
+    output = jnp.einsum(
+        "...ts,...sd->...td",
+        jnp.where(undefined, 0, weights).astype(value.dtype),
+        value,
+        preferred_element_type=scores.dtype,
+    )
+    output = jnp.where(undefined, jnp.nan, output).astype(value.dtype)
+    return (output, weights) if return_weights else output

@@ -1,0 +1,99 @@
+"""Our attention inside Flax's own multi-head attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_attn.attention.dot_product import dot_product_attention
+from flax_attn.attention.dropout import Dropout
+from flax_attn.attention.weights import attention_weights
+
+_WEIGHTS_OPTIONS = (
+    "bias",
+    "scale",
+    "query_seq_lengths",
+    "key_value_seq_lengths",
+    "local_window_size",
+    "normalizer",
+)
+
+
+def attention_fn(**options: Any) -> Callable[..., jax.Array]:
+    """Make an `attention_fn` for Flax's own `MultiHeadAttention`, Linen's or NNX's.
+
+    The function takes every keyword that Flax passes, does the same as Flax's
+    `dot_product_attention`, and raises where it cannot.
+
+    Args:
+      **options: Passed on to `dot_product_attention`: `scale`, `is_causal`, `local_window_size`,
+        `normalizer`, `implementation`, ...
+
+    Returns:
+      A function of `query, key, value` `[*B, T, N, D]` and Flax's keywords.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from flax_attn import attention
+      >>> layer = nn.MultiHeadAttention(num_heads=4, attention_fn=attention.attention_fn())
+      >>> x = jnp.ones((2, 10, 32))
+      >>> layer.apply(layer.init(jax.random.key(0), x), x).shape
+      (2, 10, 32)
+    """
+    causal = options.pop("is_causal", False)
+    weights_options: dict[str, Any] = {
+        name: options[name] for name in _WEIGHTS_OPTIONS if name in options
+    }
+
+    # Linen passes only those keywords that it finds in the signature.
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: jax.Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: lax.PrecisionLike = None,
+        module: Any = None,
+        force_fp32_for_softmax: bool = False,
+        qk_attn_weights_einsum: Callable[..., jax.Array] | None = None,
+        attn_weights_value_einsum: Callable[..., jax.Array] | None = None,
+        is_causal: bool = False,
+    ) -> jax.Array:
+        del force_fp32_for_softmax  # it always is
+        if qk_attn_weights_einsum is not None or attn_weights_value_einsum is not None:
+            raise NotImplementedError(
+                "attention_fn: an einsum of your own (qk_attn_weights_einsum_cls, "
+                "attn_weights_value_einsum_cls) is not supported. Leave both out."
+            )
+        if dtype is None:
+            dtype = jnp.promote_types(jnp.promote_types(query.dtype, key.dtype), value.dtype)
+        query, key, value = (array.astype(dtype) for array in (query, key, value))
+        mask = None if mask is None else mask.astype(bool)  # make_attention_mask gives float32
+        common: dict[str, Any] = {
+            "mask": mask,
+            "is_causal": causal or is_causal,
+            "precision": precision,
+        }
+        if bias is not None:
+            common["bias"] = bias
+        if module is not None:
+            weights = attention_weights(query, key, **(weights_options | common))
+            module.sow("intermediates", "attention_weights", weights)
+        if dropout_rate > 0 and not deterministic:
+            if dropout_rng is None:
+                raise ValueError(
+                    f"attention_fn: dropout_rng must be a key for dropout_rate = {dropout_rate}. "
+                    f"Pass rngs={{'dropout': key}}, or deterministic=True."
+                )
+            common["dropout"] = Dropout(dropout_rate, dropout_rng, broadcast=broadcast_dropout)
+        return dot_product_attention(query, key, value, **(options | common))
+
+    return attend

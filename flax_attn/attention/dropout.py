@@ -1,0 +1,108 @@
+"""Dropout of attention weights by a counter, so that every path drops the same ones."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Drop each attention weight with probability `rate`; scale the others by 1 / (1 − rate).
+
+    Whether a weight is dropped depends only on the key and on the global numbers of its batch
+    element, head, query and key, not on shapes, blocks or devices: whoever computes a part of the
+    weights drops the same ones.
+
+    Attributes:
+      rate: Probability of dropping a weight, in [0, 1).
+      key: A JAX random key.
+      broadcast: Whether all batch elements and heads share one pattern (as Flax's
+        `broadcast_dropout`).
+      batch_ids: Global number of each batch element, one for each in row-major order; needed only
+        where a device sees a part of the batch. `None` counts from 0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax_attn import Dropout, dot_product_attention
+      >>> x = jnp.ones((2, 5, 4, 8))
+      >>> dot_product_attention(x, x, x, dropout=Dropout(0.1, jax.random.key(0))).shape
+      (2, 5, 4, 8)
+
+    References:
+      Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011 (Threefry).
+    """
+
+    rate: float | Float[Array, ""]
+    key: Key[Array, ""] | UInt32[Array, "2"]
+    broadcast: bool = dataclasses.field(default=False, metadata={"static": True})
+    batch_ids: Int[Array, "B"] | None = None
+
+    def keep(
+        self,
+        batch: tuple[int, ...],
+        head_ids: Int[Array, "N"],
+        query_ids: Int[Array, "T"],
+        key_ids: Int[Array, "S"],
+    ) -> Bool[Array, "*B N T S"]:
+        """Which weights are kept.
+
+        Args:
+          batch: The leading shape `*B`.
+          head_ids: Global number of each head `[N]`.
+          query_ids: Position of each query `[T]`.
+          key_ids: Position of each key `[S]`.
+
+        Returns:
+          True where a weight is kept, `[*B, N, T, S]`; `[*1, 1, T, S]` if the pattern is shared.
+        """
+        if self.broadcast:
+            batch, batch_ids, head_ids = (1,) * len(batch), jnp.zeros(1, int), jnp.zeros(1, int)
+        elif self.batch_ids is not None:
+            batch_ids = self.batch_ids
+        else:
+            batch_ids = jnp.arange(_product(batch))
+
+        def words(batch_id: Array, head_id: Array) -> Array:
+            key = jax.random.fold_in(jax.random.fold_in(self.key, batch_id), head_id)
+            return jax.random.bits(key, (2,), jnp.uint32)
+
+        key_BN2 = jax.vmap(jax.vmap(words, (None, 0)), (0, None))(batch_ids, head_ids)
+        key_BN112 = key_BN2.reshape(*batch, head_ids.shape[0], 1, 1, 2)
+        counters = (
+            ids.astype(jnp.uint32).reshape((1,) * (len(batch) + 1) + shape)
+            for ids, shape in ((query_ids, (-1, 1)), (key_ids, (1, -1)))
+        )
+        bits = threefry2x32(key_BN112[..., 0], key_BN112[..., 1], *counters)
+        uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+        return uniform >= self.rate
+
+
+def threefry2x32(
+    key0: UInt32[Array, "..."],
+    key1: UInt32[Array, "..."],
+    counter0: UInt32[Array, "..."],
+    counter1: UInt32[Array, "..."],
+) -> UInt32[Array, "..."]:
+    """First word of the 20-round Threefry-2x32 block cipher of a counter under a key.
+
+    Additions, rotations and exclusive-ors only, so it runs inside any kernel. (Salmon et al. 2011.)
+    """
+    keys = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
+    x, y = counter0 + keys[0], counter1 + keys[1]
+    for group in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = x + y
+            y = ((y << rotation) | (y >> (32 - rotation))) ^ x
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

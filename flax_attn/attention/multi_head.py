@@ -1,0 +1,104 @@
+"""Multi-head attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from flax_attn._checks import check_floating
+from flax_attn.attention.dot_product import dot_product_attention
+
+Map = Callable[[Array], Array]
+
+
+def multi_head_attention(
+    inputs_q: Float[Array, "*B T Mq"],
+    inputs_kv: Float[Array, "*B S Mk"],
+    query: Map,
+    key: Map,
+    value: Map,
+    out: Map,
+    *,
+    inputs_v: Float[Array, "*B S Mv"] | None = None,
+    query_norm: Map | None = None,
+    key_norm: Map | None = None,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    attention: Callable[..., Array] = dot_product_attention,
+    **options: Any,
+) -> Float[Array, "*B T M"]:
+    """Multi-head attention: project, attend in each head, join.
+
+    MHA(X, Y) = out(Attention(query(X), key(Y), value(Y)))
+
+    Self-attention is X = Y. Each projection is a map, and so may be a plain matrix, a Linen or NNX
+    layer, or anything else.
+
+    Args:
+      inputs_q: Where the queries come from `[*B, T, Mq]`.
+      inputs_kv: Where the keys and values come from `[*B, S, Mk]`.
+      query: Map from `[*B, T, Mq]` to `[*B, T, N, D]`.
+      key: Map from `[*B, S, Mk]` to `[*B, S, K, D]`.
+      value: Map from `[*B, S, Mk]` to `[*B, S, K, Dv]`.
+      out: Map from `[*B, T, N, Dv]` to `[*B, T, M]`.
+      inputs_v: Where the values come from `[*B, S, Mv]`, if not from `inputs_kv`.
+      query_norm: Map applied to the projected queries `[*B, T, N, D]`.
+      key_norm: Map applied to the projected keys `[*B, S, K, D]`.
+      num_heads: N, for projections without a head axis: `query` then returns `[*B, T, N · D]`, and
+        `out` takes `[*B, T, N · Dv]`; head n owns the n-th run of features.
+      num_kv_heads: K for such projections, default N.
+      attention: Attention on heads, called as `attention(q, k, v, **options)`.
+      **options: Passed on to `attention`: `mask`, `bias`, `is_causal`, `dropout`, ...
+
+    Returns:
+      The output `[*B, T, M]`.
+
+    Raises:
+      ValueError: If an input or what a projection returns has the wrong shape.
+      TypeError: If an input is not floating point, or `attention` does not know an option.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax_attn import maps, multi_head_attention
+      >>> split = maps.dense(jax.random.normal(jax.random.key(0), (32, 4, 8)))
+      >>> join = maps.dense(jax.random.normal(jax.random.key(1), (4, 8, 32)), axes=2)
+      >>> x = jnp.ones((2, 10, 32))
+      >>> multi_head_attention(x, x, split, split, split, join, is_causal=True).shape
+      (2, 10, 32)
+
+    References:
+      Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, section 3.2.2;
+      Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", ICML 2023,
+      arXiv:2302.05442 (normalised queries and keys).
+    """
+    function = "multi_head_attention"
+    inputs_v = inputs_kv if inputs_v is None else inputs_v
+    check_floating(function, inputs_q=inputs_q, inputs_kv=inputs_kv, inputs_v=inputs_v)
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    q = _project(function, "query", query, inputs_q, num_heads)
+    k = _project(function, "key", key, inputs_kv, num_kv_heads)
+    v = _project(function, "value", value, inputs_v, num_kv_heads)
+    q = q if query_norm is None else query_norm(q)
+    k = k if key_norm is None else key_norm(k)
+    heads = attention(q, k, v, **options)
+    return out(heads if num_heads is None else heads.reshape(*heads.shape[:-2], -1))
+
+
+def _project(
+    function: str, name: str, projection: Map, inputs: jax.Array, num_heads: int | None
+) -> jax.Array:
+    projected = projection(inputs)
+    if num_heads is not None:
+        if projected.shape[:-1] != inputs.shape[:-1] or projected.shape[-1] % num_heads:
+            raise ValueError(
+                f"{function}: with {num_heads} heads, {name} must return {list(inputs.shape[:-1])} "
+                f"+ [a multiple of {num_heads}], got {list(projected.shape)}."
+            )
+        return projected.reshape(*projected.shape[:-1], num_heads, -1)
+    if projected.ndim != inputs.ndim + 1 or projected.shape[:-2] != inputs.shape[:-1]:
+        raise ValueError(
+            f"{function}: {name} must return {list(inputs.shape[:-1])} + [heads, head size], got "
+            f"{list(projected.shape)}. Give num_heads to split a last axis of heads · head size."
+        )
+    return projected

@@ -1,0 +1,117 @@
+"""Scaled dot-product attention of a single head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from flax_attn._checks import broadcasts_to
+from flax_attn.attention.dot_product import dot_product_attention
+from flax_attn.attention.dropout import Dropout
+from flax_attn.normalizers import Softmax
+
+
+def scaled_dot_product_attention(
+    query: Float[Array, "*B T D"],
+    key: Float[Array, "*B S D"],
+    value: Float[Array, "*B S Dv"],
+    bias: Float[Array, "..."] | None = None,
+    mask: Bool[Array, "..."] | None = None,
+    *,
+    scale: float | Float[Array, ""] | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, "*#B"] | None = None,
+    key_value_seq_lengths: Int[Array, "*#B"] | None = None,
+    local_window_size: int | tuple[int | None, int | None] | None = None,
+    normalizer: Softmax = Softmax(),
+    dropout: Dropout | None = None,
+    precision: lax.PrecisionLike = None,
+    implementation: str | Sequence[str] | None = None,
+    return_residual: bool = False,
+) -> Float[Array, "*B T Dv"] | Any:
+    """Scaled dot-product attention of a single head, without a head axis.
+
+    O = softmax(scale · Q Kᵀ + bias) V
+
+    The same as `dot_product_attention`, on `[..., T, D]`; there the arguments are explained.
+
+    Args:
+      query: Queries `[*B, T, D]`.
+      key: Keys `[*B, S, D]`.
+      value: Values `[*B, S, Dv]`.
+      bias: Added to the scaled scores; broadcasts to `[*B, T, S]`.
+      mask: True where a query attends; broadcasts to `[*B, T, S]`.
+      scale: Factor of the dot products, default 1/√D.
+      is_causal: Whether query t sees only the keys s ≤ t.
+      query_seq_lengths: Number of queries that count `[*B]`.
+      key_value_seq_lengths: Number of keys that count `[*B]`.
+      local_window_size: `(left, right)` or one number for both.
+      normalizer: `Softmax()`, or `Softmax(sink)`.
+      dropout: `Dropout(rate, key)`, or None.
+      precision: Precision of both dot products.
+      implementation: A name, or several in order of preference.
+      return_residual: Whether to return the LSE `[*B, T]` too.
+
+    Returns:
+      The output `[*B, T, Dv]` in the query's dtype; with `return_residual` also the LSE `[*B, T]`.
+
+    Raises:
+      ValueError: If shapes, dtypes or numbers do not fit.
+      TypeError: If an argument is of the wrong kind.
+      NotImplementedError: If the implementation asked for does not serve the request.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import scaled_dot_product_attention
+      >>> q, k = jnp.zeros((5, 4)), jnp.zeros((3, 4))
+      >>> v = jnp.array([[0.0], [3.0], [6.0]])
+      >>> scaled_dot_product_attention(q, k, v)[0]     # equal scores: the mean of the values
+      Array([3.], dtype=float32)
+
+    References:
+      Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, equation 1.
+    """
+    function = "scaled_dot_product_attention"
+    shapes = [list(array.shape) for array in (query, key, value)]
+    if any(len(shape) != len(shapes[0]) or len(shape) < 2 for shape in shapes):
+        raise ValueError(
+            f"{function}: query must be [*B, T, D], key [*B, S, D] and value [*B, S, Dv], of one "
+            f"rank, got {shapes[0]}, {shapes[1]}, {shapes[2]}."
+        )
+    weights_shape = (*query.shape[:-1], key.shape[-2])
+    result = dot_product_attention(
+        query[..., None, :],
+        key[..., None, :],
+        value[..., None, :],
+        _with_head_axis(function, "bias", bias, weights_shape),
+        _with_head_axis(function, "mask", mask, weights_shape),
+        scale=scale,
+        is_causal=is_causal,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=key_value_seq_lengths,
+        local_window_size=local_window_size,
+        normalizer=normalizer,
+        dropout=dropout,
+        precision=precision,
+        implementation=implementation,
+        return_residual=return_residual,
+    )
+    if return_residual:
+        output, lse = result
+        return output[..., 0, :], lse[..., 0]
+    return result[..., 0, :]
+
+
+def _with_head_axis(
+    function: str, name: str, array: jax.Array | None, shape: tuple[int, ...]
+) -> jax.Array | None:
+    if array is None or not hasattr(array, "shape"):
+        return array
+    if not broadcasts_to(array.shape, shape):
+        raise ValueError(
+            f"{function}: {name} must broadcast to [*B, T, S] = {list(shape)}, "
+            f"got {list(array.shape)}."
+        )
+    return array if array.ndim < 3 else array[..., None, :, :]

@@ -1,0 +1,209 @@
+"""Multi-head attention as a Linen module."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype, Initializer, PrecisionLike
+
+from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
+from flax_attn.attention._modules import (
+    attention_options,
+    head_sizes,
+    refuse_decode,
+    resolve_inputs,
+    summed_over,
+    with_weights,
+)
+from flax_attn.normalizers import Softmax
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention, `flax_attn.multi_head_attention`.
+
+    Takes the arguments of `flax.linen.MultiHeadDotProductAttention` and has its parameters
+    (`query`, `key`, `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move
+    both ways; the widths of queries, keys, values, heads and output are free of each other.
+
+    Attributes:
+      num_heads: N, the number of query heads.
+      dtype: dtype of the computation; None infers it from inputs and parameters.
+      param_dtype: dtype of the parameters.
+      qkv_features: N · D, default the width of the queries' input.
+      out_features: Width of the output, default that of the queries' input.
+      broadcast_dropout: Whether batch elements and heads share one dropout pattern, as in Flax.
+      dropout_rate: Probability of dropping an attention weight, in [0, 1).
+      deterministic: Whether not to drop; needed only with a positive rate.
+      precision: Precision of all dot products.
+      kernel_init: Initializer of the kernels.
+      out_kernel_init: Initializer of the kernel of `out`, default `kernel_init`.
+      bias_init: Initializer of the biases.
+      out_bias_init: Initializer of the bias of `out`, default `bias_init`.
+      use_bias: Whether the projections have biases.
+      attention_fn: Attention on heads, called with `query, key, value` and those keywords of
+        `flax_attn.dot_product_attention` that are set.
+      decode: Not in this version: only False.
+      normalize_qk: Whether to normalise the projected queries and keys.
+      force_fp32_for_softmax: The softmax is always float32.
+      qkv_dot_general: Dot product of the query, key and value projections.
+      out_dot_general: Dot product of the output projection.
+      qkv_dot_general_cls: Makes `qkv_dot_general`.
+      out_dot_general_cls: Makes `out_dot_general`.
+      num_kv_heads: K, the number of key/value heads, default N.
+      head_dim: D, if not `qkv_features // num_heads`.
+      value_head_dim: Dv, default D.
+      scale: Factor of the dot products, default 1/√D.
+      normalizer: From scores to weights.
+      implementation: As in `flax_attn.dot_product_attention`.
+      axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
+        and `num_kv_heads` then count the heads of one device, and the parts of the output are
+        summed over the axis.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax_attn import linen
+      >>> x = jnp.ones((2, 10, 32))
+      >>> attention = linen.MultiHeadAttention(num_heads=4)
+      >>> variables = attention.init(jax.random.key(0), x)
+      >>> attention.apply(variables, x, is_causal=True).shape
+      (2, 10, 32)
+    """
+
+    num_heads: int
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    qkv_features: int | None = None
+    out_features: int | None = None
+    broadcast_dropout: bool = True
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
+    precision: PrecisionLike = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    out_kernel_init: Initializer | None = None
+    bias_init: Initializer = nn.initializers.zeros_init()
+    out_bias_init: Initializer | None = None
+    use_bias: bool = True
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
+    decode: bool = False
+    normalize_qk: bool = False
+    force_fp32_for_softmax: bool = False
+    qkv_dot_general: Callable[..., jax.Array] | None = None
+    out_dot_general: Callable[..., jax.Array] | None = None
+    qkv_dot_general_cls: Any = None
+    out_dot_general_cls: Any = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    value_head_dim: int | None = None
+    scale: float | None = None
+    normalizer: Softmax | None = None
+    implementation: str | Sequence[str] | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        is_causal: bool = False,
+        deterministic: bool | None = None,
+        dropout_rng: jax.Array | None = None,
+        sow_weights: bool = False,
+    ) -> jax.Array:
+        """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
+
+        Args:
+          inputs_q: Where the queries come from `[*B, T, Mq]`.
+          inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
+          inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
+          mask: True (or not 0) where a query attends; broadcasts to `[*B, N, T, S]`.
+          bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
+          is_causal: Whether query t sees only the keys s ≤ t.
+          deterministic: Whether not to drop, if the attribute is None.
+          dropout_rng: Key of the dropout, default `make_rng("dropout")`.
+          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, into
+            "intermediates".
+
+        Returns:
+          The output `[*B, T, out_features]`.
+        """
+        refuse_decode(self.decode)
+        inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
+        sizes = head_sizes(
+            inputs_q.shape[-1],
+            self.num_heads,
+            self.num_kv_heads,
+            self.qkv_features,
+            self.head_dim,
+            self.value_head_dim,
+            self.axis_name,
+        )
+        dense = functools.partial(
+            nn.DenseGeneral,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+        )
+        project = functools.partial(
+            dense,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dot_general=self.qkv_dot_general,
+            dot_general_cls=self.qkv_dot_general_cls,
+        )
+        out = dense(
+            self.out_features or inputs_q.shape[-1],
+            axis=(-2, -1),
+            kernel_init=self.out_kernel_init or self.kernel_init,
+            bias_init=self.out_bias_init or self.bias_init,
+            dot_general=summed_over(
+                self.axis_name,
+                self.out_dot_general_cls() if self.out_dot_general_cls else self.out_dot_general,
+            ),
+            name="out",
+        )
+        norm = functools.partial(
+            nn.LayerNorm, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        attention = self.attention_fn
+        if sow_weights:
+            attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
+        return multi_head_attention(
+            inputs_q,
+            inputs_k,
+            project((self.num_heads, sizes.head_dim), name="query"),
+            project((sizes.num_kv_heads, sizes.head_dim), name="key"),
+            project((sizes.num_kv_heads, sizes.value_head_dim), name="value"),
+            out,
+            inputs_v=inputs_v,
+            query_norm=norm(name="query_ln") if self.normalize_qk else None,
+            key_norm=norm(name="key_ln") if self.normalize_qk else None,
+            attention=attention,
+            **attention_options(
+                mask,
+                self.num_heads,
+                self.axis_name,
+                bias=bias,
+                is_causal=is_causal,
+                scale=self.scale,
+                normalizer=self.normalizer,
+                dropout=self._dropout(deterministic, dropout_rng),
+                precision=self.precision,
+                implementation=self.implementation,
+            ),
+        )
+
+    def _dropout(self, deterministic: bool | None, key: jax.Array | None) -> Dropout | None:
+        if self.dropout_rate == 0:
+            return None
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
+            return None
+        key = self.make_rng("dropout") if key is None else key
+        return Dropout(self.dropout_rate, key, broadcast=self.broadcast_dropout)

@@ -1,0 +1,51 @@
+"""Learned positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Array, "*T M"]:
+    """Look up one learned vector for each position.
+
+    E[p] = table[p]
+
+    Args:
+      positions: Positions in tokens `[*T]`, each in `0 ... P − 1`.
+      table: One row for each position `[P, M]`.
+
+    Returns:
+      The encoding `[*T, M]`, in the table's dtype. Under `jit`, where positions have no value to
+      check, a position outside the table gives NaN rather than the nearest row.
+
+    Raises:
+      TypeError: If the positions are not integers.
+      ValueError: If the table is not `[P, M]`, or a position is known to lie outside it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import positions
+      >>> positions.learned(jnp.arange(3), jnp.eye(4)).shape
+      (3, 4)
+
+    References:
+      Gehring, Auli, Grangier, Yarats, Dauphin, "Convolutional Sequence to Sequence Learning",
+      ICML 2017, arXiv:1705.03122, section 3.1.
+    """
+    positions = jnp.asarray(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"learned: positions must be integers, got {positions.dtype}.")
+    if table.ndim != 2:
+        raise ValueError(f"learned: table must be [P, M], got {list(table.shape)}.")
+    length = table.shape[0]
+    if not isinstance(positions, jax.core.Tracer) and positions.size:
+        first, last = int(np.min(positions)), int(np.max(positions))
+        if first < 0 or last >= length:
+            raise ValueError(
+                f"learned: positions must lie in 0 ... P - 1 = {length - 1}, "
+                f"got {first} ... {last}. Make the table longer."
+            )
+    # Out of range must not pass for the last row, nor a negative position for a row from the end.
+    inside = jnp.where(positions < 0, length, positions)
+    return table.at[inside].get(mode="fill", fill_value=jnp.nan)

@@ -1,0 +1,66 @@
+"""Sinusoidal positions."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def sinusoidal(
+    positions: Int[Array, "*T"] | Float[Array, "*T"],
+    features: int,
+    *,
+    base: float = 10_000.0,
+    layout: Literal["interleaved", "half"] = "interleaved",
+    dtype: jnp.dtype | None = None,
+) -> Float[Array, "*T M"]:
+    """Sinusoidal positional encoding.
+
+    E[p, 2i] = sin(p / base^(2i / M)),  E[p, 2i + 1] = cos(p / base^(2i / M))
+
+    Any positions will do: there is no maximal length, and packed, shifted or fractional positions
+    need no table. Moving by a fixed distance is a rotation of each (sin, cos) pair.
+
+    Args:
+      positions: Positions in tokens, integer or floating, any shape `[*T]`.
+      features: M, the width of the encoding, even.
+      base: The longest wavelength is 2π · base tokens.
+      layout: Where the pairs lie: `"interleaved"` as in the paper, sin and cos in turn; `"half"`
+        all sines, then all cosines, as in tensor2tensor.
+      dtype: dtype of the result; float32, or float64 for float64 positions. The angles are computed
+        in at least float32.
+
+    Returns:
+      The encoding `[*T, M]`.
+
+    Raises:
+      ValueError: If `features` is not a positive even number, or the layout is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from flax_attn import positions
+      >>> print(np.round(positions.sinusoidal(jnp.arange(2), 4), 2))
+      [[0.   1.   0.   1.  ]
+       [0.84 0.54 0.01 1.  ]]
+
+    References:
+      Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, section 3.5.
+    """
+    if features < 2 or features % 2:
+        raise ValueError(f"sinusoidal: features must be a positive even number, got {features}.")
+    if layout not in ("interleaved", "half"):
+        raise ValueError(f'sinusoidal: layout must be "interleaved" or "half", got {layout!r}.')
+    positions = jnp.asarray(positions)
+    wide = positions.dtype == jnp.float64
+    angle_dtype = jnp.float64 if wide else jnp.float32
+    exponents = jnp.arange(0, features, 2, dtype=angle_dtype) / features
+    frequencies = jnp.power(jnp.asarray(base, angle_dtype), -exponents)
+    angles = positions.astype(angle_dtype)[..., None] * frequencies.reshape(
+        (1,) * positions.ndim + frequencies.shape
+    )
+    waves = jnp.sin(angles), jnp.cos(angles)
+    if layout == "interleaved":
+        encoding = jnp.stack(waves, axis=-1).reshape(*positions.shape, features)
+    else:
+        encoding = jnp.concatenate(waves, axis=-1)
+    return encoding.astype(angle_dtype if dtype is None else dtype)

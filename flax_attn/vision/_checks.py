@@ -1,0 +1,80 @@
+"""Checks and pooling shared by the vision mechanisms."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from flax_attn._checks import check_floating, statistics_dtype
+
+Map = Callable[[jax.Array], jax.Array]
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def check_image(function: str, x: jax.Array) -> None:
+    """Raise unless `x` is a floating-point image `[*B, H, W, C]` without empty axes."""
+    check_floating(function, x=x)
+    if x.ndim < 3 or min(x.shape[-3:]) < 1:
+        raise ValueError(
+            f"{function}: x must be [*B, H, W, C] with H, W, C at least 1, got {list(x.shape)}."
+        )
+
+
+def check_returned(
+    function: str, map_name: str, returned: jax.Array, shape: tuple[int, ...], letters: str
+) -> None:
+    """Raise unless a map has returned the shape that the equation needs."""
+    if returned.shape != shape:
+        raise ValueError(
+            f"{function}: {map_name} must return {letters} = {list(shape)}, "
+            f"got {list(returned.shape)}."
+        )
+
+
+def check_reduced(function: str, hidden: jax.Array) -> None:
+    """Raise if nothing is left after the reduction: the gate would be a constant."""
+    if hidden.shape[-1] == 0:
+        raise ValueError(
+            f"{function}: reduce must keep at least 1 channel, got 0. Use a smaller reduction."
+        )
+
+
+def reduced_features(
+    module: str, features: int, reduction: int, hidden_features: int | None, least: int = 0
+) -> int:
+    """R = max(least, C // reduction), or as given; a width of 0 raises."""
+    if hidden_features is not None:
+        if hidden_features < 1:
+            raise ValueError(
+                f"{module}: hidden_features must be at least 1, got {hidden_features}."
+            )
+        return hidden_features
+    if reduction < 1:
+        raise ValueError(f"{module}: reduction must be at least 1, got {reduction}.")
+    reduced = max(least, features // reduction)
+    if reduced == 0:
+        raise ValueError(
+            f"{module}: C // reduction must be at least 1, got {features} // {reduction} = 0. "
+            f"Use a smaller reduction, or hidden_features=1."
+        )
+    return reduced
+
+
+def check_odd(module: str, kernel_size: int) -> int:
+    """The kernel size, if it has a centre."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"{module}: kernel_size must be odd and at least 1, got {kernel_size}. "
+            f"Use {max(kernel_size, 0) + 1}."
+        )
+    return kernel_size
+
+
+def spatial_mean(x: jax.Array) -> jax.Array:
+    """Mean over height and width: `[*B, H, W, C]` -> `[*B, C]`, in at least float32."""
+    return jnp.mean(x, axis=(-3, -2), dtype=statistics_dtype(x.dtype))
+
+
+def spatial_max(x: jax.Array) -> jax.Array:
+    """Maximum over height and width, of which ties share the gradient."""
+    return jnp.max(x, axis=(-3, -2)).astype(statistics_dtype(x.dtype))

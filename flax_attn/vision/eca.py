@@ -1,0 +1,86 @@
+"""Efficient channel attention (ECA)."""
+
+import math
+
+import jax
+from jaxtyping import Array, Float
+
+from flax_attn.vision._checks import Activation, Map, check_image, check_returned, spatial_mean
+
+
+def eca(
+    x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
+) -> Float[Array, "*B H W C"]:
+    """Efficient channel attention: each channel's gate reads a few neighbouring channels.
+
+    z = mean_{H,W} x,   g = σ(conv_k(z)) along the channels,   y = g ⊙ x
+
+    One kernel of k weights serves all channels. The paper's k follows from C (`eca_kernel_size`);
+    its released models set k by hand, from 3 to 7.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      conv: Map from `[*B, C, 1]` to `[*B, C, 1]`, a convolution along the channels, zero-padded.
+      gate_fn: From the convolved statistics to the gate.
+
+    Returns:
+      The scaled image `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, or the map returns another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x = jnp.ones((2, 7, 7, 64))
+      >>> k = vision.eca_kernel_size(64)
+      >>> vision.eca(x, maps.conv1d(jnp.ones((k, 1, 1)))).shape
+      (2, 7, 7, 64)
+
+    References:
+      Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional
+      Neural Networks", CVPR 2020, arXiv:1910.03151, equation 9.
+    """
+    return x * eca_gate(x, conv, gate_fn=gate_fn)
+
+
+def eca_gate(
+    x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
+) -> Float[Array, "*B 1 1 C"]:
+    """The gate g of `eca`, `[*B, 1, 1, C]` in the dtype of x."""
+    check_image("eca", x)
+    pooled = spatial_mean(x)[..., None]
+    convolved = conv(pooled)
+    check_returned("eca", "conv", convolved, pooled.shape, "[*B, C, 1]")
+    return gate_fn(convolved)[..., None, None, :, 0].astype(x.dtype)
+
+
+def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> int:
+    """The kernel size that the paper gives to C channels.
+
+    k = |t|_odd,   t = |(log₂ C + β) / γ|, rounded down, and one more if that is even
+
+    Args:
+      channels: C.
+      gamma: γ, how slowly the kernel grows.
+      beta: β, where it starts.
+
+    Returns:
+      An odd number of at least 1.
+
+    Raises:
+      ValueError: If `channels` is not at least 1.
+
+    Example:
+      >>> from flax_attn import vision
+      >>> [vision.eca_kernel_size(c) for c in (1, 8, 64, 128, 512, 2048)]
+      [1, 3, 3, 5, 5, 7]
+
+    References:
+      Wang et al., CVPR 2020, arXiv:1910.03151, equation 12.
+    """
+    if channels < 1:
+        raise ValueError(f"eca_kernel_size: channels must be at least 1, got {channels}.")
+    size = int(abs((math.log2(channels) + beta) / gamma))
+    return size if size % 2 else size + 1
