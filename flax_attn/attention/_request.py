@@ -194,7 +194,7 @@ def _check_lengths(
         raise ValueError(
             f"{function}: {name} must be [*B] = {list(batch)}, got {list(lengths.shape)}."
         )
-    return lengths
+    return lengths.astype(jnp.int32)
 
 
 def _check_window(function: str, window: int | Window | None) -> Window | None:
@@ -206,6 +206,7 @@ def _check_window(function: str, window: int | Window | None) -> Window | None:
             f"{function}: local_window_size counts tokens to the left and right, "
             f"at least 0, got {window}."
         )
+    left, right = (s.astype(jnp.int32) if isinstance(s, jax.Array) else s for s in (left, right))
     return left, right
 
 

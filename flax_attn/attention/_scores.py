@@ -66,7 +66,8 @@ def allowed(request: Request, rows: Rows | None, cols: Rows | None) -> jax.Array
     ndim = len(request.batch) + 3
     row = jnp.arange(request.query.shape[-3]) if rows is None else rows
     col = jnp.arange(request.key.shape[-3]) if cols is None else cols
-    row, col = (ids.reshape((1,) * (ndim - 2) + s) for ids, s in ((row, (-1, 1)), (col, (1, -1))))
+    row = row.astype(jnp.int32).reshape((1,) * (ndim - 2) + (-1, 1))
+    col = col.astype(jnp.int32).reshape((1,) * (ndim - 2) + (1, -1))
     parts = []
     if request.mask is not None:
         parts.append(_window(request.mask, rows, cols))

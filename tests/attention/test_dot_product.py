@@ -1,0 +1,496 @@
+"""`dot_product_attention` against its oracle, jax.nn and its laws."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flax_attn
+from flax_attn import Dropout, Softmax, dot_product_attention, scaled_dot_product_attention
+from tests.oracles import attention as oracles
+from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
+
+B, T, S, N, K, D, DV = 2, 5, 7, 4, 2, 8, 6
+
+
+def draw(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(dtype)
+
+
+def problem(dtype=np.float64, t=T, s=S, n=N, k=K, d=D, dv=DV, b=B):
+    arrays = draw(b, t, n, d), draw(b, s, k, d, seed=1), draw(b, s, k, dv, seed=2)
+    return tuple(jnp.asarray(a, dtype) for a in arrays)
+
+
+def random_mask(*shape, share=0.6):
+    return np.random.default_rng(list(shape)).random(shape) < share
+
+
+def options():
+    """One of everything, by name."""
+    lengths = {
+        "query_seq_lengths": np.array([3, 5], np.int32),
+        "key_value_seq_lengths": np.array([7, 2], np.int32),
+    }
+    masked = {
+        "plain": {},
+        "scale": {"scale": 0.3},
+        "causal": {"is_causal": True},
+        "lengths": lengths,
+        "window": {"local_window_size": (1, 2)},
+        "symmetric window": {"local_window_size": 1},
+        "open window": {"local_window_size": (2, None)},
+        "sink": {"sink": draw(N, seed=5)},
+        "one sink": {"sink": np.float64(0.5)},
+        "everything": {
+            "bias": draw(1, N, T, S),
+            "mask": random_mask(B, 1, T, S),
+            "scale": 0.7,
+            "is_causal": True,
+            "local_window_size": (3, 1),
+            "sink": draw(N, seed=5),
+            **lengths,
+        },
+    }
+    shapes = [tuple(shape) for shape in itertools.product((1, B), (1, N), (1, T), (1, S))]
+    shapes += [(N, T, S), (1, T, S), (T, S), (S,), ()]
+    masked |= {f"mask {shape}": {"mask": random_mask(*shape)} for shape in shapes}
+    masked |= {f"bias {shape}": {"bias": draw(*shape, seed=9)} for shape in shapes}
+    return masked
+
+
+def arguments(option, dtype):
+    """Arguments of the function for an option of the oracle."""
+    option = dict(option)
+    given = {}
+    if "sink" in option:
+        given["normalizer"] = Softmax(jnp.asarray(option.pop("sink"), dtype))
+    for name, value in option.items():
+        if isinstance(value, np.ndarray) and name == "bias":
+            value = jnp.asarray(value, dtype)
+        elif isinstance(value, np.ndarray):
+            value = jnp.asarray(value)
+        given[name] = value
+    return given
+
+
+@pytest.mark.parametrize("name", options())
+def test_output_and_lse_equal_the_oracle_in_float64(name, x64):
+    option = options()[name]
+    q, k, v = problem()
+    expected, expected_lse, expected_weights = oracles.dot_product_attention(q, k, v, **option)
+    given = arguments(option, jnp.float64)
+    attend = jax.jit(functools.partial(dot_product_attention, **given, return_residual=True))
+    output, lse = attend(q, k, v)
+    assert output.dtype == lse.dtype == jnp.float64
+    assert_close(output, expected, FORWARD["float64"])
+    assert_close(lse, expected_lse, FORWARD["float64"])
+    weights = jax.jit(functools.partial(flax_attn.attention_weights, **given))(q, k)
+    assert_close(weights, expected_weights, FORWARD["float64"])
+    assert np.array_equal(np.asarray(weights) == 0, expected_weights == 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["plain", "causal", "lengths", "everything"])
+def test_low_precision_is_near_the_oracle(name, dtype):
+    option = options()[name]
+    q, k, v = problem(dtype)
+    wide = (np.asarray(a, np.float64) for a in (q, k, v))
+    expected, expected_lse, _ = oracles.dot_product_attention(*wide, **option)
+    output, lse = dot_product_attention(
+        q, k, v, **arguments(option, jnp.float32), return_residual=True
+    )
+    assert output.dtype == dtype
+    assert lse.dtype == jnp.float32
+    assert_close(output, expected, FORWARD[dtype])
+    assert_close(lse, expected_lse, FORWARD["float32"])
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (6, 3), (1, 1)])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 9), (9, 1), (13, 11)])
+def test_any_heads_and_lengths(heads, lengths, x64):
+    q, k, v = problem(t=lengths[0], s=lengths[1], n=heads[0], k=heads[1], d=3, dv=5, b=1)
+    expected, _, _ = oracles.dot_product_attention(q, k, v)
+    assert_close(dot_product_attention(q, k, v), expected, FORWARD["float64"])
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "lengths", "window", "everything"])
+def test_all_gradients_equal_differences_of_the_oracle(name, x64):
+    option = {"bias": draw(1, N, T, S, seed=7), "sink": draw(N, seed=8)} | options()[name]
+    static = {key: option[key] for key in option if key not in ("bias", "sink", "scale")}
+    leaves = {
+        **dict(zip(("query", "key", "value"), map(np.asarray, problem()), strict=True)),
+        "bias": option["bias"],
+        "sink": option["sink"],
+        "scale": np.float64(option.get("scale", 0.4)),
+    }
+    ct_output, ct_lse = draw(B, T, N, DV, seed=11), draw(B, T, N, seed=12)
+
+    def oracle_loss(leaves):
+        output, lse, _ = oracles.dot_product_attention(**leaves, **static)
+        return np.sum(ct_output * output) + np.sum(ct_lse * np.where(np.isinf(lse), 0, lse))
+
+    def loss(leaves):
+        leaves = dict(leaves)
+        given = arguments(static, jnp.float64)
+        output, lse = dot_product_attention(
+            **{name: leaves[name] for name in ("query", "key", "value", "bias", "scale")},
+            **given,
+            normalizer=Softmax(leaves["sink"]),
+            return_residual=True,
+        )
+        return jnp.sum(ct_output * output) + jnp.sum(ct_lse * jnp.where(jnp.isinf(lse), 0, lse))
+
+    gradients = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, leaves))
+    for leaf in leaves:
+        direction = np.asarray(draw(*np.shape(leaves[leaf]), seed=13))
+        epsilon = 1e-5
+        shift = {e: {**leaves, leaf: leaves[leaf] + e * direction} for e in (epsilon, -epsilon)}
+        expected = (oracle_loss(shift[epsilon]) - oracle_loss(shift[-epsilon])) / (2 * epsilon)
+        actual = np.sum(np.asarray(gradients[leaf]) * direction)
+        assert abs(actual - expected) <= 100 * FINITE_DIFFERENCE * max(1, abs(expected)), leaf
+    if name == "everything":
+        primals = (jax.tree.map(jnp.asarray, leaves),)
+        jax.test_util.check_grads(jax.jit(loss), primals, order=2, rtol=1e-4)
+
+
+JAX_NN = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "window": {"local_window_size": (2, 1)},
+    "window 3": {"local_window_size": 3},
+    "scale": {"scale": 0.2},
+    "bias": {"bias": jnp.asarray(draw(B, N, T, S, dtype=np.float32))},
+    "mask": {"mask": jnp.asarray(random_mask(B, N, T, S, share=0.9)).at[..., 0].set(True)},
+}
+
+
+@pytest.mark.parametrize("name", JAX_NN)
+def test_it_replaces_jax_nn(name):
+    q, k, v = problem(np.float32, dv=D)
+    expected = jax.nn.dot_product_attention(q, k, v, **JAX_NN[name])
+    assert_close(dot_product_attention(q, k, v, **JAX_NN[name]), expected, FORWARD["float32"])
+    by_position = [JAX_NN[name].get(argument) for argument in ("bias", "mask")]
+    if any(argument is not None for argument in by_position):
+        actual = dot_product_attention(q, k, v, *by_position)
+        assert_close(actual, expected, FORWARD["float32"])
+    gradients = (
+        jax.grad(lambda *qkv, f=f: jnp.sum(jnp.sin(f(*qkv, **JAX_NN[name]))), (0, 1, 2))(q, k, v)
+        for f in (dot_product_attention, jax.nn.dot_product_attention)
+    )
+    for actual, wanted in zip(*gradients, strict=True):
+        assert_close(actual, wanted, GRADIENT["float32"])
+
+
+def test_it_replaces_jax_nn_without_a_batch_and_with_lengths():
+    q, k, v = (a[0] for a in problem(np.float32, dv=D))
+    lengths = {"key_value_seq_lengths": jnp.array([4], jnp.int32)}
+    expected, residual = jax.nn.dot_product_attention(q, k, v, **lengths, return_residual=True)
+    actual, lse = dot_product_attention(q, k, v, **lengths, return_residual=True)
+    assert_close(actual, expected, FORWARD["float32"])
+    assert_close(lse, residual, FORWARD["float32"])
+    q, k, v = problem(np.float32, dv=D)
+    lengths = {name: jnp.array([3, 4], jnp.int32) for name in ("query_seq_lengths",)}
+    expected = jax.nn.dot_product_attention(q, k, v, **lengths)
+    assert_close(dot_product_attention(q, k, v, **lengths), expected, FORWARD["float32"])
+
+
+def test_by_hand_two_keys_share_by_their_scores():
+    q, k = jnp.array([[[2.0]]]), jnp.array([[[0.0]], [[np.log(3.0) / 2]]])
+    v = jnp.array([[[1.0]], [[5.0]]])
+    output, lse = dot_product_attention(q, k, v, scale=1.0, return_residual=True)
+    np.testing.assert_allclose(output, [[[0.25 * 1 + 0.75 * 5]]], rtol=1e-6)
+    np.testing.assert_allclose(lse, [[np.log(4.0)]], rtol=1e-6)
+    output = dot_product_attention(q, k, v, scale=1.0, normalizer=Softmax(jnp.log(jnp.array(4.0))))
+    np.testing.assert_allclose(output, [[[(1 + 3 * 5) / 8]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sink", [None, 0.3])
+@pytest.mark.parametrize("how", ["mask", "bias", "lengths", "both lengths"])
+def test_a_fully_masked_row_gives_zero_and_finite_gradients(how, sink):
+    q, k, v = problem(np.float32)
+    given = {
+        "mask": {"mask": jnp.ones((B, 1, T, S), bool).at[0, 0, 2].set(False)},
+        "bias": {"bias": jnp.zeros((B, 1, T, S)).at[0, 0, 2].set(-jnp.inf)},
+        "lengths": {"query_seq_lengths": jnp.array([2, T])},
+        "both lengths": {
+            "query_seq_lengths": jnp.array([2, T]),
+            "key_value_seq_lengths": jnp.array([S, 0]),
+        },
+    }[how]
+    given["normalizer"] = Softmax(None if sink is None else jnp.asarray(sink))
+
+    def loss(q, k, v, normalizer):
+        arguments = {**given, "normalizer": normalizer}
+        output, lse = dot_product_attention(q, k, v, **arguments, return_residual=True)
+        return jnp.sum(output**2) + jnp.sum(jnp.where(jnp.isinf(lse), 0, lse)), (output, lse)
+
+    gradients, (output, lse) = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(
+        q, k, v, given["normalizer"]
+    )
+    assert not np.asarray(output[0, 2]).any()
+    np.testing.assert_allclose(lse[0, 2], -np.inf if sink is None else sink, rtol=1e-6)
+    assert not np.asarray(gradients[0][0, 2]).any()
+    chex.assert_tree_all_finite(gradients)
+
+
+FIRST = np.arange(7) < 4
+POISON = {
+    "padding": {"key_value_seq_lengths": jnp.array([4, 4])},
+    "causal": {"is_causal": True},
+    "window": {"local_window_size": (0, 0)},
+    "mask": {"mask": jnp.asarray(FIRST)},
+    "bias": {"bias": jnp.asarray(np.where(FIRST, 0, -np.inf), jnp.float32)},
+    "documents": {"mask": jnp.asarray(FIRST[:, None] == FIRST)},
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", POISON)
+def test_nothing_behind_a_mask_leaks_in_value_or_gradient(name, dtype, bad):
+    """Keys and values from 4 on are bad; queries before 4 do not see them."""
+    clean = problem(dtype, t=7)
+    q = clean[0].at[:, 4:].set(bad) if name in ("causal", "window", "documents") else clean[0]
+    k, v = (a.at[:, 4:].set(bad) for a in clean[1:])
+
+    def loss(q, k, v):
+        output, lse = dot_product_attention(q, k, v, **POISON[name], return_residual=True)
+        return jnp.sum(jnp.sin(output[:, :4].astype(jnp.float32))) + jnp.sum(lse[:, :4])
+
+    expected, expected_gradients = jax.value_and_grad(loss, (0, 1, 2))(*clean)
+    actual, gradients = jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+    assert actual == expected
+    chex.assert_trees_all_equal(gradients, expected_gradients)
+
+
+def test_what_is_visible_and_not_finite_shows():
+    q, k, v = problem(np.float32, t=7)
+    for index, arrays in enumerate(itertools.repeat((q, k, v), 3)):
+        arrays = list(arrays)
+        arrays[index] = arrays[index].at[:, 4, 0, 0].set(jnp.nan)
+        output = dot_product_attention(*arrays, is_causal=True)
+        heads = slice(0, 1) if index == 0 else slice(0, N // K)
+        rows = slice(4, 5) if index == 0 else slice(4, None)
+        assert np.isnan(output[:, rows, heads]).all()
+        assert not np.isnan(output[:, :4]).any()
+        assert not np.isnan(output[:, :, heads.stop :]).any()
+
+
+def test_the_future_does_not_matter_to_causal_attention():
+    q, k, v = problem(np.float32, s=T)
+    other = [a.at[:, 3:].add(1.0) for a in (q, k, v)]
+    before = dot_product_attention(q, k, v, is_causal=True)[:, :3]
+    assert np.array_equal(before, dot_product_attention(*other, is_causal=True)[:, :3])
+
+
+def test_keys_have_no_order_and_queries_keep_theirs():
+    q, k, v = problem(np.float32)
+    order = np.random.default_rng(0).permutation(S)
+    mask = jnp.asarray(random_mask(B, N, T, S))
+    expected = dot_product_attention(q, k, v, mask=mask)
+    actual = dot_product_attention(q, k[:, order], v[:, order], mask=mask[..., order])
+    assert_close(actual, expected, FORWARD["float32"])
+    order = np.random.default_rng(1).permutation(T)
+    actual = dot_product_attention(q[:, order], k, v, mask=mask[..., order, :])
+    assert_close(actual, expected[:, order], FORWARD["float32"])
+
+
+def test_the_lse_joins_attention_over_disjoint_keys():
+    q, k, v = problem(np.float32)
+    whole, lse = dot_product_attention(q, k, v, return_residual=True)
+    halves = [
+        dot_product_attention(q, k[:, part], v[:, part], return_residual=True)
+        for part in (slice(0, 3), slice(3, None))
+    ]
+    joint = jnp.logaddexp(*(half[1] for half in halves))
+    assert_close(joint, lse, FORWARD["float32"])
+    joined = sum(out * jnp.exp(part - joint)[..., None] for out, part in halves)
+    assert_close(joined, whole, FORWARD["float32"])
+
+
+def test_a_constant_added_to_all_scores_changes_only_the_lse():
+    q, k, v = problem(np.float32)
+    output, lse = dot_product_attention(q, k, v, return_residual=True)
+    shifted, lse_shifted = dot_product_attention(
+        q, k, v, bias=jnp.full((1, 1, 1, 1), 2.0), return_residual=True
+    )
+    assert_close(shifted, output, FORWARD["float32"])
+    assert_close(lse_shifted, lse + 2, FORWARD["float32"])
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = problem(np.float32)
+    output, lse = dot_product_attention(1e4 * q, 1e4 * k, v, return_residual=True)
+    chex.assert_tree_all_finite((output, lse))
+
+
+def test_grouped_heads_equal_repeated_keys():
+    q, k, v = problem(np.float32)
+    repeated = (jnp.repeat(a, N // K, axis=2) for a in (k, v))
+    assert_close(
+        dot_product_attention(q, k, v), dot_product_attention(q, *repeated), FORWARD["float32"]
+    )
+
+
+def test_leading_axes_are_a_batch():
+    arrays = problem(np.float32, b=6)
+    expected = dot_product_attention(*arrays, is_causal=True)
+    split = [a.reshape(2, 3, *a.shape[1:]) for a in arrays]
+    lengths = {"key_value_seq_lengths": jnp.full((2, 3), S)}
+    actual = dot_product_attention(*split, is_causal=True, **lengths)
+    assert_close(actual.reshape(expected.shape), expected, FORWARD["float32"])
+    assert_close(
+        dot_product_attention(*(a[0] for a in arrays), is_causal=True),
+        expected[0],
+        FORWARD["float32"],
+    )
+
+
+def test_vmap_jit_scan_and_remat_compose():
+    q, k, v = problem(np.float32, b=3)
+    f = functools.partial(dot_product_attention, is_causal=True)
+    expected = f(q, k, v)
+    assert_close(jax.vmap(f)(q, k, v), expected, FORWARD["float32"])
+    assert_close(jax.jit(jax.checkpoint(f))(q, k, v), expected, FORWARD["float32"])
+    per_example = jax.vmap(jax.grad(lambda *qkv: jnp.sum(f(*qkv) ** 2)))(q, k, v)
+    together = jax.grad(lambda *qkv: jnp.sum(f(*qkv) ** 2))(q, k, v)
+    assert_close(per_example, together, GRADIENT["float32"])
+
+    def layer(x, window):  # a window of its own in each layer, traced
+        return x + dot_product_attention(x, x, x, local_window_size=(window, 0)), None
+
+    x = q
+    windows = jnp.array([1, 3])
+    scanned, _ = jax.lax.scan(layer, x, windows)
+    for window in (1, 3):
+        x, _ = layer(x, window)
+    assert_close(scanned, x, FORWARD["float32"])
+
+
+def test_new_masks_and_lengths_do_not_retrace():
+    chex.clear_trace_counter()
+    q, k, v = problem(np.float32)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def attend(q, k, v, mask, lengths, normalizer):
+        return dot_product_attention(
+            q, k, v, mask=mask, key_value_seq_lengths=lengths, normalizer=normalizer
+        )
+
+    for seed in range(3):
+        mask = jnp.asarray(np.random.default_rng(seed).random((B, 1, T, S)) < 0.5)
+        attend(q, k, v, mask, jnp.array([seed, 3]), Softmax(jnp.full(N, float(seed))))
+
+
+def test_equal_inputs_give_equal_bits():
+    q, k, v = problem(np.float32)
+    gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(dot_product_attention(*qkv)), (0, 1, 2)))
+    chex.assert_trees_all_equal(gradient(q, k, v), gradient(q, k, v))
+
+
+def test_the_single_head_form_is_the_same(x64):
+    q, k, v = (a[:, :, 0] for a in problem())
+    mask, bias = random_mask(B, T, S), jnp.asarray(draw(T, S))
+    lengths = jnp.array([3, 7])
+    expected, expected_lse, _ = oracles.dot_product_attention(
+        *(a[:, :, None] for a in (q, k, v)),
+        bias,
+        mask[:, None],
+        scale=0.5,
+        key_value_seq_lengths=lengths,
+    )
+    output, lse = scaled_dot_product_attention(
+        q, k, v, bias, mask, scale=0.5, key_value_seq_lengths=lengths, return_residual=True
+    )
+    assert_close(output, expected[:, :, 0], FORWARD["float64"])
+    assert_close(lse, expected_lse[:, :, 0], FORWARD["float64"])
+    heads = [jnp.swapaxes(jnp.asarray(a), 1, 2) for a in problem(n=4, k=4)]
+    expected = dot_product_attention(*(jnp.swapaxes(a, 1, 2) for a in heads))
+    actual = scaled_dot_product_attention(*heads)  # heads as one more batch axis
+    assert_close(jnp.swapaxes(actual, 1, 2), expected, FORWARD["float64"])
+
+
+def test_a_window_of_the_weights_equals_that_of_all():
+    q, k, v = problem(np.float32)
+    given = {"mask": jnp.asarray(random_mask(1, N, T, S)), "bias": jnp.asarray(draw(T, 1), "f4")}
+    _, lse = dot_product_attention(q, k, v, **given, return_residual=True)
+    whole = flax_attn.attention_weights(q, k, **given)
+    rows, cols = slice(1, 4), jnp.array([6, 0, 2])
+    for known in (None, lse):
+        part = flax_attn.attention_weights(q, k, **given, rows=rows, cols=cols, lse=known)
+        assert_close(part, whole[..., rows, :][..., cols], FORWARD["float32"])
+    assert_close(jnp.einsum("bnts,bskd->btnd", whole[:, :2], v[:, :, :1]),
+                 dot_product_attention(q, k, v, **given)[:, :, :2], FORWARD["float32"])  # fmt: skip
+
+
+def test_dropout_drops_what_its_pattern_says(x64):
+    q, k, v = problem()
+    dropout = Dropout(0.3, jax.random.key(7))
+    keep = dropout.keep((B,), jnp.arange(N), jnp.arange(T), jnp.arange(S))
+    expected, expected_lse, _ = oracles.dot_product_attention(q, k, v, keep=keep, rate=0.3)
+    output, lse = dot_product_attention(q, k, v, dropout=dropout, return_residual=True)
+    assert_close(output, expected, FORWARD["float64"])
+    assert_close(lse, expected_lse, FORWARD["float64"])
+
+
+def test_dropout_keeps_the_mean_and_its_rate():
+    keep = Dropout(0.3, jax.random.key(1)).keep(
+        (2,), jnp.arange(4), jnp.arange(256), jnp.arange(256)
+    )
+    share = np.asarray(keep).mean(axis=(2, 3))
+    assert np.abs(share - 0.7).max() < 5 * np.sqrt(0.21 / 256**2)  # five standard deviations
+    flat = np.asarray(keep, np.float64).reshape(8, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(8)).max() < 0.02
+    rows = np.asarray(keep[0, 0], np.float64)
+    assert np.abs(np.corrcoef(rows) - np.eye(256)).max() < 0.4
+
+
+def test_dropout_depends_on_global_numbers_only():
+    key = jax.random.key(3)
+    heads, rows, cols = jnp.arange(4), jnp.arange(8), jnp.arange(8)
+    whole = Dropout(0.5, key).keep((4,), heads, rows, cols)
+    part = Dropout(0.5, key, batch_ids=jnp.arange(2, 4)).keep((2,), heads[1:3], rows[5:], cols[2:4])
+    assert np.array_equal(part, whole[2:, 1:3, 5:, 2:4])
+    shared = Dropout(0.5, key, broadcast=True).keep((4,), heads, rows, cols)
+    assert shared.shape == (1, 1, 8, 8)
+
+
+def test_threefry_is_the_published_cipher():
+    """Known answers of the Random123 distribution: zeros, ones and the digits of π."""
+    from flax_attn.attention.dropout import threefry2x32
+
+    vectors = [
+        ((0x00000000, 0x00000000, 0x00000000, 0x00000000), 0x6B200159),
+        ((0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), 0x1CB996FC),
+        ((0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3), 0xC4923A9C),
+    ]
+    for words, expected in vectors:
+        assert int(threefry2x32(*(jnp.uint32(w) for w in words))) == expected
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_dropout_takes_both_kinds_of_keys_and_new_ones_do_not_retrace(make_key):
+    chex.clear_trace_counter()
+    q, k, v = problem(np.float32)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def attend(dropout):
+        return dot_product_attention(q, k, v, dropout=dropout)
+
+    first, second = (attend(Dropout(rate, make_key(s))) for s, rate in ((0, 0.1), (1, 0.4)))
+    assert not np.allclose(first, second)
+
+
+def test_precision_reaches_every_dot():
+    q, k, v = problem(np.float32)
+    f = functools.partial(dot_product_attention, precision="highest")
+    dots = [e for e in jax.make_jaxpr(f)(q, k, v).eqns if e.primitive.name == "dot_general"]
+    assert len(dots) == 2
+    assert all("HIGHEST" in str(e.params["precision"]) for e in dots)
