@@ -200,12 +200,13 @@ def _check_lengths(
 def _check_window(function: str, window: int | Window | None) -> Window | None:
     if window is None:
         return None
-    left, right = window if isinstance(window, tuple | list) else (window, window)
-    if any(isinstance(side, int) and side < 0 for side in (left, right)):
+    sides = tuple(window) if isinstance(window, tuple | list) else (window, window)
+    if len(sides) != 2 or any(isinstance(side, int) and side < 0 for side in sides):
         raise ValueError(
-            f"{function}: local_window_size counts tokens to the left and right, "
-            f"at least 0, got {window}."
+            f"{function}: local_window_size must be (left, right) or one number for both, "
+            f"in tokens, at least 0, got {window}."
         )
+    left, right = sides
     left, right = (s.astype(jnp.int32) if isinstance(s, jax.Array) else s for s in (left, right))
     return left, right
 

@@ -54,8 +54,9 @@ def masked_scores(
     if request.bias is not None:
         scores = scores + _window(request.bias, rows, cols).astype(scores.dtype)
     if hides:
-        bad_key_BNS = jnp.repeat(jnp.swapaxes(bad_key_BSK, -1, -2), groups, axis=-2)
-        bad_BNTS = bad_query_BNT[..., :, None] | bad_key_BNS[..., None, :]
+        bad_query_BKGT = bad_query_BNT.reshape(scores_BKGTS.shape[:-1])
+        bad_key_BK11S = jnp.swapaxes(bad_key_BSK, -1, -2)[..., :, None, None, :]
+        bad_BNTS = (bad_query_BKGT[..., None] | bad_key_BK11S).reshape(scores.shape)
         scores = jnp.where(bad_BNTS & ~jnp.isneginf(scores), jnp.inf, scores)
     permitted = allowed(request, rows, cols)
     return scores if permitted is None else jnp.where(permitted, scores, -jnp.inf)

@@ -146,10 +146,10 @@ def test_all_gradients_equal_differences_of_the_oracle(name, x64):
         return jnp.sum(ct_output * output) + jnp.sum(ct_lse * jnp.where(jnp.isinf(lse), 0, lse))
 
     gradients = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, leaves))
-    for leaf in leaves:
-        direction = np.asarray(draw(*np.shape(leaves[leaf]), seed=13))
+    for leaf, value in leaves.items():
+        direction = np.asarray(draw(*np.shape(value), seed=13))
         epsilon = 1e-5
-        shift = {e: {**leaves, leaf: leaves[leaf] + e * direction} for e in (epsilon, -epsilon)}
+        shift = {e: {**leaves, leaf: value + e * direction} for e in (epsilon, -epsilon)}
         expected = (oracle_loss(shift[epsilon]) - oracle_loss(shift[-epsilon])) / (2 * epsilon)
         actual = np.sum(np.asarray(gradients[leaf]) * direction)
         assert abs(actual - expected) <= 100 * FINITE_DIFFERENCE * max(1, abs(expected)), leaf

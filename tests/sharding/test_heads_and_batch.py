@@ -1,0 +1,243 @@
+"""Heads and batch over eight devices: under jit with shardings, shard_map and pmap."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx as flax_nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flax_attn import (
+    Dropout,
+    Softmax,
+    dot_product_attention,
+    linen,
+    maps,
+    multi_head_attention,
+    nnx,
+)
+from tests.tolerances import FORWARD, GRADIENT, assert_close
+
+B, T, N, K, D, M = 4, 6, 8, 4, 8, 24
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape) / 2, jnp.float32)
+
+
+Q, KEY, V = draw(B, T, N, D), draw(B, T, K, D), draw(B, T, K, D)
+BIAS, MASK = draw(1, N, T, T), jnp.asarray(RNG.random((B, 1, T, T)) < 0.8)
+SINK = draw(N)
+X = draw(B, T, M)
+HEADS = P("batch", None, "heads", None)
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((2, 4), ("batch", "heads"), axis_types=(kind, kind))
+
+
+def attend(q, k, v, bias, mask, sink, **options):
+    return dot_product_attention(
+        q, k, v, bias, mask, is_causal=True, normalizer=Softmax(sink), **options
+    )
+
+
+def loss(f, *arguments):
+    return jnp.sum(jnp.sin(f(*arguments)))
+
+
+ARGUMENTS = (Q, KEY, V, BIAS, MASK, SINK)
+SPECS = (HEADS, HEADS, HEADS, P(None, "heads"), P("batch"), P("heads"))
+DIFFERENTIABLE = (0, 1, 2, 3, 5)
+
+
+def check(f, reference, arguments, argnums, put=lambda a: a):
+    """Value and gradients of `f` on placed arguments equal those of the reference on one device."""
+    placed = put(arguments)
+    assert_close(jax.jit(f)(*placed), reference(*arguments), FORWARD["float32"])
+    expected = jax.grad(functools.partial(loss, reference), argnums)(*arguments)
+    actual = jax.jit(jax.grad(functools.partial(loss, f), argnums))(*placed)
+    check_gradients(actual, expected)
+
+
+def check_gradients(actual, expected):
+    """Relative to the largest: the softmax does not feel the bias of the keys."""
+    largest = max(float(jnp.max(jnp.abs(e))) for e in jax.tree.leaves(expected))
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape
+        assert np.max(np.abs(a - e)) <= GRADIENT["float32"] * largest
+
+
+def place(arguments, specs, kind=AxisType.Auto):
+    return jax.tree.map(
+        lambda spec, a: jax.device_put(a, NamedSharding(mesh(kind), spec)),
+        specs,
+        tuple(arguments),
+        is_leaf=lambda leaf: isinstance(leaf, P),
+    )
+
+
+def test_attention_under_jit_with_shardings():
+    check(attend, attend, ARGUMENTS, DIFFERENTIABLE, lambda a: place(a, SPECS))
+
+
+def test_attention_with_explicit_mesh_axes():
+    arguments = place(ARGUMENTS, SPECS, AxisType.Explicit)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        output = jax.jit(attend)(*arguments)
+        gradients = jax.jit(jax.grad(functools.partial(loss, attend), DIFFERENTIABLE))(*arguments)
+    assert output.sharding.spec == HEADS
+    assert_close(np.asarray(output), attend(*ARGUMENTS), FORWARD["float32"])
+    expected = jax.grad(functools.partial(loss, attend), DIFFERENTIABLE)(*ARGUMENTS)
+    check_gradients(jax.tree.map(np.asarray, gradients), expected)
+
+
+def test_attention_under_shard_map():
+    sharded = jax.shard_map(attend, mesh=mesh(), in_specs=SPECS, out_specs=HEADS)
+    check(sharded, attend, ARGUMENTS, DIFFERENTIABLE)
+
+
+def test_attention_under_pmap():
+    """Pairs of heads on four devices."""
+
+    def split(a, axis):
+        return jnp.moveaxis(a.reshape(*a.shape[:axis], 4, -1, *a.shape[axis + 1 :]), axis, 0)
+
+    def sharded(q, k, v, bias, mask, sink):
+        parts = split(q, 2), split(k, 2), split(v, 2), split(bias, 1), split(sink, 0)
+        f = jax.pmap(
+            lambda q, k, v, bias, sink, mask: attend(q, k, v, bias, mask, sink),
+            in_axes=(0, 0, 0, 0, 0, None),
+            devices=jax.devices()[:4],
+        )
+        out = f(*parts, mask)
+        return jnp.moveaxis(out, 0, 2).reshape(q.shape)
+
+    assert_close(sharded(*ARGUMENTS), attend(*ARGUMENTS), FORWARD["float32"])
+    expected = jax.grad(functools.partial(loss, attend), DIFFERENTIABLE)(*ARGUMENTS)
+    actual = jax.grad(functools.partial(loss, sharded), DIFFERENTIABLE)(*ARGUMENTS)
+    check_gradients(actual, expected)
+
+
+def test_dropout_is_the_same_on_every_device():
+    dropout = Dropout(0.4, jax.random.key(0))
+    expected = attend(*ARGUMENTS, dropout=dropout)
+
+    def local(*arguments):
+        heads = jax.lax.axis_index("heads") * (N // 4) + jnp.arange(N // 4)
+        batch = jax.lax.axis_index("batch") * (B // 2) + jnp.arange(B // 2)
+        own = Dropout(0.4, jax.random.key(0), batch_ids=batch)
+        return attend(*arguments, dropout=own, head_ids=heads)
+
+    sharded = jax.shard_map(local, mesh=mesh(), in_specs=SPECS, out_specs=HEADS)
+    assert_close(jax.jit(sharded)(*ARGUMENTS), expected, FORWARD["float32"])
+
+
+WEIGHTS = {
+    "query": {"kernel": draw(M, N, D), "bias": draw(N, D)},
+    "key": {"kernel": draw(M, K, D), "bias": draw(K, D)},
+    "value": {"kernel": draw(M, K, D), "bias": draw(K, D)},
+    "out": {"kernel": draw(N, D, M), "bias": draw(M)},
+}
+WEIGHT_SPECS = {
+    **{
+        name: {"kernel": P(None, "heads"), "bias": P("heads")} for name in ("query", "key", "value")
+    },
+    "out": {"kernel": P("heads"), "bias": P()},
+}
+LOCAL = {"head_dim": D, "axis_name": "heads", "out_features": M}
+
+
+def whole(weights, x):
+    layer = linen.MultiHeadAttention(num_heads=N, num_kv_heads=K, head_dim=D)
+    return layer.apply({"params": weights}, x, is_causal=True)
+
+
+def by_function(weights, x, axis_name="heads"):
+    p = weights
+    project = [maps.dense(p[n]["kernel"], p[n]["bias"]) for n in ("query", "key", "value")]
+    out = maps.dense(p["out"]["kernel"], p["out"]["bias"], axes=2, axis_name=axis_name)
+    return multi_head_attention(x, x, *project, out, is_causal=True)
+
+
+def by_linen(weights, x):
+    layer = linen.MultiHeadAttention(num_heads=N // 4, num_kv_heads=K // 4, **LOCAL)
+    return layer.apply({"params": weights}, x, is_causal=True)
+
+
+def by_nnx(weights, x):
+    def make():
+        return nnx.MultiHeadAttention(
+            N // 4, M, num_kv_heads=K // 4, **LOCAL, rngs=flax_nnx.Rngs(0)
+        )
+
+    graph, state = flax_nnx.split(flax_nnx.eval_shape(make))
+    flax_nnx.replace_by_pure_dict(state, weights)
+    return flax_nnx.merge(graph, state)(x, is_causal=True)
+
+
+FACES = {"function": by_function, "linen": by_linen, "nnx": by_nnx}
+MODULE_SPECS = {"in_specs": (WEIGHT_SPECS, P("batch")), "out_specs": P("batch")}
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_multi_head_attention_under_shard_map(name):
+    sharded = jax.shard_map(FACES[name], mesh=mesh(), **MODULE_SPECS)
+    check(sharded, whole, (WEIGHTS, X), (0, 1))
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_multi_head_attention_under_pmap(name):
+    """Two heads and one key head on each of four devices."""
+    axes = jax.tree.map(
+        lambda spec: tuple(spec).index("heads") if "heads" in spec else None,
+        WEIGHT_SPECS,
+        is_leaf=lambda s: isinstance(s, P),
+    )
+
+    def split(a, axis):
+        return a if axis is None else a.reshape(*a.shape[:axis], 4, -1, *a.shape[axis + 1 :])
+
+    def sharded(weights, x):
+        f = jax.pmap(
+            FACES[name],
+            "heads",
+            in_axes=(axes, None),
+            out_axes=None,
+            devices=jax.devices()[:4],
+        )
+        return f(jax.tree.map(split, weights, axes, is_leaf=lambda leaf: leaf is None), x)
+
+    expected = whole(WEIGHTS, X)
+    assert_close(sharded(WEIGHTS, X), expected, FORWARD["float32"])
+    expected = jax.grad(functools.partial(loss, whole), (0, 1))(WEIGHTS, X)
+    actual = jax.grad(functools.partial(loss, sharded), (0, 1))(WEIGHTS, X)
+    check_gradients(actual, expected)
+
+
+def test_multi_head_attention_under_jit_with_shardings():
+    specs = (WEIGHT_SPECS, P("batch"))
+    check(whole, whole, (WEIGHTS, X), (0, 1), lambda a: place(a, specs))
+    weights, x = place((WEIGHTS, X), specs)
+    compiled = jax.jit(whole).lower(weights, x).compile().as_text()
+    assert "all-reduce" in compiled  # the output's parts are summed
+    assert "all-gather" not in compiled  # and nothing is brought together
+
+
+def test_dropout_in_the_module_is_that_of_one_device():
+    options = {"dropout_rate": 0.4, "broadcast_dropout": False, "deterministic": False}
+    key = jax.random.key(0)
+    layer = linen.MultiHeadAttention(num_heads=N, num_kv_heads=K, head_dim=D, **options)
+    expected = layer.apply({"params": WEIGHTS}, X, dropout_rng=key)
+    local = linen.MultiHeadAttention(num_heads=N // 4, num_kv_heads=K // 4, **LOCAL, **options)
+    sharded = jax.shard_map(
+        lambda weights, x: local.apply({"params": weights}, x, dropout_rng=key),
+        mesh=jax.make_mesh((4,), ("heads",), axis_types=(AxisType.Auto,)),
+        in_specs=(WEIGHT_SPECS, P()),
+        out_specs=P(),
+    )
+    assert_close(jax.jit(sharded)(WEIGHTS, X), expected, FORWARD["float32"])

@@ -1,0 +1,107 @@
+"""The structure: who may import whom, what the front door holds, what importing costs."""
+
+import ast
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import flax_attn
+from flax_attn import attention, linen, maps, nnx, positions, vision
+
+ROOT = pathlib.Path(flax_attn.__file__).parent
+
+# A package imports only those on rows above its own, and private helpers of row 0.
+ROWS = [
+    {"maps", "coords", "_checks"},
+    {"masks", "scores", "normalizers", "positions"},
+    {"attention", "vision", "linear"},
+    {"caches", "sharded"},
+    {"linen", "nnx"},
+    {"visualize"},
+]
+ALLOWED = {("vision", "attention"), ("maps", "_checks"), ("coords", "_checks")}
+OUTSIDE = {"flax": {"linen", "nnx"}, "matplotlib": {"visualize"}}
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts != ("__init__",):
+            yield pytest.param(path, parts[0], id="/".join(parts))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(("path", "package"), list(modules()))
+def test_a_module_imports_only_rows_above_its_own(path, package):
+    row = {name: i for i, names in enumerate(ROWS) for name in names}
+    assert package in row, f"{package} has no row in the house"
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "flax_attn":
+            other = rest[0]
+            fine = other == package or (package, other) in ALLOWED or row[other] < row[package]
+            assert fine, f"{path} imports {name}"
+        elif top in OUTSIDE:
+            assert package in OUTSIDE[top], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["flax_attn", *(f"flax_attn.{p}" for p in ("attention", "maps", "positions", "vision"))]
+)
+def test_the_functional_core_imports_no_flax(name):
+    code = f"import sys, {name}; print([m for m in sys.modules if m.split('.')[0] == 'flax'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_linen_and_nnx_have_the_same_files_and_names():
+    files = [{p.name for p in (ROOT / package).glob("[!_]*.py")} for package in ("linen", "nnx")]
+    assert files[0] == files[1]
+    names = [{n for n in vars(p) if n[0] != "_" and n[0].isupper()} for p in (linen, nnx)]
+    assert names[0] == names[1]
+
+
+def public():
+    for package in (flax_attn, attention, maps, positions, vision, linen, nnx):
+        for name, thing in vars(package).items():
+            module = getattr(thing, "__module__", "")
+            own = module.startswith("flax_attn") and not module.startswith("flax_attn._")
+            if own and name[0] != "_" and (inspect.isfunction(thing) or inspect.isclass(thing)):
+                yield pytest.param(thing, id=f"{package.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", list(public()))
+def test_public_names_are_documented(thing):
+    doc = inspect.getdoc(thing)
+    assert doc
+    if inspect.isclass(thing):
+        assert "Example:" in doc
+        assert "Args:" in doc or "Attributes:" in doc
+    elif not thing.__name__.endswith("_gate"):
+        for section in ("Args:", "Returns:", "Example:"):
+            assert section in doc, section
+        for name, parameter in inspect.signature(thing).parameters.items():
+            stars = {parameter.VAR_KEYWORD: "**", parameter.VAR_POSITIONAL: "*"}
+            assert f"  {stars.get(parameter.kind, '')}{name}: " in doc, name
+
+
+def test_files_stay_small():
+    for path in ROOT.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_the_version_is_that_of_the_distribution():
+    from importlib.metadata import version
+
+    assert flax_attn.__version__ == version("flax-attn")
