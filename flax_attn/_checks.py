@@ -9,19 +9,19 @@ def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def check_floating(function: str, **arrays: jax.Array) -> None:
-    """Raise `TypeError` unless every array holds real floating-point numbers."""
-    for name, array in arrays.items():
-        if not isinstance(array, jax.Array) and not hasattr(array, "dtype"):
-            raise TypeError(
-                f"{function}: {name} must be an array, got {type(array).__name__}. "
-                f"Wrap it: jnp.asarray({name})."
-            )
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                f"{function}: {name} must be floating point, got {array.dtype}. "
-                f"Convert it: {name}.astype(jnp.float32)."
-            )
+def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
+    """The array, of NumPy or JAX, as one of JAX; `TypeError` unless it is real floating point."""
+    if not hasattr(array, "dtype"):
+        raise TypeError(
+            f"{function}: {name} must be an array, got {type(array).__name__}. "
+            f"Wrap it: jnp.asarray({name})."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: {name} must be floating point, got {array.dtype}. "
+            f"Convert it: {name}.astype(jnp.float32)."
+        )
+    return jnp.asarray(array)
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -21,7 +21,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from flax_attn._checks import check_floating, expand_rank, statistics_dtype
+from flax_attn._checks import as_floating, expand_rank, statistics_dtype
 
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
@@ -286,7 +286,7 @@ class _Dense:
     axis_name: str | tuple[str, ...] | None
 
     def __call__(self, kernel: Array, bias: Array | None, x: Array) -> Array:
-        check_floating("dense", x=x)
+        x = as_floating("dense", "x", x)
         if x.ndim < self.axes or x.shape[x.ndim - self.axes :] != kernel.shape[: self.axes]:
             raise ValueError(
                 f"dense: the input must end in the kernel's input axes "
@@ -316,7 +316,7 @@ class _Conv:
     precision: lax.PrecisionLike
 
     def __call__(self, kernel: Array, bias: Array | None, x: Array) -> Array:
-        check_floating(self.name, x=x)
+        x = as_floating(self.name, "x", x)
         rank = len(self.strides)
         if kernel.ndim != rank + 2:
             raise ValueError(
@@ -366,7 +366,7 @@ class _BatchNorm:
     def __call__(
         self, mean: Array, var: Array, scale: Array | None, bias: Array | None, x: Array
     ) -> Array:
-        _check_norm("batch_norm", x, mean, var, scale, bias)
+        x = _check_norm("batch_norm", x, mean, var, scale, bias)
         dtype = statistics_dtype(x.dtype)
         mean, var = (expand_rank(a.astype(dtype), x.ndim) for a in (mean, var))
         y = (x.astype(dtype) - mean) * lax.rsqrt(var + self.epsilon)
@@ -378,7 +378,7 @@ class _LayerNorm:
     epsilon: float
 
     def __call__(self, scale: Array | None, bias: Array | None, x: Array) -> Array:
-        _check_norm("layer_norm", x, scale, bias)
+        x = _check_norm("layer_norm", x, scale, bias)
         y = _standardize(x.astype(statistics_dtype(x.dtype)), (-1,), self.epsilon)
         return _affine(y, scale, bias).astype(x.dtype)
 
@@ -390,7 +390,7 @@ class _GroupNorm:
     epsilon: float
 
     def __call__(self, scale: Array | None, bias: Array | None, x: Array) -> Array:
-        _check_norm("group_norm", x, scale, bias)
+        x = _check_norm("group_norm", x, scale, bias)
         if x.ndim <= self.spatial_axes:
             raise ValueError(
                 f"group_norm: the input must be [*B, {self.spatial_axes} of space, C], "
@@ -467,11 +467,12 @@ def _standardize(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + epsilon)
 
 
-def _check_norm(name: str, x: jax.Array, *parameters: Array | None) -> None:
-    check_floating(name, x=x)
+def _check_norm(name: str, x: jax.Array, *parameters: Array | None) -> jax.Array:
+    x = as_floating(name, "x", x)
     for parameter in parameters:
         if parameter is not None and parameter.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: parameters must be [C] = [{x.shape[-1]}] for an input of shape "
                 f"{list(x.shape)}, got {list(parameter.shape)}."
             )
+    return x

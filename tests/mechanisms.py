@@ -38,10 +38,8 @@ def module_class(package, name: str):
 
 def linen_module(name: str, train: bool = False, **options):
     cls = module_class(linen, name)
-    if getattr(cls, "norm", None) is not None:
-        options["norm"] = functools.partial(
-            linen._norm.BatchNorm, use_running_average=not train, dtype=options.get("dtype")
-        )
+    if hasattr(cls, "use_running_average"):
+        options["use_running_average"] = not train
     return cls(**options)
 
 

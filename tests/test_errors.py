@@ -413,6 +413,11 @@ CASES = {
         ValueError,
         "ChannelAttention: C // reduction must be at least 1, got 16 // 32 = 0",
     ),
+    "phase": (
+        lambda: init(linen.CoordinateAttention()),
+        ValueError,
+        "CoordinateAttention: use_running_average must be given.*use_running_average=not train",
+    ),
     "no reduction": (
         lambda: nnx.BAM(16, reduction=0, rngs=rngs()),
         ValueError,

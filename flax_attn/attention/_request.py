@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn._checks import broadcasts_to, check_floating, expand_rank, statistics_dtype
+from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
 from flax_attn.attention.dropout import Dropout
 from flax_attn.normalizers import Softmax
 
@@ -65,6 +65,10 @@ def check_request(
     precision: lax.PrecisionLike,
 ) -> Request:
     """Check the arguments of `function` and bring them into one form."""
+    query = as_floating(function, "query", query)
+    key = as_floating(function, "key", key)
+    value = None if value is None else as_floating(function, "value", value)
+    bias = None if bias is None else as_floating(function, "bias", bias)
     _check_arrays(function, query, key, value)
     batch, (length_q, num_heads, head_dim), length_k = (
         query.shape[:-3],
@@ -83,8 +87,7 @@ def check_request(
                 f"{function}: mask must be boolean, True = attend, got {mask.dtype}. Write "
                 f"mask.astype(bool) for 0/1, or pass an additive mask as bias."
             )
-    if bias is not None:
-        check_floating(function, bias=bias)
+        mask = jnp.asarray(mask)
     if scale is not None and jnp.ndim(scale) != 0:
         raise ValueError(
             f"{function}: scale must be one number, got shape {list(jnp.shape(scale))}. "
@@ -128,7 +131,6 @@ def check_request(
 
 def _check_arrays(function: str, query: jax.Array, key: jax.Array, value: jax.Array | None) -> None:
     arrays = {"query": query, "key": key} | ({} if value is None else {"value": value})
-    check_floating(function, **arrays)
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
     if query.ndim < 3 or any(array.ndim != query.ndim for array in arrays.values()):
         raise ValueError(

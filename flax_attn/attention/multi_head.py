@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import check_floating
+from flax_attn._checks import as_floating
 from flax_attn.attention.dot_product import dot_product_attention
 
 Map = Callable[[Array], Array]
@@ -74,7 +74,9 @@ def multi_head_attention(
     """
     function = "multi_head_attention"
     inputs_v = inputs_kv if inputs_v is None else inputs_v
-    check_floating(function, inputs_q=inputs_q, inputs_kv=inputs_kv, inputs_v=inputs_v)
+    inputs_q = as_floating(function, "inputs_q", inputs_q)
+    inputs_kv = as_floating(function, "inputs_kv", inputs_kv)
+    inputs_v = as_floating(function, "inputs_v", inputs_v)
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     q = _project(function, "query", query, inputs_q, num_heads)
     k = _project(function, "key", key, inputs_kv, num_kv_heads)

@@ -65,7 +65,7 @@ def attention_weights(
       >>> import jax.numpy as jnp, numpy as np
       >>> from flax_attn import attention_weights
       >>> q = k = jnp.zeros((3, 1, 4))
-      >>> print(np.round(attention_weights(q, k, is_causal=True)[0], 2))
+      >>> print(np.asarray(attention_weights(q, k, is_causal=True)[0]).round(2))
       [[1.   0.   0.  ]
        [0.5  0.5  0.  ]
        [0.33 0.33 0.33]]

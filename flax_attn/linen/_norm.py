@@ -1,8 +1,21 @@
 """The batch normalisation of the vision modules."""
 
 import functools
+from typing import Any
 
 from flax import linen as nn
 
 # As in PyTorch: an update weighs 0.1. Flax's fast variance loses a small one beside a large mean.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+def with_phase(module: str, norm: Any, use_running_average: bool | None) -> Any:
+    """What makes the normalisation, told the phase; the default one must know it."""
+    if use_running_average is not None:
+        return functools.partial(norm, use_running_average=use_running_average)
+    if norm is BatchNorm:
+        raise ValueError(
+            f"{module}: use_running_average must be given, for batch normalisation depends on the "
+            f"phase. Pass use_running_average=not train, or a norm of your own."
+        )
+    return norm

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn.linen._norm import BatchNorm
+from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
 from flax_attn.vision._checks import Activation, check_odd, reduced_features
 
@@ -27,21 +27,23 @@ class BAM(nn.Module):
       num_convs: Number of dilated convolutions, after the pointwise one.
       combine: `"add"` as in the paper, `"multiply"` as in its released code.
       use_bias: Whether the maps have biases.
-      norm: Makes each normalisation; batch normalisation needs to know the phase:
+      norm: Makes each normalisation; by default batch normalisation with PyTorch's momentum and an
+        exact variance. One of your own may know its phase:
         `functools.partial(nn.BatchNorm, use_running_average=not train)`.
+      use_running_average: Whether the statistics are the running ones (`not train`); required by
+        the default `norm`, and passed to others if given.
       activation_fn: After each normalisation.
       gate_fn: From the joined branches to the gate.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
+      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernels.
       bias_init: Initializer of the biases.
 
     Example:
-      >>> import functools, jax, jax.numpy as jnp
-      >>> from flax import linen as nn
+      >>> import jax, jax.numpy as jnp
       >>> from flax_attn import linen
-      >>> norm = functools.partial(nn.BatchNorm, use_running_average=True)
-      >>> gate = linen.BAM(norm=norm)
+      >>> gate = linen.BAM(use_running_average=True)
       >>> gate.init_with_output(jax.random.key(0), jnp.ones((2, 7, 7, 16)))[0].shape
       (2, 7, 7, 16)
     """
@@ -54,6 +56,7 @@ class BAM(nn.Module):
     combine: Literal["add", "multiply"] = "add"
     use_bias: bool = True
     norm: Any = BatchNorm
+    use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
     gate_fn: Activation = jax.nn.sigmoid
     dtype: Dtype | None = None
@@ -67,6 +70,7 @@ class BAM(nn.Module):
         features = x.shape[-1]
         hidden = reduced_features("BAM", features, self.reduction, self.hidden_features)
         size = check_odd("BAM", self.kernel_size)
+        norm = with_phase("BAM", self.norm, self.use_running_average)
         settings: dict[str, Any] = {
             "use_bias": self.use_bias,
             "dtype": self.dtype,
@@ -86,13 +90,13 @@ class BAM(nn.Module):
         gate = bam_gate(
             x,
             dense(features=hidden, name="reduce"),
-            self.norm(name="reduce_norm"),
+            norm(name="reduce_norm"),
             dense(features=features, name="expand"),
             [
                 dense(features=hidden, name="conv_0"),
                 *(conv(name=f"conv_{i + 1}") for i in range(self.num_convs)),
             ],
-            [self.norm(name=f"conv_norm_{i}") for i in range(self.num_convs + 1)],
+            [norm(name=f"conv_norm_{i}") for i in range(self.num_convs + 1)],
             dense(features=1, name="project"),
             combine=self.combine,
             activation_fn=self.activation_fn,

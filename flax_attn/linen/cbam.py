@@ -28,7 +28,8 @@ class CBAM(nn.Module):
       order: Which of the two pooled maps is which: `("max", "mean")` for the released weights.
       activation_fn: Inside the perceptron.
       gate_fn: Of both gates.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
+      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernels.
       bias_init: Initializer of the biases.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn.linen._norm import BatchNorm
+from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import coordinate_attention_gate
 from flax_attn.vision._checks import Activation, reduced_features
 
@@ -24,21 +24,23 @@ class CoordinateAttention(nn.Module):
       min_features: The least R by the reduction.
       hidden_features: R, if not by the reduction.
       use_bias: Whether the three maps have biases.
-      norm: Makes the normalisation; batch normalisation needs to know the phase:
+      norm: Makes the normalisation; by default batch normalisation with PyTorch's momentum and an
+        exact variance. One of your own may know its phase:
         `functools.partial(nn.BatchNorm, use_running_average=not train)`.
+      use_running_average: Whether the statistics are the running ones (`not train`); required by
+        the default `norm`, and passed to others if given.
       activation_fn: After the normalisation.
       gate_fn: From the expanded statistics to the gates.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
+      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernels.
       bias_init: Initializer of the biases.
 
     Example:
-      >>> import functools, jax, jax.numpy as jnp
-      >>> from flax import linen as nn
+      >>> import jax, jax.numpy as jnp
       >>> from flax_attn import linen
-      >>> norm = functools.partial(nn.BatchNorm, use_running_average=True)
-      >>> gate = linen.CoordinateAttention(norm=norm)
+      >>> gate = linen.CoordinateAttention(use_running_average=True)
       >>> gate.init_with_output(jax.random.key(0), jnp.ones((2, 7, 7, 16)))[0].shape
       (2, 7, 7, 16)
     """
@@ -48,6 +50,7 @@ class CoordinateAttention(nn.Module):
     hidden_features: int | None = None
     use_bias: bool = True
     norm: Any = BatchNorm
+    use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.hard_swish
     gate_fn: Activation = jax.nn.sigmoid
     dtype: Dtype | None = None
@@ -66,6 +69,7 @@ class CoordinateAttention(nn.Module):
             self.hidden_features,
             least=self.min_features,
         )
+        norm = with_phase("CoordinateAttention", self.norm, self.use_running_average)
         dense = functools.partial(
             nn.Dense,
             use_bias=self.use_bias,
@@ -77,7 +81,7 @@ class CoordinateAttention(nn.Module):
         gates = coordinate_attention_gate(
             x,
             dense(hidden, name="reduce"),
-            self.norm(name="norm"),
+            norm(name="norm"),
             dense(features, name="expand_height"),
             dense(features, name="expand_width"),
             activation_fn=self.activation_fn,

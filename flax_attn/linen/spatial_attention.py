@@ -25,7 +25,8 @@ class SpatialAttention(nn.Module):
         `functools.partial(nn.BatchNorm, use_running_average=not train)`; None for none.
       order: Which of the two channels is which: `("max", "mean")` for the released weights.
       gate_fn: From the convolved map to the gate.
-      dtype: dtype of the convolution, as in Flax; the pooled maps are float32.
+      dtype: dtype of the convolution, as in Flax; the pooled maps are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernel.
       bias_init: Initializer of the bias.

@@ -32,7 +32,8 @@ class BAM(nnx.Module):
       norm: Makes each normalisation, called as `norm(R, rngs=rngs)`.
       activation_fn: After each normalisation.
       gate_fn: From the joined branches to the gate.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
+      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernels.
       bias_init: Initializer of the biases.

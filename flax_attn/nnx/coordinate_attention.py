@@ -30,7 +30,8 @@ class CoordinateAttention(nnx.Module):
       norm: Makes the normalisation, called as `norm(R, rngs=rngs)`.
       activation_fn: After the normalisation.
       gate_fn: From the expanded statistics to the gates.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
+      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernels.
       bias_init: Initializer of the biases.

@@ -27,7 +27,8 @@ class SpatialAttention(nnx.Module):
         example `nnx.BatchNorm`; None for none.
       order: Which of the two channels is which: `("max", "mean")` for the released weights.
       gate_fn: From the convolved map to the gate.
-      dtype: dtype of the convolution, as in Flax; the pooled maps are float32.
+      dtype: dtype of the convolution, as in Flax; the pooled maps are float32, and
+        `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernel.
       bias_init: Initializer of the bias.

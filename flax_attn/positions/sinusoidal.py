@@ -39,7 +39,7 @@ def sinusoidal(
     Example:
       >>> import jax.numpy as jnp, numpy as np
       >>> from flax_attn import positions
-      >>> print(np.round(positions.sinusoidal(jnp.arange(2), 4), 2))
+      >>> print(np.asarray(positions.sinusoidal(jnp.arange(2), 4)).round(2))
       [[0.   1.   0.   1.  ]
        [0.84 0.54 0.01 1.  ]]
 

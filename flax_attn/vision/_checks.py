@@ -5,19 +5,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from flax_attn._checks import check_floating, statistics_dtype
+from flax_attn._checks import as_floating, statistics_dtype
 
 Map = Callable[[jax.Array], jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
 
 
-def check_image(function: str, x: jax.Array) -> None:
-    """Raise unless `x` is a floating-point image `[*B, H, W, C]` without empty axes."""
-    check_floating(function, x=x)
+def as_image(function: str, x: jax.Array) -> jax.Array:
+    """The image, which must be floating point `[*B, H, W, C]` without empty axes."""
+    x = as_floating(function, "x", x)
     if x.ndim < 3 or min(x.shape[-3:]) < 1:
         raise ValueError(
             f"{function}: x must be [*B, H, W, C] with H, W, C at least 1, got {list(x.shape)}."
         )
+    return x
 
 
 def check_returned(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from flax_attn.vision._checks import (
     Activation,
     Map,
-    check_image,
+    as_image,
     check_reduced,
     check_returned,
     spatial_mean,
@@ -104,7 +104,7 @@ def bam_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The factor 1 + σ(M_c + M_s) of `bam`, `[*B, H, W, C]` in the dtype of x."""
-    check_image("bam", x)
+    x = as_image("bam", x)
     if combine not in ("add", "multiply"):
         raise ValueError(f'bam: combine must be "add" or "multiply", got {combine!r}.')
     if len(convs) != len(conv_norms):

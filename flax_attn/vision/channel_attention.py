@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from flax_attn.vision._checks import (
     Activation,
     Map,
-    check_image,
+    as_image,
     check_reduced,
     check_returned,
     spatial_max,
@@ -69,7 +69,7 @@ def channel_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `channel_attention`, `[*B, 1, 1, C]` in the dtype of x."""
-    check_image("channel_attention", x)
+    x = as_image("channel_attention", x)
 
     def perceptron(pooled: Array) -> Array:
         hidden = activation_fn(reduce(pooled))

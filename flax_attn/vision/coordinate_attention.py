@@ -8,7 +8,7 @@ from flax_attn._checks import statistics_dtype
 from flax_attn.vision._checks import (
     Activation,
     Map,
-    check_image,
+    as_image,
     check_reduced,
     check_returned,
 )
@@ -84,7 +84,7 @@ def coordinate_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> tuple[Float[Array, "*B H 1 C"], Float[Array, "*B 1 W C"]]:
     """The two gates of `coordinate_attention`, `[*B, H, 1, C]` and `[*B, 1, W, C]`."""
-    check_image("coordinate_attention", x)
+    x = as_image("coordinate_attention", x)
     dtype = statistics_dtype(x.dtype)
     rows = jnp.mean(x, axis=-2, dtype=dtype)
     columns = jnp.mean(x, axis=-3, dtype=dtype)

@@ -5,7 +5,7 @@ import math
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn.vision._checks import Activation, Map, check_image, check_returned, spatial_mean
+from flax_attn.vision._checks import Activation, Map, as_image, check_returned, spatial_mean
 
 
 def eca(
@@ -49,7 +49,7 @@ def eca_gate(
     x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `eca`, `[*B, 1, 1, C]` in the dtype of x."""
-    check_image("eca", x)
+    x = as_image("eca", x)
     pooled = spatial_mean(x)[..., None]
     convolved = conv(pooled)
     check_returned("eca", "conv", convolved, pooled.shape, "[*B, C, 1]")

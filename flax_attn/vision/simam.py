@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import statistics_dtype
-from flax_attn.vision._checks import check_image
+from flax_attn.vision._checks import as_image
 
 
 def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
@@ -39,7 +39,7 @@ def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array
 
 def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
     """The gate σ(d / (4 (v + λ)) + ½) of `simam`, `[*B, H, W, C]` in the dtype of x."""
-    check_image("simam", x)
+    x = as_image("simam", x)
     places = x.shape[-3] * x.shape[-2]
     if places == 1:
         raise ValueError("simam: x must have at least two places, got H · W = 1 · 1.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import statistics_dtype
-from flax_attn.vision._checks import Activation, Map, check_image, check_returned
+from flax_attn.vision._checks import Activation, Map, as_image, check_returned
 
 Pooling = Literal["mean", "max"]
 
@@ -65,7 +65,7 @@ def spatial_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W 1"]:
     """The gate g of `spatial_attention`, `[*B, H, W, 1]` in the dtype of x."""
-    check_image("spatial_attention", x)
+    x = as_image("spatial_attention", x)
     if sorted(order) != ["max", "mean"]:
         raise ValueError(
             f'spatial_attention: order must be ("mean", "max") or ("max", "mean"), got {order}.'

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from flax_attn.vision._checks import (
     Activation,
     Map,
-    check_image,
+    as_image,
     check_reduced,
     check_returned,
     spatial_mean,
@@ -65,7 +65,7 @@ def squeeze_excite_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `squeeze_excite`, `[*B, 1, 1, C]` in the dtype of x."""
-    check_image("squeeze_excite", x)
+    x = as_image("squeeze_excite", x)
     pooled = spatial_mean(x)
     hidden = activation_fn(reduce(pooled))
     check_reduced("squeeze_excite", hidden)

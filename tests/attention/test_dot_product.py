@@ -494,3 +494,11 @@ def test_precision_reaches_every_dot():
     dots = [e for e in jax.make_jaxpr(f)(q, k, v).eqns if e.primitive.name == "dot_general"]
     assert len(dots) == 2
     assert all("HIGHEST" in str(e.params["precision"]) for e in dots)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numpy_arrays_of_any_layout_are_arrays(dtype):
+    arrays = [np.asarray(a).T.copy().T.astype(dtype) for a in problem(np.float32)]
+    expected = dot_product_attention(*map(jnp.asarray, arrays))
+    actual = dot_product_attention(*arrays, mask=np.ones((T, S), bool), bias=np.zeros(S))
+    assert_close(actual, expected, FORWARD[str(actual.dtype)])

@@ -1,0 +1,116 @@
+"""Print the table of vision mechanisms in the README, made from the code.
+
+    python examples/mechanisms.py
+
+5 seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
+the image x. Its gate is what its module sows for an image of which every axis has its own size;
+its paper is the first reference of its docstring.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import flax_attn.linen
+import flax_attn.nnx
+from flax_attn import vision
+
+SIZES = {"B": 2, "H": 6, "W": 5, "C": 64}
+HEADER = ("Function", "Modules", "Gate", f"Parameters at C = {SIZES['C']}", "Paper")
+
+
+class Row(NamedTuple):
+    function: str
+    module: str
+    gate: str
+    parameters: int
+    paper: str
+
+
+def mechanisms() -> dict[str, Callable[..., jax.Array]]:
+    """The functions of `flax_attn.vision` that take an image x, apart from those of the gates."""
+    return {
+        name: function
+        for name, function in inspect.getmembers(vision, inspect.isfunction)
+        if not name.startswith("_")
+        and not name.endswith("_gate")
+        and next(iter(inspect.signature(function).parameters), None) == "x"
+    }
+
+
+def module_class(namespace: Any, mechanism: str) -> type:
+    """`squeeze_excite` -> `SqueezeExcite` of `flax_attn.nnx` or `flax_attn.linen`."""
+    wanted = mechanism.replace("_", "")
+    for name, value in inspect.getmembers(namespace, inspect.isclass):
+        if name.lower() == wanted:
+            return value
+    raise LookupError(f"{namespace.__name__} has no module for vision.{mechanism}.")
+
+
+def build(mechanism: str) -> nnx.Module:
+    """The NNX module for C channels with its defaults."""
+    cls = module_class(flax_attn.nnx, mechanism)
+    known = {"in_features": SIZES["C"], "rngs": nnx.Rngs(0)}
+    asked = inspect.signature(cls.__init__).parameters
+    return cls(**{name: value for name, value in known.items() if name in asked})
+
+
+def in_letters(shape: tuple[int, ...]) -> str:
+    """`(2, 1, 1, 64)` -> `[B, 1, 1, C]`."""
+    letters = {size: letter for letter, size in SIZES.items()}
+    return f"`[{', '.join(letters.get(size, str(size)) for size in shape)}]`"
+
+
+def gates(sown: Mapping[str, Any]) -> Iterator[str]:
+    """The shape of every gate; a pair of factors is joined by ×."""
+    for name in sorted(sown):
+        if name == "gate":
+            for gate in sown[name]:
+                yield " × ".join(in_letters(factor.shape) for factor in jax.tree.leaves(gate))
+        elif isinstance(sown[name], Mapping):
+            yield from gates(sown[name])
+
+
+def paper(function: Callable[..., jax.Array]) -> str:
+    """`"Title", venue and year, arXiv link` from the docstring's first reference."""
+    references = inspect.getdoc(function).partition("References:")[2]
+    text = " ".join(references.split())
+    found = re.search(r'(".+?"), ([^,]+ \d{4})(?:, arXiv:(\d+\.\d+))?', text)
+    if found is None:
+        raise ValueError(f'{function.__name__}: no reference like: Authors, "Title", venue year.')
+    title, venue, number = found.groups()
+    link = f", [arXiv:{number}](https://arxiv.org/abs/{number})" if number else ""
+    return f"{title}, {venue}{link}"
+
+
+def row(mechanism: str, function: Callable[..., jax.Array]) -> Row:
+    module = build(mechanism)
+    name = type(module).__name__
+    if module_class(flax_attn.linen, mechanism).__name__ != name:
+        raise LookupError(f"The modules of vision.{mechanism} differ in name.")
+    _, sown = nnx.capture(module, nnx.Intermediate)(jnp.ones(tuple(SIZES.values())))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    shapes = " and ".join(gates(nnx.to_pure_dict(sown)))
+    return Row(mechanism, name, shapes or "none", parameters, paper(function))
+
+
+def rows() -> list[Row]:
+    return [row(name, function) for name, function in mechanisms().items()]
+
+
+def table() -> str:
+    """The table in GitHub's Markdown."""
+    lines = [HEADER, ("---", "---", "---", "---:", "---")]
+    lines += [
+        (f"`{r.function}`", f"`{r.module}`", r.gate, f"{r.parameters:,}", r.paper) for r in rows()
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    print(table())
