@@ -36,34 +36,33 @@ class Softmax:
 
     sink: Float[Array, "#N"] | Float[Array, ""] | None = None
 
-    def unnormalized(
+    def normalize(
         self, scores: Float[Array, "*B N T S"]
-    ) -> tuple[Float[Array, "*B N T S"], Float[Array, "*B N T"], Float[Array, "*B N T"]]:
-        """Weights before the division, what they are divided by, and the LSE.
+    ) -> tuple[Float[Array, "*B N T S"], Float[Array, "*B N T"]]:
+        """Weights and LSE of rows of scores.
 
         Args:
           scores: Scores `[*B, N, T, S]` in float32 or float64, −∞ where masked.
 
         Returns:
-          exp(s − m) `[*B, N, T, S]`, its row sums with the sink, never 0, `[*B, N, T]`, and
-          LSE = log(Σ exp(s) + exp(sink)) `[*B, N, T]`. A row with a score of NaN or +∞ has no
-          softmax: its LSE is NaN and its weights are 0, so that nothing of it enters a gradient.
+          The weights p `[*B, N, T, S]` and LSE = log(Σ exp(s) + exp(sink)) `[*B, N, T]`.
         """
-        peak = jnp.max(scores, axis=-1, initial=-jnp.inf)
+        peak = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
         sink = None
         if self.sink is not None:
-            sink = jnp.asarray(self.sink, scores.dtype).reshape(-1, 1)  # [N | 1, 1]
-            sink = sink.reshape((1,) * (peak.ndim - 2) + sink.shape)
+            sink = jnp.asarray(self.sink, scores.dtype).reshape(-1, 1, 1)  # [N | 1, 1, 1]
+            sink = sink.reshape((1,) * (scores.ndim - 3) + sink.shape)
             peak = jnp.maximum(peak, sink)
-        # Shifting a row changes neither its weights nor its LSE: the shift has no gradient.
+        # Shifting a row changes neither its weights nor its LSE: the shift has no gradient. A row
+        # without keys has neither peak nor sum; finite numbers below all others stand in for them
+        # (a sum is at least the peak's 1). Two maxima, and not two selects: XLA then keeps the
+        # softmax and both dot products around it in one loop on a CPU.
         peak = jax.lax.stop_gradient(peak)
-        undefined = ~(peak < jnp.inf)  # +inf or NaN
-        shift = jnp.where(undefined | jnp.isneginf(peak), 0, peak)
-        weights = jnp.exp(jnp.where(undefined[..., None], -jnp.inf, scores) - shift[..., None])
-        total = jnp.sum(weights, axis=-1)
+        shift = jnp.maximum(peak, jnp.finfo(scores.dtype).min)
+        weights = jnp.exp(scores - shift)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
         if sink is not None:
-            total = total + jnp.exp(jnp.where(undefined, -jnp.inf, sink) - shift)
-        empty = total == 0
-        total = jnp.where(empty, 1, total)
-        lse = jnp.where(empty, -jnp.inf, shift + jnp.log(total))
-        return weights, total, jnp.where(undefined, jnp.nan, lse)
+            total = total + jnp.exp(sink - shift)
+        total = jnp.maximum(total, 0.5)
+        lse = jnp.where(jnp.isneginf(peak), -jnp.inf, shift + jnp.log(total))
+        return weights / total, lse[..., 0]

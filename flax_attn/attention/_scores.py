@@ -6,7 +6,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from flax_attn.attention._finite import finite, not_finite
+from flax_attn.attention._finite import finite, not_finite, undefined_rows
 from flax_attn.attention._request import Request
 
 Rows = jax.Array
@@ -17,49 +17,50 @@ def masked_scores(
 ) -> jax.Array:
     """s = scale · q·k + bias, −∞ where the query may not see the key.
 
-    NaN and infinity behind a mask stay behind it, in value and gradient: the dot product reads 0
-    for numbers that are not finite, and a query, key or value that holds one gives the score +∞ to
-    those that may see it, of which the normaliser makes NaN rows.
-
     Args:
-      request: The problem. Of its value only the places of NaN and infinity are read.
+      request: The problem. If it hides keys, queries and keys count as 0 where they are not finite.
       rows: Numbers of the queries `[T']`; None = all.
       cols: Numbers of the keys `[S']`; None = all.
 
     Returns:
       Scores `[*B, N, T', S']` in float32 (float64 for float64 inputs).
     """
-    query = _take(request.query, rows, -3)
-    key = _take(request.key, cols, -3)
-    num_heads, head_dim = query.shape[-2:]
-    num_kv_heads = key.shape[-2]
-    groups = num_heads // num_kv_heads
-    hides = hides_keys(request)
-    if hides:
-        bad_query_BNT = jnp.swapaxes(not_finite(query), -1, -2)
-        bad_key_BSK = not_finite(key)
-        if request.value is not None:
-            bad_key_BSK |= not_finite(_take(request.value, cols, -3))
+    query, key = _take(request.query, rows, -3), _take(request.key, cols, -3)
+    if hides_keys(request):
         query, key = finite(query), finite(key)
-
-    scores_BKGTS = jnp.einsum(
-        "...tkgd,...skd->...kgts",
-        query.reshape(*query.shape[:-2], num_kv_heads, groups, head_dim),
+    num_heads, num_kv_heads = query.shape[-2], key.shape[-2]
+    scores_BKRS = jnp.einsum(
+        "...krd,...skd->...krs",
+        stack_groups(jnp.swapaxes(query, -3, -2), num_kv_heads),
         key,
         precision=request.precision,
         preferred_element_type=request.scores_dtype,
     )
-    scores = scores_BKGTS.reshape(*request.batch, num_heads, *scores_BKGTS.shape[-2:])
+    scores = unstack_groups(scores_BKRS, num_heads)
     scores = scores * jnp.asarray(request.scale, scores.dtype)
     if request.bias is not None:
         scores = scores + _window(request.bias, rows, cols).astype(scores.dtype)
-    if hides:
-        bad_query_BKGT = bad_query_BNT.reshape(scores_BKGTS.shape[:-1])
-        bad_key_BK11S = jnp.swapaxes(bad_key_BSK, -1, -2)[..., :, None, None, :]
-        bad_BNTS = (bad_query_BKGT[..., None] | bad_key_BK11S).reshape(scores.shape)
-        scores = jnp.where(bad_BNTS & ~jnp.isneginf(scores), jnp.inf, scores)
     permitted = allowed(request, rows, cols)
     return scores if permitted is None else jnp.where(permitted, scores, -jnp.inf)
+
+
+def stack_groups(rows: jax.Array, num_kv_heads: int) -> jax.Array:
+    """The G heads that share a key head, as rows of one: `[*B, N, T, X]` -> `[*B, K, G T, X]`.
+
+    Dot products then need no repeated keys, and no transposed scores.
+    """
+    *batch, num_heads, length, features = rows.shape
+    groups = num_heads // num_kv_heads
+    rows_BKGTX = rows.reshape(*batch, num_kv_heads, groups, length, features)
+    return rows_BKGTX.reshape(*batch, num_kv_heads, groups * length, features)
+
+
+def unstack_groups(rows: jax.Array, num_heads: int) -> jax.Array:
+    """The inverse of `stack_groups`: `[*B, K, G T, X]` -> `[*B, N, T, X]`."""
+    *batch, num_kv_heads, stacked, features = rows.shape
+    groups = num_heads // num_kv_heads
+    rows_BKGTX = rows.reshape(*batch, num_kv_heads, groups, stacked // groups, features)
+    return rows_BKGTX.reshape(*batch, num_heads, stacked // groups, features)
 
 
 def allowed(request: Request, rows: Rows | None, cols: Rows | None) -> jax.Array | None:
@@ -97,6 +98,29 @@ def hides_keys(request: Request) -> bool:
         or request.query_seq_lengths is not None
         or request.key_value_seq_lengths is not None
     )
+
+
+def undefined(request: Request, rows: Rows | None = None) -> jax.Array | None:
+    """The queries `[*B, N, T']` that see a number that is not finite; None if all see all."""
+    if not hides_keys(request):
+        return None
+    visible = allowed(request, rows, None)
+    if request.bias is not None:
+        biased = ~jnp.isneginf(_window(request.bias, rows, None))
+        visible = biased if visible is None else visible & biased
+    assert visible is not None
+    bad_query_BNT = jnp.swapaxes(not_finite(_take(request.query, rows, -3)), -1, -2)
+    bad_key_BSK = not_finite(request.key)
+    if request.value is not None:
+        bad_key_BSK |= not_finite(request.value)
+    num_heads, num_kv_heads = request.query.shape[-2], request.key.shape[-2]
+    bad_key_BKS = jnp.swapaxes(bad_key_BSK, -1, -2)
+    bad_key_BKGS = jnp.broadcast_to(
+        bad_key_BKS[..., None, :],
+        (*bad_key_BKS.shape[:-1], num_heads // num_kv_heads, bad_key_BKS.shape[-1]),
+    )
+    bad_key_BNS = bad_key_BKGS.reshape(*request.batch, num_heads, bad_key_BKS.shape[-1])
+    return undefined_rows(visible, bad_query_BNT, bad_key_BNS)
 
 
 def _take(array: jax.Array, ids: Rows | None, axis: int) -> jax.Array:

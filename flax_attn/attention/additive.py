@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
-from flax_attn.attention._finite import finite, not_finite
+from flax_attn.attention._finite import finite, not_finite, undefined_rows
 from flax_attn.normalizers import Softmax
 
 
@@ -82,9 +82,13 @@ def additive_attention(
             f"got {list(mask.shape)}."
         )
 
-    if mask is not None:  # what is not finite must stay behind the mask, as in dot products
-        bad_key = not_finite(key) | not_finite(value)
-        bad_query = not_finite(query)
+    undefined = None
+    if mask is not None:
+        mask = expand_rank(jnp.asarray(mask), len(weights_shape))
+        bad_query, bad_key = not_finite(query), not_finite(key) | not_finite(value)
+        undefined = undefined_rows(
+            mask[..., None, :, :], bad_query[..., None, :], bad_key[..., None, :]
+        )[..., 0, :, None]
         query, key, value = finite(query), finite(key), finite(value)
 
     queries_TM, keys_SM = query_map(query), key_map(key)
@@ -105,20 +109,15 @@ def additive_attention(
         )
     scores = scores_TS1[..., 0].astype(statistics_dtype(scores_TS1.dtype))
     if mask is not None:
-        bad = bad_query[..., :, None] | bad_key[..., None, :]
-        scores = jnp.where(bad, jnp.inf, scores)
-        scores = jnp.where(expand_rank(mask, scores.ndim), scores, -jnp.inf)
-
-    unnormalized, total, lse = Softmax().unnormalized(scores[..., None, :, :])
-    undefined = jnp.isnan(lse)[..., 0, :, None]
-    weights = jnp.where(
-        undefined & ~jnp.isneginf(scores), jnp.nan, (unnormalized / total[..., None])[..., 0, :, :]
-    )
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = Softmax().normalize(scores[..., None, :, :])[0][..., 0, :, :]
     output = jnp.einsum(
         "...ts,...sd->...td",
-        jnp.where(undefined, 0, weights).astype(value.dtype),
+        weights.astype(value.dtype),
         value,
         preferred_element_type=scores.dtype,
-    )
-    output = jnp.where(undefined, jnp.nan, output).astype(value.dtype)
+    ).astype(value.dtype)
+    if undefined is not None and mask is not None:
+        output = jnp.where(undefined, jnp.nan, output)
+        weights = jnp.where(undefined & mask, jnp.nan, weights)
     return (output, weights) if return_weights else output

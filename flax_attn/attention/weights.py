@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._request import check_request
-from flax_attn.attention._scores import masked_scores
+from flax_attn.attention._scores import masked_scores, undefined
 from flax_attn.normalizers import Softmax
 
 Selection = slice | Int[Array, "X"] | None
@@ -93,7 +93,7 @@ def attention_weights(
     row_ids = _select(function, "rows", rows, query.shape[-3])
     col_ids = _select(function, "cols", cols, key.shape[-3])
     if lse is None:
-        _, _, lse_BNT = normalizer.unnormalized(masked_scores(request, row_ids, None))
+        _, lse_BNT = normalizer.normalize(masked_scores(request, row_ids, None))
     elif lse.shape != query.shape[:-1]:
         raise ValueError(
             f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got {list(lse.shape)}."
@@ -105,7 +105,11 @@ def attention_weights(
     hidden = jnp.isneginf(scores)
     # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
     shift = jnp.where(jnp.isneginf(lse_BNT), 0, lse_BNT).astype(scores.dtype)[..., None]
-    return jnp.where(hidden, 0, jnp.exp(jnp.where(hidden, 0, scores - shift)))
+    weights = jnp.exp(jnp.where(hidden, 0, scores - shift))
+    undefined_BNT = undefined(request, row_ids)
+    if undefined_BNT is not None:
+        weights = jnp.where(undefined_BNT[..., None], jnp.nan, weights)
+    return jnp.where(hidden, 0, weights)
 
 
 def _select(function: str, name: str, chosen: Selection, length: int) -> jax.Array | None:
