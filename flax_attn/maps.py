@@ -21,7 +21,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from flax_attn._checks import as_floating, expand_rank, statistics_dtype
+from flax_attn._checks import as_floating, as_integer, expand_rank, statistics_dtype
 
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
@@ -293,6 +293,7 @@ class _Dense:
                 f"{list(kernel.shape[: self.axes])}, got {list(x.shape)}. A kernel is "
                 f"[*inputs, *outputs]; transpose a PyTorch weight."
             )
+        _check_bias("dense", bias, kernel.shape[self.axes :])
         contracted = tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes))
         y = lax.dot_general(
             x,
@@ -333,6 +334,7 @@ class _Conv:
                 f"{self.name}: output channels must be a multiple of groups = {self.groups}, "
                 f"got {kernel.shape[-1]}."
             )
+        _check_bias(self.name, bias, kernel.shape[-1:])
         batch, space = x.shape[: -rank - 1], "HW"[-rank:]
         y = lax.conv_general_dilated(
             x.reshape(-1, *x.shape[-rank - 1 :]),
@@ -431,7 +433,8 @@ def _bind_conv(
 def _per_axis(
     name: str, argument: str, value: int | Sequence[int], rank: int, *, least: int
 ) -> tuple[int, ...]:
-    numbers = (value,) * rank if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+    numbers = tuple(as_integer(name, argument, v) for v in values)
     if len(numbers) != rank or min(numbers) < least:
         raise ValueError(
             f"{name}: {argument} must be one number or {rank}, at least {least}, got {value}."
@@ -449,6 +452,14 @@ def _padding_pairs(name: str, padding: Padding, rank: int) -> tuple[tuple[int, i
             f"pairs, none negative, got {padding}."
         )
     return tuple((before, after) for before, after in pairs)
+
+
+def _check_bias(name: str, bias: Array | None, shape: tuple[int, ...]) -> None:
+    if bias is not None and bias.shape != shape:
+        raise ValueError(
+            f"{name}: bias must have the kernel's output axes {list(shape)}, "
+            f"got {list(bias.shape)}."
+        )
 
 
 def _add_bias(y: Array, bias: Array | None) -> Array:

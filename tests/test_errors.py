@@ -133,6 +133,8 @@ CASES = {
     ),
     "window": (lambda: attend(local_window_size=(-1, 0)), ValueError, "at least 0, got"),
     "window sides": (lambda: attend(local_window_size=(1, 2, 3)), ValueError, r"\(left, right\)"),
+    "window kind": (lambda: attend(local_window_size=1.5), TypeError, "whole numbers, got 1.5"),
+    "numpy window": (lambda: attend(local_window_size=np.int64(-3)), ValueError, "at least 0"),
     "normalizer": (lambda: attend(normalizer="softmax"), TypeError, "must be a Softmax, got str"),
     "sink": (
         lambda: attend(normalizer=Softmax(jnp.ones(3))),
@@ -149,6 +151,11 @@ CASES = {
         lambda: attend(dropout=Dropout(1.0, KEY)),
         ValueError,
         r"rate must lie in \[0, 1\), got 1\.0",
+    ),
+    "numpy dropout rate": (
+        lambda: attend(dropout=Dropout(np.float32(1.0), KEY)),
+        ValueError,
+        r"rate must lie in \[0, 1\)",
     ),
     "dropout batch": (
         lambda: attend(dropout=Dropout(0.1, KEY, batch_ids=jnp.arange(3))),
@@ -176,6 +183,26 @@ CASES = {
         lambda: scaled_dot_product_attention(Q[0, 0, 0], Q[0, 0, 0], Q[0, 0, 0]),
         ValueError,
         r"query must be \[\*B, T, D\]",
+    ),
+    "single head kind": (
+        lambda: scaled_dot_product_attention([1.0], Q, Q),
+        TypeError,
+        "scaled_dot_product_attention: query must be an array, got list",
+    ),
+    "single head sizes": (
+        lambda: scaled_dot_product_attention(Q[0], Q[0, ..., :4], Q[0]),
+        ValueError,
+        "scaled_dot_product_attention: query and key must have one size D",
+    ),
+    "single head lengths": (
+        lambda: scaled_dot_product_attention(Q[0], Q[0], Q[0, :, :3]),
+        ValueError,
+        "scaled_dot_product_attention: key and value must have one length S",
+    ),
+    "single head batches": (
+        lambda: scaled_dot_product_attention(Q[0], Q[0, :1], Q[0, :1]),
+        ValueError,
+        "scaled_dot_product_attention: the batch axes",
     ),
     "single head mask": (
         lambda: scaled_dot_product_attention(
@@ -248,6 +275,11 @@ CASES = {
         ValueError,
         r"a multiple of 4\], got \[5, 4, 9\]",
     ),
+    "no head": (
+        lambda: multi_head_attention(Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=0),
+        ValueError,
+        "num_heads must be at least 1, got 0",
+    ),
     "unknown option": (
         lambda: multi_head_attention(Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=4, windw=3),
         TypeError,
@@ -258,6 +290,21 @@ CASES = {
         lambda: dense(6, 4)(jnp.ones((2, 4))),
         ValueError,
         r"must end in the kernel's input axes \[6\], got \[2, 4\]",
+    ),
+    "dense bias": (
+        lambda: maps.dense(jnp.ones((6, 8)), jnp.ones(1))(jnp.ones((2, 6))),
+        ValueError,
+        r"bias must have the kernel's output axes \[8\], got \[1\]",
+    ),
+    "conv bias": (
+        lambda: maps.conv(jnp.ones((3, 3, 16, 8)), jnp.ones(4))(X),
+        ValueError,
+        r"conv: bias must have the kernel's output axes \[8\], got \[4\]",
+    ),
+    "conv stride": (
+        lambda: maps.conv(jnp.ones((3, 3, 4, 4)), strides=1.5),
+        TypeError,
+        "strides must be one whole number, got 1.5",
     ),
     "dense axes": (lambda: maps.dense(jnp.ones((2, 2)), axes=0), ValueError, "axes must be"),
     "dense integers": (lambda: dense(6, 4)(jnp.ones(6, int)), TypeError, "floating point"),
@@ -359,6 +406,13 @@ CASES = {
         ValueError,
         r"conv must return \[\*B, H, W, 1\] = \[2, 6, 6, 1\], got \[2, 6, 6, 2\]",
     ),
+    "spatial_attention norm": (
+        lambda: vision.spatial_attention(
+            X, maps.conv(jnp.ones((3, 3, 2, 1))), norm=lambda u: u[:, 0]
+        ),
+        ValueError,
+        "norm must return",
+    ),
     "spatial_attention order": (
         lambda: vision.spatial_attention(X, identity, order=("mean", "mean")),
         ValueError,
@@ -437,6 +491,48 @@ CASES = {
         lambda: nnx.ECA(16, kernel_size=0, rngs=rngs()),
         ValueError,
         "kernel_size must be odd and at least 1, got 0",
+    ),
+    "kernel sizes": (
+        lambda: nnx.SpatialAttention(kernel_size=(3, 3), rngs=rngs()),
+        TypeError,
+        r"kernel_size must be one whole number, got \(3, 3\)",
+    ),
+    "channels of another module": (
+        lambda: nnx.SqueezeExcite(8, rngs=rngs())(X),
+        ValueError,
+        r"SqueezeExcite: the input must have the 8 channels .* got \[2, 6, 6, 16\]",
+    ),
+    "width of another module": (
+        lambda: nnx.MultiHeadAttention(2, 8, in_kv_features=6, rngs=rngs())(Q[:, :, 0]),
+        ValueError,
+        "MultiHeadAttention: the input must have the 6 channels",
+    ),
+    "module dropout rate": (
+        lambda: nnx.MultiHeadAttention(2, 8, dropout_rate=-0.1, rngs=rngs()),
+        ValueError,
+        r"dropout_rate must lie in \[0, 1\), got -0.1",
+    ),
+    "head size": (
+        lambda: init(linen.MultiHeadAttention(num_heads=2, head_dim=0), Q[:, :, 0]),
+        ValueError,
+        "head_dim must be at least 1, got 0",
+    ),
+    "output width": (
+        lambda: init(linen.MultiHeadAttention(num_heads=2, out_features=0), Q[:, :, 0]),
+        ValueError,
+        "out_features must be at least 1, got 0",
+    ),
+    "an einsum of ones own": (
+        lambda: init(
+            linen.MultiHeadAttention(num_heads=2, qk_attn_weights_einsum_cls=identity), Q[:, :, 0]
+        ),
+        NotImplementedError,
+        "not part of this version",
+    ),
+    "sowing outside of capture": (
+        lambda: nnx.MultiHeadAttention(2, 8, rngs=rngs())(Q[:, :, 0], sow_weights=True),
+        ValueError,
+        r"only inside nnx\.capture",
     ),
     "heads do not divide": (
         lambda: nnx.MultiHeadAttention(3, 16, rngs=rngs()),

@@ -13,7 +13,8 @@ from flax_attn import attention, linen, maps, nnx, positions, vision
 
 ROOT = pathlib.Path(flax_attn.__file__).parent
 
-# A package imports only those on rows above its own, and private helpers of row 0.
+# A package imports only those on rows above its own. (Linen and NNX share what is private to
+# `attention` and `_checks`: neither may import the other.)
 ROWS = [
     {"maps", "coords", "_checks"},
     {"masks", "scores", "normalizers", "positions"},

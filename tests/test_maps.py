@@ -130,3 +130,18 @@ def test_a_small_deviation_beside_a_large_mean_survives_in_float32():
 def test_by_hand_a_dense_map():
     f = maps.dense(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([10.0, 20.0]))
     assert f(jnp.array([1.0, 1.0])).tolist() == [14.0, 26.0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: maps.dense(draw(6, 4), **options),
+        lambda **options: maps.conv1d(draw(3, 6, 4), **options),
+        lambda **options: maps.conv(draw(1, 3, 6, 4), **options),
+        lambda **options: maps.depthwise_conv(draw(1, 3, 1, 6), **options),
+    ],
+)
+def test_precision_reaches_the_product(make):
+    x = jnp.ones((2, 5, 5, 6))
+    assert "HIGHEST" in str(jax.make_jaxpr(make(precision="highest"))(x))
+    assert "HIGHEST" not in str(jax.make_jaxpr(make())(x))

@@ -1,5 +1,6 @@
 """What the Linen and the NNX module of multi-head attention share."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn.attention.dot_product import dot_product_attention
+from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
 
 MODULE = "MultiHeadAttention"
@@ -57,7 +59,24 @@ def head_sizes(
             f"{MODULE}: qkv_features must be num_heads * head_dim = {num_heads} * {head_dim}, "
             f"got {qkv_features}. Leave one of them out."
         )
-    return HeadSizes(num_kv_heads, head_dim, head_dim if value_head_dim is None else value_head_dim)
+    value_head_dim = head_dim if value_head_dim is None else value_head_dim
+    for name, size in (("head_dim", head_dim), ("value_head_dim", value_head_dim)):
+        if size < 1:
+            raise ValueError(f"{MODULE}: {name} must be at least 1, got {size}.")
+    return HeadSizes(num_kv_heads, head_dim, value_head_dim)
+
+
+def output_features(in_features: int, out_features: int | None) -> int:
+    """Width of the output, default that of the queries' input."""
+    if out_features is not None and out_features < 1:
+        raise ValueError(f"{MODULE}: out_features must be at least 1, got {out_features}.")
+    return in_features if out_features is None else out_features
+
+
+def check_dropout_rate(rate: float) -> None:
+    """Raise unless the rate is a probability below 1."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{MODULE}: dropout_rate must lie in [0, 1), got {rate}.")
 
 
 def refuse_decode(decode: bool | None) -> None:
@@ -66,6 +85,15 @@ def refuse_decode(decode: bool | None) -> None:
         raise NotImplementedError(
             f"{MODULE}: decode=True is not part of this version. "
             f"Pass all tokens with is_causal=True."
+        )
+
+
+def refuse_einsum(*einsum_classes: Any) -> None:
+    """Raise if an einsum of the caller's own is to compute scores or output."""
+    if any(cls is not None for cls in einsum_classes):
+        raise NotImplementedError(
+            f"{MODULE}: qk_attn_weights_einsum_cls and attn_weights_value_einsum_cls are not part "
+            f"of this version. Leave both out, or pass an attention_fn of your own."
         )
 
 
@@ -80,6 +108,17 @@ def resolve_inputs(
         )
     inputs_k = inputs_q if inputs_k is None else inputs_k
     return inputs_k, inputs_k if inputs_v is None else inputs_v
+
+
+def make_dropout(
+    rate: float, key: jax.Array, broadcast: bool, inputs: jax.Array, batch_axis_name: str | None
+) -> Dropout:
+    """Dropout that counts batch elements over all devices of `batch_axis_name`."""
+    if batch_axis_name is None:
+        return Dropout(rate, key, broadcast=broadcast)
+    count = math.prod(inputs.shape[:-2])
+    batch_ids = lax.axis_index(batch_axis_name) * count + jnp.arange(count)
+    return Dropout(rate, key, broadcast=broadcast, batch_ids=batch_ids)
 
 
 def attention_options(

@@ -1,6 +1,7 @@
 """One attention problem, checked: what every implementation is given."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +103,8 @@ def check_request(
             f"{function}: the sink must be one number or [N] = [{num_heads}], "
             f"got {list(jnp.shape(normalizer.sink))}."
         )
-    if head_ids is None:
-        head_ids = jnp.arange(num_heads)
-    elif head_ids.shape != (num_heads,):
+    head_ids = jnp.arange(num_heads) if head_ids is None else jnp.asarray(head_ids)
+    if head_ids.shape != (num_heads,):
         raise ValueError(
             f"{function}: head_ids must be [N] = [{num_heads}], got {list(head_ids.shape)}."
         )
@@ -203,13 +203,16 @@ def _check_window(function: str, window: int | Window | None) -> Window | None:
     if window is None:
         return None
     sides = tuple(window) if isinstance(window, tuple | list) else (window, window)
-    if len(sides) != 2 or any(isinstance(side, int) and side < 0 for side in sides):
+    for side in sides:
+        if side is not None and not jnp.issubdtype(jnp.result_type(side), jnp.integer):
+            raise TypeError(f"{function}: local_window_size must be whole numbers, got {window}.")
+    known = (side for side in sides if side is not None and not isinstance(side, jax.core.Tracer))
+    if len(sides) != 2 or any(jnp.ndim(side) != 0 or side < 0 for side in known):
         raise ValueError(
             f"{function}: local_window_size must be (left, right) or one number for both, "
             f"in tokens, at least 0, got {window}."
         )
-    left, right = sides
-    left, right = (s.astype(jnp.int32) if isinstance(s, jax.Array) else s for s in (left, right))
+    left, right = (side if side is None else jnp.asarray(side, jnp.int32) for side in sides)
     return left, right
 
 
@@ -220,11 +223,9 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
         raise TypeError(
             f"{function}: dropout must be a Dropout(rate, key), got {type(dropout).__name__}."
         )
-    if isinstance(dropout.rate, int | float) and not 0 <= dropout.rate < 1:
+    if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate < 1:
         raise ValueError(f"{function}: the dropout rate must lie in [0, 1), got {dropout.rate}.")
-    count = 1
-    for size in batch:
-        count *= size
+    count = math.prod(batch)
     if dropout.batch_ids is not None and dropout.batch_ids.shape != (count,):
         raise ValueError(
             f"{function}: dropout.batch_ids must be one number for each batch element, "

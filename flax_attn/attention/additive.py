@@ -74,6 +74,7 @@ def additive_attention(
     if key.shape[-2] != value.shape[-2]:
         raise ValueError(f"{function}: key and value must have one length S, got {shapes}.")
     weights_shape = (*query.shape[:-1], key.shape[-2])
+    mask = None if mask is None else jnp.asarray(mask)
     if mask is not None and mask.dtype != jnp.bool_:
         raise TypeError(f"{function}: mask must be boolean, True = attend, got {mask.dtype}.")
     if mask is not None and not broadcasts_to(mask.shape, weights_shape):
@@ -84,7 +85,7 @@ def additive_attention(
 
     undefined = None
     if mask is not None:
-        mask = expand_rank(jnp.asarray(mask), len(weights_shape))
+        mask = expand_rank(mask, len(weights_shape))
         bad_query, bad_key = not_finite(query), not_finite(key) | not_finite(value)
         undefined = undefined_rows(
             mask[..., None, :, :], bad_query[..., None, :], bad_key[..., None, :]

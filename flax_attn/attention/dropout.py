@@ -1,6 +1,7 @@
 """Dropout of attention weights by a counter, so that every path drops the same ones."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ class Dropout:
         elif self.batch_ids is not None:
             batch_ids = self.batch_ids
         else:
-            batch_ids = jnp.arange(_product(batch))
+            batch_ids = jnp.arange(math.prod(batch))
 
         def words(batch_id: Array, head_id: Array) -> Array:
             key = jax.random.fold_in(jax.random.fold_in(self.key, batch_id), head_id)
@@ -99,10 +100,3 @@ def threefry2x32(
         x = x + keys[(group + 1) % 3]
         y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
     return x
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product

@@ -77,6 +77,8 @@ def multi_head_attention(
     inputs_q = as_floating(function, "inputs_q", inputs_q)
     inputs_kv = as_floating(function, "inputs_kv", inputs_kv)
     inputs_v = as_floating(function, "inputs_v", inputs_v)
+    if num_heads is not None and num_heads < 1:
+        raise ValueError(f"{function}: num_heads must be at least 1, got {num_heads}.")
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     q = _project(function, "query", query, inputs_q, num_heads)
     k = _project(function, "key", key, inputs_kv, num_kv_heads)

@@ -7,7 +7,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import broadcasts_to
+from flax_attn._checks import as_floating, broadcasts_to
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.normalizers import Softmax
@@ -74,12 +74,21 @@ def scaled_dot_product_attention(
       Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, equation 1.
     """
     function = "scaled_dot_product_attention"
-    shapes = [list(array.shape) for array in (query, key, value)]
-    if any(len(shape) != len(shapes[0]) or len(shape) < 2 for shape in shapes):
+    query = as_floating(function, "query", query)
+    key = as_floating(function, "key", key)
+    value = as_floating(function, "value", value)
+    shapes = f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
+    if not 2 <= query.ndim == key.ndim == value.ndim:
         raise ValueError(
             f"{function}: query must be [*B, T, D], key [*B, S, D] and value [*B, S, Dv], of one "
-            f"rank, got {shapes[0]}, {shapes[1]}, {shapes[2]}."
+            f"rank, got {shapes}."
         )
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        raise ValueError(f"{function}: the batch axes *B must be equal, got {shapes}.")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"{function}: query and key must have one size D, got {shapes}.")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"{function}: key and value must have one length S, got {shapes}.")
     weights_shape = (*query.shape[:-1], key.shape[-2])
     result = dot_product_attention(
         query[..., None, :],

@@ -92,8 +92,10 @@ def attention_weights(
     )
     row_ids = _select(function, "rows", rows, query.shape[-3])
     col_ids = _select(function, "cols", cols, key.shape[-3])
+    scores = masked_scores(request, row_ids, col_ids)
     if lse is None:
-        _, lse_BNT = normalizer.normalize(masked_scores(request, row_ids, None))
+        all_keys = scores if col_ids is None else masked_scores(request, row_ids, None)
+        _, lse_BNT = normalizer.normalize(all_keys)
     elif lse.shape != query.shape[:-1]:
         raise ValueError(
             f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got {list(lse.shape)}."
@@ -101,7 +103,6 @@ def attention_weights(
     else:
         lse_BNT = jnp.swapaxes(lse, -1, -2)
         lse_BNT = lse_BNT if row_ids is None else jnp.take(lse_BNT, row_ids, axis=-1)
-    scores = masked_scores(request, row_ids, col_ids)
     hidden = jnp.isneginf(scores)
     # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
     shift = jnp.where(jnp.isneginf(lse_BNT), 0, lse_BNT).astype(scores.dtype)[..., None]

@@ -9,10 +9,14 @@ from flax import linen as nn
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
-def with_phase(module: str, norm: Any, use_running_average: bool | None) -> Any:
-    """What makes the normalisation, told the phase; the default one must know it."""
-    if use_running_average is not None:
-        return functools.partial(norm, use_running_average=use_running_average)
+def with_phase(module: str, norm: Any, attribute: bool | None, argument: bool | None) -> Any:
+    """What makes the normalisation, told the phase if it is given, as an attribute or an argument.
+
+    The default normalisation must know the phase.
+    """
+    if attribute is not None or argument is not None:
+        phase = nn.merge_param("use_running_average", attribute, argument)
+        return functools.partial(norm, use_running_average=phase)
     if norm is BatchNorm:
         raise ValueError(
             f"{module}: use_running_average must be given, for batch normalisation depends on the "

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_odd, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
-from flax_attn.vision._checks import Activation, check_odd, reduced_features
 
 
-class BAM(nn.Module):
+class BAM(nn.Module, kw_only=True):
     """The bottleneck attention module, `flax_attn.vision.bam`.
 
     Parameters `reduce`, `reduce_norm`, `expand`, `conv_0 ...`, `conv_norm_0 ...`, `project`; sows
@@ -65,12 +65,12 @@ class BAM(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]` and add it."""
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        """Scale an image `[*B, H, W, C]`. The phase is given here or before."""
         features = x.shape[-1]
         hidden = reduced_features("BAM", features, self.reduction, self.hidden_features)
         size = check_odd("BAM", self.kernel_size)
-        norm = with_phase("BAM", self.norm, self.use_running_average)
+        norm = with_phase("BAM", self.norm, self.use_running_average, use_running_average)
         settings: dict[str, Any] = {
             "use_bias": self.use_bias,
             "dtype": self.dtype,

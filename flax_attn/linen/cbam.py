@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation
 from flax_attn.linen.channel_attention import ChannelAttention
 from flax_attn.linen.spatial_attention import SpatialAttention
-from flax_attn.vision._checks import Activation
 from flax_attn.vision.spatial_attention import Pooling
 
 
-class CBAM(nn.Module):
+class CBAM(nn.Module, kw_only=True):
     """CBAM, `flax_attn.vision.cbam`: channel attention, then spatial attention.
 
     Submodules `channel` and `spatial`, each with its own parameters and gate.

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import channel_attention_gate
-from flax_attn.vision._checks import Activation, reduced_features
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(nn.Module, kw_only=True):
     """Channel attention, `flax_attn.vision.channel_attention`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`.

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import coordinate_attention_gate
-from flax_attn.vision._checks import Activation, reduced_features
 
 
-class CoordinateAttention(nn.Module):
+class CoordinateAttention(nn.Module, kw_only=True):
     """Coordinate attention, `flax_attn.vision.coordinate_attention`.
 
     Parameters `reduce`, `norm`, `expand_height`, `expand_width`; sows `gate`, the pair
@@ -59,8 +59,8 @@ class CoordinateAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the rows and columns of an image `[*B, H, W, C]`."""
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        """Scale an image `[*B, H, W, C]`. The phase is given here or before."""
         features = x.shape[-1]
         hidden = reduced_features(
             "CoordinateAttention",
@@ -69,7 +69,9 @@ class CoordinateAttention(nn.Module):
             self.hidden_features,
             least=self.min_features,
         )
-        norm = with_phase("CoordinateAttention", self.norm, self.use_running_average)
+        norm = with_phase(
+            "CoordinateAttention", self.norm, self.use_running_average, use_running_average
+        )
         dense = functools.partial(
             nn.Dense,
             use_bias=self.use_bias,

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_odd
 from flax_attn.vision import eca_gate, eca_kernel_size
-from flax_attn.vision._checks import Activation, check_odd
 
 
-class ECA(nn.Module):
+class ECA(nn.Module, kw_only=True):
     """Efficient channel attention, `flax_attn.vision.eca`.
 
     Parameter `conv`; sows `gate` `[*B, 1, 1, C]`.

@@ -12,8 +12,12 @@ from flax.typing import Dtype, Initializer, PrecisionLike
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.attention._modules import (
     attention_options,
+    check_dropout_rate,
     head_sizes,
+    make_dropout,
+    output_features,
     refuse_decode,
+    refuse_einsum,
     resolve_inputs,
     summed_over,
     with_weights,
@@ -24,7 +28,7 @@ from flax_attn.normalizers import Softmax
 class MultiHeadAttention(nn.Module):
     """Multi-head attention, `flax_attn.multi_head_attention`.
 
-    Takes the arguments of `flax.linen.MultiHeadDotProductAttention` and has its parameters
+    Takes the constructor of `flax.linen.MultiHeadDotProductAttention` and has its parameters
     (`query`, `key`, `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move
     both ways; the widths of queries, keys, values, heads and output are free of each other.
 
@@ -58,9 +62,13 @@ class MultiHeadAttention(nn.Module):
       scale: Factor of the dot products, default 1/√D.
       normalizer: From scores to weights.
       implementation: As in `flax_attn.dot_product_attention`.
+      qk_attn_weights_einsum_cls: Not in this version: only None.
+      attn_weights_value_einsum_cls: Not in this version: only None.
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
         and `num_kv_heads` then count the heads of one device, and the parts of the output are
         summed over the axis.
+      batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`; only
+        dropout needs to know it, to drop what one device would.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -101,6 +109,9 @@ class MultiHeadAttention(nn.Module):
     normalizer: Softmax | None = None
     implementation: str | Sequence[str] | None = None
     axis_name: str | None = None
+    batch_axis_name: str | None = None
+    qk_attn_weights_einsum_cls: Any = None
+    attn_weights_value_einsum_cls: Any = None
 
     @nn.compact
     def __call__(
@@ -122,7 +133,8 @@ class MultiHeadAttention(nn.Module):
           inputs_q: Where the queries come from `[*B, T, Mq]`.
           inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
           inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: True (or not 0) where a query attends; broadcasts to `[*B, N, T, S]`.
+          mask: True, or not 0, where a query attends (what is added to scores is a bias);
+            broadcasts to `[*B, N, T, S]`.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
           is_causal: Whether query t sees only the keys s ≤ t.
           deterministic: Whether not to drop, if the attribute is None.
@@ -134,6 +146,7 @@ class MultiHeadAttention(nn.Module):
           The output `[*B, T, out_features]`.
         """
         refuse_decode(self.decode)
+        refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
         sizes = head_sizes(
             inputs_q.shape[-1],
@@ -159,7 +172,7 @@ class MultiHeadAttention(nn.Module):
             dot_general_cls=self.qkv_dot_general_cls,
         )
         out = dense(
-            self.out_features or inputs_q.shape[-1],
+            output_features(inputs_q.shape[-1], self.out_features),
             axis=(-2, -1),
             kernel_init=self.out_kernel_init or self.kernel_init,
             bias_init=self.out_bias_init or self.bias_init,
@@ -194,16 +207,21 @@ class MultiHeadAttention(nn.Module):
                 is_causal=is_causal,
                 scale=self.scale,
                 normalizer=self.normalizer,
-                dropout=self._dropout(deterministic, dropout_rng),
+                dropout=self._dropout(inputs_q, deterministic, dropout_rng),
                 precision=self.precision,
                 implementation=self.implementation,
             ),
         )
 
-    def _dropout(self, deterministic: bool | None, key: jax.Array | None) -> Dropout | None:
+    def _dropout(
+        self, inputs: jax.Array, deterministic: bool | None, key: jax.Array | None
+    ) -> Dropout | None:
+        check_dropout_rate(self.dropout_rate)
         if self.dropout_rate == 0:
             return None
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return None
         key = self.make_rng("dropout") if key is None else key
-        return Dropout(self.dropout_rate, key, broadcast=self.broadcast_dropout)
+        return make_dropout(
+            self.dropout_rate, key, self.broadcast_dropout, inputs, self.batch_axis_name
+        )

@@ -6,7 +6,7 @@ from flax import linen as nn
 from flax_attn.vision import simam_gate
 
 
-class SimAM(nn.Module):
+class SimAM(nn.Module, kw_only=True):
     """SimAM, `flax_attn.vision.simam`.
 
     No parameters; sows `gate` `[*B, H, W, C]`.

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_odd
 from flax_attn.vision import spatial_attention_gate
-from flax_attn.vision._checks import Activation, check_odd
 from flax_attn.vision.spatial_attention import Pooling
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(nn.Module, kw_only=True):
     """Spatial attention, `flax_attn.vision.spatial_attention`.
 
     Parameters `conv` (and `norm`); sows `gate` `[*B, H, W, 1]`.

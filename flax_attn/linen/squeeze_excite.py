@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import squeeze_excite_gate
-from flax_attn.vision._checks import Activation, reduced_features
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(nn.Module, kw_only=True):
     """Squeeze-and-excitation, `flax_attn.vision.squeeze_excite`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`.

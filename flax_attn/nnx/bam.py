@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_features, check_odd, reduced_features
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
-from flax_attn.vision._checks import Activation, check_odd, reduced_features
 
 
 class BAM(nnx.Module):
@@ -97,10 +97,12 @@ class BAM(nnx.Module):
         self.num_convs = num_convs
         self.combine = combine
         self.activation_fn = activation_fn
+        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]` and add it."""
+        check_features("BAM", x, self.in_features)
         gate = bam_gate(
             x,
             self.reduce,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation
 from flax_attn.nnx.channel_attention import ChannelAttention
 from flax_attn.nnx.spatial_attention import SpatialAttention
-from flax_attn.vision._checks import Activation
 from flax_attn.vision.spatial_attention import Pooling
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import channel_attention_gate
-from flax_attn.vision._checks import Activation, reduced_features
 
 
 class ChannelAttention(nnx.Module):
@@ -66,10 +66,12 @@ class ChannelAttention(nnx.Module):
         self.reduce = linear(in_features, hidden)
         self.expand = linear(hidden, in_features)
         self.activation_fn = activation_fn
+        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        check_features("ChannelAttention", x, self.in_features)
         gate = channel_attention_gate(
             x, self.reduce, self.expand, activation_fn=self.activation_fn, gate_fn=self.gate_fn
         )

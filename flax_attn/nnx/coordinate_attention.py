@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import coordinate_attention_gate
-from flax_attn.vision._checks import Activation, reduced_features
 
 
 class CoordinateAttention(nnx.Module):
@@ -79,10 +79,12 @@ class CoordinateAttention(nnx.Module):
         self.expand_height = linear(hidden, in_features)
         self.expand_width = linear(hidden, in_features)
         self.activation_fn = activation_fn
+        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the rows and columns of an image `[*B, H, W, C]`."""
+        check_features("CoordinateAttention", x, self.in_features)
         gates = coordinate_attention_gate(
             x,
             self.reduce,

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_features, check_odd
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import eca_gate, eca_kernel_size
-from flax_attn.vision._checks import Activation, check_odd
 
 
 class ECA(nnx.Module):
@@ -55,10 +55,12 @@ class ECA(nnx.Module):
             kernel_init=kernel_init,
             rngs=rngs,
         )
+        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        check_features("ECA", x, self.in_features)
         gate = eca_gate(x, self.conv, gate_fn=self.gate_fn)
         sow(self, "gate", gate)
         return x * gate

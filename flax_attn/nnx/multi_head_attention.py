@@ -11,15 +11,20 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike, PromoteDtypeFn
 
+from flax_attn._checks import check_features
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.attention._modules import (
     attention_options,
+    check_dropout_rate,
     head_sizes,
+    make_dropout,
+    output_features,
     refuse_decode,
     resolve_inputs,
     summed_over,
     with_weights,
 )
+from flax_attn.nnx._sow import sow_on_request
 from flax_attn.normalizers import Softmax
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -28,7 +33,7 @@ _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 class MultiHeadAttention(nnx.Module):
     """Multi-head attention, `flax_attn.multi_head_attention`.
 
-    Takes the arguments of `flax.nnx.MultiHeadAttention` and has its parameters (`query`, `key`,
+    Takes the constructor of `flax.nnx.MultiHeadAttention` and has its parameters (`query`, `key`,
     `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move both ways; the
     widths of queries, keys, values, heads and output are free of each other.
 
@@ -71,6 +76,8 @@ class MultiHeadAttention(nnx.Module):
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
         and `num_kv_heads` then count the heads of one device, and the parts of the output are
         summed over the axis.
+      batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`; only
+        dropout needs to know it, to drop what one device would.
       rngs: Keys for the parameters, and for dropout.
       keep_rngs: Whether to keep the dropout keys; otherwise they are passed at each call.
       kernel_metadata: Metadata of the kernels, such as their sharding.
@@ -126,6 +133,7 @@ class MultiHeadAttention(nnx.Module):
         normalizer: Softmax | None = None,
         implementation: str | Sequence[str] | None = None,
         axis_name: str | None = None,
+        batch_axis_name: str | None = None,
         rngs: nnx.Rngs,
         keep_rngs: bool = True,
         kernel_metadata: Mapping[str, Any] = _NO_METADATA,
@@ -136,6 +144,7 @@ class MultiHeadAttention(nnx.Module):
         key_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
     ):
         refuse_decode(decode)
+        check_dropout_rate(dropout_rate)
         sizes = head_sizes(
             in_features,
             num_heads,
@@ -170,7 +179,7 @@ class MultiHeadAttention(nnx.Module):
         self.value = project(in_value_features, (sizes.num_kv_heads, sizes.value_head_dim))
         self.out = linear(
             (num_heads, sizes.value_head_dim),
-            in_features if out_features is None else out_features,
+            output_features(in_features, out_features),
             axis=(-2, -1),
             kernel_init=out_kernel_init or kernel_init,
             bias_init=out_bias_init or bias_init,
@@ -205,6 +214,7 @@ class MultiHeadAttention(nnx.Module):
         self.normalizer = nnx.data(normalizer)
         self.implementation = implementation
         self.axis_name = axis_name
+        self.batch_axis_name = batch_axis_name
 
     def __call__(
         self,
@@ -228,13 +238,14 @@ class MultiHeadAttention(nnx.Module):
           inputs_q: Where the queries come from `[*B, T, Mq]`.
           inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
           inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: True (or not 0) where a query attends; broadcasts to `[*B, N, T, S]`.
+          mask: True, or not 0, where a query attends (what is added to scores is a bias);
+            broadcasts to `[*B, N, T, S]`.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
           is_causal: Whether query t sees only the keys s ≤ t.
           deterministic: Whether not to drop; takes precedence over the attribute.
           rngs: Keys of the dropout; take precedence over those kept.
           sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, as
-            `nnx.Intermediate`; call it inside `nnx.capture`.
+            `nnx.Intermediate`; raises outside `nnx.capture`.
           decode: Not in this version: only None or False.
           out_sharding: Sharding of the output, as in `flax.nnx.LinearGeneral`.
           qkv_sharding: Sharding of the projected queries, keys and values.
@@ -244,9 +255,13 @@ class MultiHeadAttention(nnx.Module):
         """
         refuse_decode(decode)
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
+        for inputs, projection in zip(
+            (inputs_q, inputs_k, inputs_v), (self.query, self.key, self.value), strict=True
+        ):
+            check_features("MultiHeadAttention", inputs, projection.in_features[0])
         attention = self.attention_fn
         if sow_weights:
-            attention = with_weights(attention, functools.partial(self.sow, nnx.Intermediate))
+            attention = with_weights(attention, functools.partial(sow_on_request, self))
         return multi_head_attention(
             inputs_q,
             inputs_k,
@@ -266,14 +281,17 @@ class MultiHeadAttention(nnx.Module):
                 is_causal=is_causal,
                 scale=self.scale,
                 normalizer=self.normalizer,
-                dropout=self._dropout(deterministic, rngs),
+                dropout=self._dropout(inputs_q, deterministic, rngs),
                 precision=self.precision,
                 implementation=self.implementation,
             ),
         )
 
     def _dropout(
-        self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None
+        self,
+        inputs: jax.Array,
+        deterministic: bool | None,
+        rngs: nnx.Rngs | nnx.RngStream | None,
     ) -> Dropout | None:
         if self.dropout_rate == 0:
             return None
@@ -292,7 +310,9 @@ class MultiHeadAttention(nnx.Module):
                 f"as the module was made with keep_rngs=False."
             )
         stream = rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs
-        return Dropout(self.dropout_rate, stream(), broadcast=self.broadcast_dropout)
+        return make_dropout(
+            self.dropout_rate, stream(), self.broadcast_dropout, inputs, self.batch_axis_name
+        )
 
     def set_view(self, deterministic: bool | None = None, decode: bool | None = None) -> None:
         """Class method used by `nnx.view`.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn._checks import Activation, check_odd
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_attention_gate
-from flax_attn.vision._checks import Activation, check_odd
 from flax_attn.vision.spatial_attention import Pooling
 
 

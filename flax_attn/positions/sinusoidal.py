@@ -24,9 +24,9 @@ def sinusoidal(
     Args:
       positions: Positions in tokens, integer or floating, any shape `[*T]`.
       features: M, the width of the encoding, even.
-      base: The longest wavelength is 2π · base tokens.
+      base: The wavelengths grow from 2π tokens towards 2π · base.
       layout: Where the pairs lie: `"interleaved"` as in the paper, sin and cos in turn; `"half"`
-        all sines, then all cosines, as in tensor2tensor.
+        all sines, then all cosines. (tensor2tensor has that order, but other frequencies.)
       dtype: dtype of the result; float32, or float64 for float64 positions. The angles are computed
         in at least float32.
 

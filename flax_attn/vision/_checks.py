@@ -1,14 +1,9 @@
 """Checks and pooling shared by the vision mechanisms."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from flax_attn._checks import as_floating, statistics_dtype
-
-Map = Callable[[jax.Array], jax.Array]
-Activation = Callable[[jax.Array], jax.Array]
 
 
 def as_image(function: str, x: jax.Array) -> jax.Array:
@@ -38,37 +33,6 @@ def check_reduced(function: str, hidden: jax.Array) -> None:
         raise ValueError(
             f"{function}: reduce must keep at least 1 channel, got 0. Use a smaller reduction."
         )
-
-
-def reduced_features(
-    module: str, features: int, reduction: int, hidden_features: int | None, least: int = 0
-) -> int:
-    """R = max(least, C // reduction), or as given; a width of 0 raises."""
-    if hidden_features is not None:
-        if hidden_features < 1:
-            raise ValueError(
-                f"{module}: hidden_features must be at least 1, got {hidden_features}."
-            )
-        return hidden_features
-    if reduction < 1:
-        raise ValueError(f"{module}: reduction must be at least 1, got {reduction}.")
-    reduced = max(least, features // reduction)
-    if reduced == 0:
-        raise ValueError(
-            f"{module}: C // reduction must be at least 1, got {features} // {reduction} = 0. "
-            f"Use a smaller reduction, or hidden_features=1."
-        )
-    return reduced
-
-
-def check_odd(module: str, kernel_size: int) -> int:
-    """The kernel size, if it has a centre."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"{module}: kernel_size must be odd and at least 1, got {kernel_size}. "
-            f"Use {max(kernel_size, 0) + 1}."
-        )
-    return kernel_size
 
 
 def spatial_mean(x: jax.Array) -> jax.Array:

@@ -6,14 +6,8 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn.vision._checks import (
-    Activation,
-    Map,
-    as_image,
-    check_reduced,
-    check_returned,
-    spatial_mean,
-)
+from flax_attn._checks import Activation, Map
+from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
 
 
 def bam(
@@ -36,8 +30,9 @@ def bam(
     y = x ⊙ (1 + σ(M_c + M_s))
 
     In the paper R = C / 16, conv_1 is pointwise and two dilated 3×3 convolutions (dilation 4)
-    follow, all with biases. The released code multiplies M_c by M_s (`combine="multiply"`). Neither
-    it nor this normalises the ends of the two branches, as the paper's figure does.
+    follow. Its equations 3 and 4 also normalise the end of each branch, which its released code
+    leaves out, and so do we: compose that into `expand` and `project` if it is wanted. The released
+    code multiplies M_c by M_s (`combine="multiply"`).
 
     Args:
       x: Image `[*B, H, W, C]`.

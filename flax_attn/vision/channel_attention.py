@@ -3,9 +3,8 @@
 import jax
 from jaxtyping import Array, Float
 
+from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import (
-    Activation,
-    Map,
     as_image,
     check_reduced,
     check_returned,

@@ -4,14 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import statistics_dtype
-from flax_attn.vision._checks import (
-    Activation,
-    Map,
-    as_image,
-    check_reduced,
-    check_returned,
-)
+from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
 
 
 def coordinate_attention(
@@ -30,8 +24,8 @@ def coordinate_attention(
     y = x ⊙ σ(expand_h(f_h)) ⊙ σ(expand_w(f_w))
 
     Rows and columns are reduced and normalised as one sequence of H + W places, so that the
-    statistics of a batch normalisation depend on the resolution. In the paper R = max(8, C / 32)
-    and δ is hard swish.
+    statistics of a batch normalisation depend on the resolution. In the released code
+    R = max(8, C / 32) and δ is hard swish.
 
     Args:
       x: Image `[*B, H, W, C]`.

@@ -5,7 +5,8 @@ import math
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn.vision._checks import Activation, Map, as_image, check_returned, spatial_mean
+from flax_attn._checks import Activation, Map
+from flax_attn.vision._checks import as_image, check_returned, spatial_mean
 
 
 def eca(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import statistics_dtype
-from flax_attn.vision._checks import Activation, Map, as_image, check_returned
+from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn.vision._checks import as_image, check_returned
 
 Pooling = Literal["mean", "max"]
 
@@ -77,5 +77,6 @@ def spatial_attention_gate(
     }
     convolved = conv(jnp.concatenate([pooled[name] for name in order], axis=-1))
     check_returned("spatial_attention", "conv", convolved, (*x.shape[:-1], 1), "[*B, H, W, 1]")
-    normalized = convolved if norm is None else norm(convolved)
-    return gate_fn(normalized).astype(x.dtype)
+    gate = gate_fn(convolved if norm is None else norm(convolved))
+    check_returned("spatial_attention", "norm", gate, (*x.shape[:-1], 1), "[*B, H, W, 1]")
+    return gate.astype(x.dtype)

@@ -3,14 +3,8 @@
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn.vision._checks import (
-    Activation,
-    Map,
-    as_image,
-    check_reduced,
-    check_returned,
-    spatial_mean,
-)
+from flax_attn._checks import Activation, Map
+from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
 
 
 def squeeze_excite(

@@ -1,6 +1,7 @@
 """The multi-head modules against Flax's own, and what goes beyond them."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -269,3 +270,37 @@ def test_learned_positions_hold_flax_embed_tables():
     assert np.array_equal(ours.apply(variables, positions), table.apply(variables, positions))
     made = nnx.LearnedPositions(16, 8, dtype=jnp.bfloat16, rngs=flax_nnx.Rngs(0))
     assert made(positions).dtype == jnp.bfloat16
+
+
+def test_sown_weights_follow_every_option():
+    options = {"scale": 0.7, "normalizer": Softmax(jnp.float32(1.0))}
+    ours = linen.MultiHeadAttention(num_heads=4, **options)
+    variables = randomized(ours.init(jax.random.key(0), X))
+    bias = jnp.asarray(RNG.normal(size=(4, 5, 5)), jnp.float32)
+    call = {"bias": bias, "mask": MASK, "sow_weights": True, "mutable": ["intermediates"]}
+    output, sown = ours.apply(variables, X, **call)
+    weights = sown["intermediates"]["attention_weights"][0]
+    p = variables["params"]
+    value = np.einsum("btm,mnd->btnd", X, p["value"]["kernel"]) + np.asarray(p["value"]["bias"])
+    heads = np.einsum("bnts,bsnd->btnd", weights, value)
+    expected = np.einsum("btnd,ndm->btm", heads, p["out"]["kernel"]) + np.asarray(p["out"]["bias"])
+    assert_close(output, expected, 2 * FORWARD["float32"])
+
+    swapped = flax_linen.MultiHeadDotProductAttention(
+        num_heads=4, attention_fn=attention.attention_fn(bias=bias, **options)
+    )
+    output, sown = swapped.apply(
+        variables, X, mask=MASK, sow_weights=True, mutable=["intermediates"]
+    )
+    assert_close(output, expected, 2 * FORWARD["float32"])
+    assert_close(sown["intermediates"]["attention_weights"][0], weights, FORWARD["float32"])
+
+
+def test_precision_reaches_every_dot_of_the_modules():
+    layer = linen.MultiHeadAttention(num_heads=4, precision="highest")
+    variables = layer.init(jax.random.key(0), X)
+    made = nnx.MultiHeadAttention(4, 24, precision="highest", rngs=flax_nnx.Rngs(0))
+    for f in (lambda x: layer.apply(variables, x), made):
+        text = str(jax.make_jaxpr(f)(X))
+        assert text.count("dot_general[") == 6
+        assert len(re.findall(r"precision=\S*HIGHEST", text)) == 6

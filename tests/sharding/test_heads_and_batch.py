@@ -228,16 +228,29 @@ def test_multi_head_attention_under_jit_with_shardings():
     assert "all-gather" not in compiled  # and nothing is brought together
 
 
-def test_dropout_in_the_module_is_that_of_one_device():
-    options = {"dropout_rate": 0.4, "broadcast_dropout": False, "deterministic": False}
-    key = jax.random.key(0)
+@pytest.mark.parametrize("broadcast", [True, False])
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_dropout_in_the_modules_is_that_of_one_device(api, broadcast):
+    options = {"dropout_rate": 0.4, "broadcast_dropout": broadcast, "deterministic": False}
     layer = linen.MultiHeadAttention(num_heads=N, num_kv_heads=K, head_dim=D, **options)
+    local = {**LOCAL, **options, "batch_axis_name": "batch"}
+
+    def by_linen(weights, x):
+        module = linen.MultiHeadAttention(num_heads=N // 4, num_kv_heads=K // 4, **local)
+        return module.apply({"params": weights}, x, dropout_rng=key)
+
+    def by_nnx(weights, x):
+        def make():
+            return nnx.MultiHeadAttention(
+                N // 4, M, num_kv_heads=K // 4, keep_rngs=False, **local, rngs=flax_nnx.Rngs(0)
+            )
+
+        graph, state = flax_nnx.split(flax_nnx.eval_shape(make))
+        flax_nnx.replace_by_pure_dict(state, weights)
+        return flax_nnx.merge(graph, state)(x, rngs=flax_nnx.Rngs(dropout=0))
+
+    key = flax_nnx.Rngs(dropout=0).dropout()
     expected = layer.apply({"params": WEIGHTS}, X, dropout_rng=key)
-    local = linen.MultiHeadAttention(num_heads=N // 4, num_kv_heads=K // 4, **LOCAL, **options)
-    sharded = jax.shard_map(
-        lambda weights, x: local.apply({"params": weights}, x, dropout_rng=key),
-        mesh=jax.make_mesh((4,), ("heads",), axis_types=(AxisType.Auto,)),
-        in_specs=(WEIGHT_SPECS, P()),
-        out_specs=P(),
-    )
+    module = {"linen": by_linen, "nnx": by_nnx}[api]
+    sharded = jax.shard_map(module, mesh=mesh(), **MODULE_SPECS)
     assert_close(jax.jit(sharded)(WEIGHTS, X), expected, FORWARD["float32"])

@@ -1,0 +1,156 @@
+"""Every option of every vision module does something, and the same in Linen and NNX."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as flax_linen
+from flax import nnx as flax_nnx
+
+from flax_attn import linen, nnx
+from tests.mechanisms import load, mechanisms, module_class, random_variables
+from tests.tolerances import FORWARD, assert_close
+
+X = jnp.asarray(np.random.default_rng(0).normal(0.3, 1.5, (3, 9, 8, 32)), jnp.float32)
+
+
+def linen_norm(**kwargs):
+    return flax_linen.GroupNorm(num_groups=1, **kwargs)
+
+
+def nnx_norm(features, *, rngs):
+    return flax_nnx.GroupNorm(features, num_groups=1, rngs=rngs)
+
+
+# A value other than the default, for Linen and for NNX where they differ.
+VALUES = {
+    "reduction": 2,
+    "min_features": 5,
+    "hidden_features": 3,
+    "kernel_size": 5,
+    "dilation": 2,
+    "num_convs": 1,
+    "combine": "multiply",
+    "order": ("max", "mean"),
+    "activation_fn": jax.nn.tanh,
+    "gate_fn": jax.nn.hard_sigmoid,
+    "e_lambda": 0.5,
+    "norm": (linen_norm, nnx_norm),
+    "dtype": jnp.bfloat16,
+    "param_dtype": jnp.bfloat16,
+    "kernel_init": jax.nn.initializers.ones,
+    "bias_init": jax.nn.initializers.ones,
+    "precision": "highest",
+}
+
+
+def options(name):
+    """The options of the NNX module, apart from its width and keys."""
+    parameters = inspect.signature(module_class(nnx, name).__init__).parameters
+    return [p for p in parameters if p not in ("self", "in_features", "rngs")]
+
+
+def cases():
+    return [(name, option) for name in mechanisms() for option in options(name)]
+
+
+def build(name, **chosen):
+    """The Linen and the NNX module with equal options."""
+    linen_options = {k: v[0] if k == "norm" else v for k, v in chosen.items()}
+    nnx_options = {k: v[1] if k == "norm" else v for k, v in chosen.items()}
+    cls, other = module_class(linen, name), module_class(nnx, name)
+    if hasattr(cls, "use_running_average") and "norm" not in chosen:
+        linen_options["use_running_average"] = True
+    known = {"in_features": 32, "rngs": flax_nnx.Rngs(0)}
+    asked = inspect.signature(other.__init__).parameters
+    made = other(**nnx_options, **{k: v for k, v in known.items() if k in asked})
+    made.eval()
+    return cls(**linen_options), made
+
+
+def value(name, option):
+    if option == "use_bias":
+        return not module_class(linen, name)(**{}).use_bias
+    return VALUES[option]
+
+
+@pytest.mark.parametrize("name", mechanisms())
+def test_linen_and_nnx_have_the_same_options_and_defaults(name):
+    fields = inspect.signature(module_class(linen, name)).parameters
+    others = inspect.signature(module_class(nnx, name).__init__).parameters
+    own = set(fields) - {"parent", "name", "use_running_average"}
+    assert own == set(options(name))
+    for option in own - {"norm", "kernel_init", "bias_init"}:
+        assert fields[option].default == others[option].default, option
+
+
+@pytest.mark.parametrize(("name", "option"), cases())
+def test_each_option_changes_the_module_and_equally(name, option):
+    with jax.numpy_dtype_promotion("standard"):
+        plain, _ = build(name)
+        changed, made = build(name, **{option: value(name, option)})
+        if option in ("kernel_init", "bias_init", "param_dtype"):
+            if option == "bias_init" and "use_bias" in options(name):
+                changed, made = build(name, use_bias=True, bias_init=VALUES["bias_init"])
+                plain, _ = build(name, use_bias=True)
+            before, after = (m.init(jax.random.key(0), X)["params"] for m in (plain, changed))
+            assert flat(before) != flat(after)
+            assert kinds(after) == kinds(
+                flax_nnx.to_pure_dict(flax_nnx.state(made, flax_nnx.Param))
+            )
+            return
+        variables = random_variables(changed, 32, dtype=np.float32)
+        actual = changed.apply(variables, X)
+        other = load(made, variables)
+        assert_close(other(X), actual, FORWARD["bfloat16" if option == "dtype" else "float32"])
+        same = jax.tree.structure(variables) == jax.tree.structure(random_variables(plain, 32))
+        shapes = [np.shape(a) for a in jax.tree.leaves(variables)]
+        if same and shapes == [np.shape(a) for a in jax.tree.leaves(random_variables(plain, 32))]:
+            assert not np.allclose(plain.apply(variables, X), actual, rtol=1e-4, atol=1e-5)
+
+
+def flat(tree):
+    return [
+        (np.asarray(a, np.float32).ravel().tolist(), str(a.dtype)) for a in jax.tree.leaves(tree)
+    ]
+
+
+def kinds(tree):
+    return [(a.shape, str(a.dtype)) for a in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", ["bam", "coordinate_attention"])
+def test_the_default_norm_updates_its_statistics_as_pytorch_does(name):
+    """Of a batch whose every place is 1000 or 1002: mean 1001, variance 1, a tenth of both."""
+    features = 16
+    kernel = {"kernel_init": jax.nn.initializers.zeros, "bias_init": jax.nn.initializers.zeros}
+    cls = module_class(linen, name)
+    module = cls(use_running_average=False, **kernel)
+    x = jnp.ones((2, 1, 2, features)) * jnp.array([1000.0, 1002.0])[:, None, None, None]
+    variables = module.init(jax.random.key(0), x)
+    layer = "norm" if name == "coordinate_attention" else "reduce_norm"
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    width = params["reduce"]["kernel"].shape[1]
+    params["reduce"]["kernel"] = jnp.zeros((features, width)).at[0].set(1.0)
+    _, updated = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"][layer]["mean"], 100.1, rtol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"][layer]["var"], 0.9 + 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bam", "coordinate_attention"])
+def test_the_phase_may_be_given_at_the_call(name):
+    cls = module_class(linen, name)
+    variables = random_variables(cls(use_running_average=True), 32, dtype=np.float32)
+    expected = cls(use_running_average=True).apply(variables, X)
+    assert_close(cls().apply(variables, X, use_running_average=True), expected, 0)
+    both = functools.partial(cls(use_running_average=True).apply, variables, X)
+    with pytest.raises(ValueError, match="use_running_average"):
+        both(use_running_average=True)
+
+
+def test_linen_modules_take_no_options_by_position():
+    with pytest.raises(TypeError):
+        linen.SqueezeExcite(16)
