@@ -29,15 +29,17 @@ def undefined_rows(visible: jax.Array, bad_query: jax.Array, bad_key: jax.Array)
     Returns:
       True for those queries `[*B, N, T]`.
     """
-    sees_any = jnp.any(visible, axis=-1)
-    visible = jnp.broadcast_to(visible, (*visible.shape[:-1], bad_key.shape[-1]))
-    # As a dot product, counting, the pairs of all heads need not exist at once.
-    letters = "ts" if visible.shape[-3] == 1 else "nts"
-    if visible.shape[-3] == 1:
-        visible = visible[..., 0, :, :]
-    if all(size == 1 for size in visible.shape[: -len(letters)]):
-        visible = visible.reshape(visible.shape[-len(letters) :])
-    count = jnp.einsum(
-        f"...{letters},...ns->...nt", visible.astype(jnp.float32), bad_key.astype(jnp.float32)
-    )
-    return (count > 0) | (bad_query & sees_any)
+    sees_bad = _sees_bad(visible, bad_key)
+    return sees_bad | (bad_query & jnp.any(visible, axis=-1))
+
+
+def _sees_bad(visible: jax.Array, bad_key: jax.Array) -> jax.Array:
+    if visible.shape[-3] > 1:
+        return jnp.any(visible & bad_key[..., :, None, :], axis=-1)
+    # One relation for all heads: count by a dot product, without the pairs of every head.
+    shape = (*visible.shape[:-3], visible.shape[-2], bad_key.shape[-1])
+    visible_BTS = jnp.broadcast_to(visible[..., 0, :, :], shape)
+    if all(size == 1 for size in shape[:-2]):
+        visible_BTS = visible_BTS.reshape(shape[-2:])
+    counts = (array.astype(jnp.float32) for array in (visible_BTS, bad_key))
+    return jnp.einsum(f"{'...' * (visible_BTS.ndim > 2)}ts,...ns->...nt", *counts) > 0

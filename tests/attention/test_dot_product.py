@@ -245,6 +245,7 @@ POISON = {
     "window": {"local_window_size": (0, 0)},
     "mask": {"mask": jnp.asarray(FIRST)},
     "bias": {"bias": jnp.asarray(np.where(FIRST, 0, -np.inf), jnp.float32)},
+    "heads": {"mask": jnp.asarray(np.broadcast_to(FIRST, (4, 1, 7)))},
     "documents": {"mask": jnp.asarray(FIRST[:, None] == FIRST)},
 }
 
