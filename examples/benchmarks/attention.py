@@ -82,10 +82,10 @@ def main() -> None:
                     }
                     ratios = measure(programs, arguments)
                     memory = (p.memory_analysis().temp_size_in_bytes for p in programs.values())
+                    mask, work = "causal" if is_causal else "full", "fwd+bwd" if backward else "fwd"
                     print(
-                        f"{', '.join(map(str, shape)):16} {jnp.dtype(dtype).name:9} "
-                        f"{'causal' if is_causal else 'full':7} {'fwd+bwd' if backward else 'fwd':8}"
-                        f"{ratios['jax.nn']:14.2f} {ratios['flax']:12.2f}   "
+                        f"{', '.join(map(str, shape)):16} {jnp.dtype(dtype).name:9} {mask:7} "
+                        f"{work:8}{ratios['jax.nn']:14.2f} {ratios['flax']:12.2f}   "
                         + ", ".join(f"{size / 2**20:.0f}" for size in memory),
                         flush=True,
                     )
