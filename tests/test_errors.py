@@ -146,6 +146,16 @@ CASES = {
         ValueError,
         r"head_ids must be \[N\] = \[4\], got \[3\]",
     ),
+    "dropout key": (
+        lambda: attend(dropout=Dropout(0.1, 0)),
+        TypeError,
+        r"dropout\.key must be one JAX key, got 0\. Write jax\.random\.key",
+    ),
+    "dropout keys": (
+        lambda: attend(dropout=Dropout(0.1, jax.random.split(KEY))),
+        TypeError,
+        r"must be one JAX key, got \(2,\)",
+    ),
     "dropout kind": (lambda: attend(dropout=0.1), TypeError, r"Dropout\(rate, key\), got float"),
     "dropout rate": (
         lambda: attend(dropout=Dropout(1.0, KEY)),
@@ -279,6 +289,13 @@ CASES = {
         lambda: multi_head_attention(Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=0),
         ValueError,
         "num_heads must be at least 1, got 0",
+    ),
+    "a residual": (
+        lambda: multi_head_attention(
+            Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=4, return_residual=True
+        ),
+        TypeError,
+        "Leave out return_residual",
     ),
     "unknown option": (
         lambda: multi_head_attention(Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=4, windw=3),
@@ -574,7 +591,7 @@ CASES = {
         ValueError,
         "deterministic must be given for dropout_rate = 0.1",
     ),
-    "dropout keys": (
+    "module dropout keys": (
         lambda: nnx.MultiHeadAttention(
             2, 8, dropout_rate=0.1, deterministic=False, keep_rngs=False, rngs=rngs()
         )(Q[:, :, 0]),

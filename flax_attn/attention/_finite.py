@@ -18,22 +18,16 @@ def not_finite(array: jax.Array) -> jax.Array:
     return ~jnp.all(jnp.isfinite(array), axis=-1)
 
 
-def undefined_rows(visible: jax.Array, bad_query: jax.Array, bad_key: jax.Array) -> jax.Array:
-    """The queries that are not finite, or see a key that is not, and see anything at all.
+def sees(visible: jax.Array, bad_key: jax.Array) -> jax.Array:
+    """Which queries see a bad key.
 
     Args:
       visible: Who sees whom `[*B, N, T, S]`, with axes of size 1 where nothing varies.
-      bad_query: Which queries are not finite `[*B, N, T]`.
-      bad_key: Which keys or values are not finite `[*B, N, S]`.
+      bad_key: Which keys are bad `[*B, N, S]`.
 
     Returns:
       True for those queries `[*B, N, T]`.
     """
-    sees_bad = _sees_bad(visible, bad_key)
-    return sees_bad | (bad_query & jnp.any(visible, axis=-1))
-
-
-def _sees_bad(visible: jax.Array, bad_key: jax.Array) -> jax.Array:
     if visible.shape[-3] > 1:
         return jnp.any(visible & bad_key[..., :, None, :], axis=-1)
     # One relation for all heads: count by a dot product, without the pairs of every head.

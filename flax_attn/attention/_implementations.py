@@ -33,9 +33,13 @@ def attend(
         names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     if not names:
         raise ValueError(f"{function}: implementation must name at least one, got an empty list.")
+    for name in names:
+        if name not in (*IMPLEMENTATIONS, *ALIASES, *ABSENT):
+            known = ", ".join(repr(n) for n in (*IMPLEMENTATIONS, *ALIASES))
+            raise ValueError(f"{function}: implementation must be one of {known}, got {name!r}.")
     refusals = []
     for name in names:
-        reason = _decline(function, name, request)
+        reason = _decline(name, request)
         if reason is None:
             return IMPLEMENTATIONS[ALIASES.get(name, name)].attend(request)
         refusals.append(NotImplementedError(f"{function}: {name!r} declines: {reason}"))
@@ -44,10 +48,7 @@ def attend(
     raise ExceptionGroup(f"{function}: every implementation declines", refusals)
 
 
-def _decline(function: str, name: str, request: Request) -> str | None:
+def _decline(name: str, request: Request) -> str | None:
     if name in ABSENT:
         return f"it is not part of this version, which has {', '.join(IMPLEMENTATIONS)}."
-    if ALIASES.get(name, name) not in IMPLEMENTATIONS:
-        known = ", ".join(repr(n) for n in (*IMPLEMENTATIONS, *ALIASES))
-        raise ValueError(f"{function}: implementation must be one of {known}, got {name!r}.")
     return IMPLEMENTATIONS[ALIASES.get(name, name)].declines(request)

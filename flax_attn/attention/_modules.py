@@ -126,7 +126,7 @@ def attention_options(
 ) -> dict[str, Any]:
     """The options of `attention_fn`: those that say something."""
     if mask is not None:
-        mask = mask.astype(bool)  # Flax's make_attention_mask gives float32
+        mask = jnp.asarray(mask).astype(bool)  # Flax's make_attention_mask gives float32
     head_ids = None
     if axis_name is not None:
         head_ids = lax.axis_index(axis_name) * num_heads + jnp.arange(num_heads)
@@ -134,6 +134,18 @@ def attention_options(
     return {
         name: value for name, value in given.items() if value is not None and value is not False
     }
+
+
+def promoted(attention_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`attention_fn` on queries, keys and values of a common dtype, as in Flax."""
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+        if not query.dtype == key.dtype == value.dtype:
+            dtype = jnp.result_type(query, key, value)
+            query, key, value = (array.astype(dtype) for array in (query, key, value))
+        return attention_fn(query, key, value, **options)
+
+    return attend
 
 
 def with_weights(

@@ -207,6 +207,8 @@ def _check_window(function: str, window: int | Window | None) -> Window | None:
         if side is not None and not jnp.issubdtype(jnp.result_type(side), jnp.integer):
             raise TypeError(f"{function}: local_window_size must be whole numbers, got {window}.")
     known = (side for side in sides if side is not None and not isinstance(side, jax.core.Tracer))
+    if sides == (None, None):
+        return None
     if len(sides) != 2 or any(jnp.ndim(side) != 0 or side < 0 for side in known):
         raise ValueError(
             f"{function}: local_window_size must be (left, right) or one number for both, "
@@ -222,6 +224,14 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
     if not isinstance(dropout, Dropout):
         raise TypeError(
             f"{function}: dropout must be a Dropout(rate, key), got {type(dropout).__name__}."
+        )
+    if not hasattr(dropout.key, "dtype") or not (
+        (jnp.issubdtype(dropout.key.dtype, jax.dtypes.prng_key) and dropout.key.ndim == 0)
+        or (dropout.key.dtype == jnp.uint32 and dropout.key.ndim == 1)
+    ):
+        raise TypeError(
+            f"{function}: dropout.key must be one JAX key, got "
+            f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
         )
     if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate < 1:
         raise ValueError(f"{function}: the dropout rate must lie in [0, 1), got {dropout.rate}.")

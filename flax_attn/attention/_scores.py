@@ -6,7 +6,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from flax_attn.attention._finite import finite, not_finite, undefined_rows
+from flax_attn.attention._finite import finite, not_finite, sees
 from flax_attn.attention._request import Request
 
 Rows = jax.Array
@@ -37,11 +37,14 @@ def masked_scores(
         preferred_element_type=request.scores_dtype,
     )
     scores = unstack_groups(scores_BKRS, num_heads)
+    seen = visible(request, rows, cols)
+    if seen is not None and not isinstance(request.scale, float | int):
+        # The gradient of a scale sums over all products, an overflow behind the mask included.
+        scores = jnp.where(seen, scores, 0)
     scores = scores * jnp.asarray(request.scale, scores.dtype)
     if request.bias is not None:
         scores = scores + _window(request.bias, rows, cols).astype(scores.dtype)
-    permitted = allowed(request, rows, cols)
-    return scores if permitted is None else jnp.where(permitted, scores, -jnp.inf)
+    return scores if seen is None else jnp.where(seen, scores, -jnp.inf)
 
 
 def stack_groups(rows: jax.Array, num_kv_heads: int) -> jax.Array:
@@ -63,8 +66,13 @@ def unstack_groups(rows: jax.Array, num_heads: int) -> jax.Array:
     return rows_BKGTX.reshape(*batch, num_heads, stacked // groups, features)
 
 
-def allowed(request: Request, rows: Rows | None, cols: Rows | None) -> jax.Array | None:
-    """Who may see whom, `[*B, N, T', S']`, of size 1 where nothing varies; None = all see all."""
+def visible(
+    request: Request, rows: Rows | None = None, cols: Rows | None = None
+) -> jax.Array | None:
+    """Who sees whom, `[*B, N, T', S']`, of size 1 where nothing varies; None = all see all.
+
+    A bias of −∞ hides a key as a mask does.
+    """
     ndim = len(request.batch) + 3
     row = jnp.arange(request.query.shape[-3]) if rows is None else rows
     col = jnp.arange(request.key.shape[-3]) if cols is None else cols
@@ -73,6 +81,8 @@ def allowed(request: Request, rows: Rows | None, cols: Rows | None) -> jax.Array
     parts = []
     if request.mask is not None:
         parts.append(_window(request.mask, rows, cols))
+    if request.bias is not None:
+        parts.append(~jnp.isneginf(_window(request.bias, rows, cols)))
     if request.is_causal:
         parts.append(col <= row)
     if request.window is not None:
@@ -100,27 +110,28 @@ def hides_keys(request: Request) -> bool:
     )
 
 
-def undefined(request: Request, rows: Rows | None = None) -> jax.Array | None:
-    """The queries `[*B, N, T']` that see a number that is not finite; None if all see all."""
-    if not hides_keys(request):
-        return None
-    visible = allowed(request, rows, None)
-    if request.bias is not None:
-        biased = ~jnp.isneginf(_window(request.bias, rows, None))
-        visible = biased if visible is None else visible & biased
-    assert visible is not None
+def undefined_scores(request: Request, seen: jax.Array, rows: Rows | None = None) -> jax.Array:
+    """Queries `[*B, N, T']` that see something and are not finite, or see a key that is not."""
     bad_query_BNT = jnp.swapaxes(not_finite(_take(request.query, rows, -3)), -1, -2)
-    bad_key_BSK = not_finite(request.key)
-    if request.value is not None:
-        bad_key_BSK |= not_finite(request.value)
-    num_heads, num_kv_heads = request.query.shape[-2], request.key.shape[-2]
-    bad_key_BKS = jnp.swapaxes(bad_key_BSK, -1, -2)
-    bad_key_BKGS = jnp.broadcast_to(
-        bad_key_BKS[..., None, :],
-        (*bad_key_BKS.shape[:-1], num_heads // num_kv_heads, bad_key_BKS.shape[-1]),
+    bad_key_BNS = _per_head(request, not_finite(request.key))
+    return sees(seen, bad_key_BNS) | (bad_query_BNT & jnp.any(seen, axis=-1))
+
+
+def undefined_values(request: Request, seen: jax.Array) -> jax.Array:
+    """Queries `[*B, N, T]` that see a value that is not finite."""
+    assert request.value is not None
+    return sees(seen, _per_head(request, not_finite(request.value)))
+
+
+def _per_head(request: Request, flags_BSK: jax.Array) -> jax.Array:
+    """Of key heads to of query heads: `[*B, S, K]` -> `[*B, N, S]`."""
+    num_heads, num_kv_heads = request.query.shape[-2], flags_BSK.shape[-1]
+    flags_BKS = jnp.swapaxes(flags_BSK, -1, -2)
+    *batch, _, length = flags_BKS.shape
+    flags_BKGS = jnp.broadcast_to(
+        flags_BKS[..., None, :], (*batch, num_kv_heads, num_heads // num_kv_heads, length)
     )
-    bad_key_BNS = bad_key_BKGS.reshape(*request.batch, num_heads, bad_key_BKS.shape[-1])
-    return undefined_rows(visible, bad_query_BNT, bad_key_BNS)
+    return flags_BKGS.reshape(*batch, num_heads, length)
 
 
 def _take(array: jax.Array, ids: Rows | None, axis: int) -> jax.Array:

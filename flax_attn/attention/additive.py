@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
-from flax_attn.attention._finite import finite, not_finite, undefined_rows
+from flax_attn.attention._finite import finite, not_finite, sees
 from flax_attn.normalizers import Softmax
 
 
@@ -83,13 +83,13 @@ def additive_attention(
             f"got {list(mask.shape)}."
         )
 
-    undefined = None
+    bad = bad_score = None
     if mask is not None:
         mask = expand_rank(mask, len(weights_shape))
-        bad_query, bad_key = not_finite(query), not_finite(key) | not_finite(value)
-        undefined = undefined_rows(
-            mask[..., None, :, :], bad_query[..., None, :], bad_key[..., None, :]
-        )[..., 0, :, None]
+        mask_B1TS = mask[..., None, :, :]
+        sees_bad = [sees(mask_B1TS, not_finite(a)[..., None, :])[..., 0, :] for a in (key, value)]
+        bad_score = sees_bad[0] | (not_finite(query) & jnp.any(mask, axis=-1))
+        bad = bad_score | sees_bad[1]
         query, key, value = finite(query), finite(key), finite(value)
 
     queries_TM, keys_SM = query_map(query), key_map(key)
@@ -101,6 +101,8 @@ def additive_attention(
             f"{function}: query_map and key_map must return [*B, T, M] and [*B, S, M], "
             f"got {list(queries_TM.shape)} and {list(keys_SM.shape)}."
         )
+    dtype = statistics_dtype(queries_TM.dtype)
+    queries_TM, keys_SM = queries_TM.astype(dtype), keys_SM.astype(dtype)
     hidden_TSM = jnp.tanh(queries_TM[..., :, None, :] + keys_SM[..., None, :, :])
     scores_TS1 = score_map(hidden_TSM)
     if scores_TS1.shape != (*weights_shape, 1):
@@ -112,13 +114,15 @@ def additive_attention(
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
     weights = Softmax().normalize(scores[..., None, :, :])[0][..., 0, :, :]
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0)  # their cotangent may overflow
     output = jnp.einsum(
         "...ts,...sd->...td",
         weights.astype(value.dtype),
         value,
         preferred_element_type=scores.dtype,
     ).astype(value.dtype)
-    if undefined is not None and mask is not None:
-        output = jnp.where(undefined, jnp.nan, output)
-        weights = jnp.where(undefined & mask, jnp.nan, weights)
+    if mask is not None and bad is not None and bad_score is not None:
+        output = jnp.where(bad[..., None], jnp.nan, output)
+        weights = jnp.where(bad_score[..., None] & mask, jnp.nan, weights)
     return (output, weights) if return_weights else output

@@ -1,5 +1,7 @@
 """Our attention inside Flax's own multi-head attention."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -7,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flax_attn._checks import expand_rank
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
 
 _WEIGHTS_OPTIONS = (
-    "bias",
     "scale",
     "query_seq_lengths",
     "key_value_seq_lengths",
@@ -25,7 +27,8 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
     """Make an `attention_fn` for Flax's own `MultiHeadAttention`, Linen's or NNX's.
 
     The function takes every keyword that Flax passes, does the same as Flax's
-    `dot_product_attention`, and raises where it cannot.
+    `dot_product_attention`, and raises where it cannot. A mask here and Flax's must both allow a
+    pair; biases add.
 
     Args:
       **options: Passed on to `dot_product_attention`: `scale`, `is_causal`, `local_window_size`,
@@ -43,7 +46,16 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
       >>> layer.apply(layer.init(jax.random.key(0), x), x).shape
       (2, 10, 32)
     """
+    known = inspect.signature(dot_product_attention).parameters
+    for name in options:
+        if name not in known or name in ("query", "key", "value", "dropout", "return_residual"):
+            raise TypeError(
+                f"attention_fn: {name!r} is not an option; Flax passes the dropout, and there is "
+                f"no place for a residual."
+            )
     causal = options.pop("is_causal", False)
+    own_mask, own_bias = options.pop("mask", None), options.pop("bias", None)
+    own_precision = options.pop("precision", None)
     weights_options: dict[str, Any] = {
         name: options[name] for name in _WEIGHTS_OPTIONS if name in options
     }
@@ -77,13 +89,14 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
             dtype = jnp.promote_types(jnp.promote_types(query.dtype, key.dtype), value.dtype)
         query, key, value = (array.astype(dtype) for array in (query, key, value))
         mask = None if mask is None else mask.astype(bool)  # make_attention_mask gives float32
+        masks = [expand_rank(m, query.ndim) for m in (own_mask, mask) if m is not None]
+        biases = [expand_rank(b, query.ndim) for b in (own_bias, bias) if b is not None]
         common: dict[str, Any] = {
-            "mask": mask,
+            "mask": functools.reduce(jnp.logical_and, masks) if masks else None,
+            "bias": functools.reduce(jnp.add, biases) if biases else None,
             "is_causal": causal or is_causal,
-            "precision": precision,
+            "precision": own_precision if precision is None else precision,
         }
-        if bias is not None:
-            common["bias"] = bias
         if module is not None:
             weights = attention_weights(query, key, **(weights_options | common))
             module.sow("intermediates", "attention_weights", weights)

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from flax_attn.attention._finite import finite
 from flax_attn.attention._request import Request
 from flax_attn.attention._scores import (
-    hides_keys,
     masked_scores,
     stack_groups,
-    undefined,
+    undefined_scores,
+    undefined_values,
     unstack_groups,
+    visible,
 )
 
 
@@ -30,13 +31,18 @@ def attend(request: Request) -> tuple[jax.Array, jax.Array]:
       The output `[*B, T, N, Dv]` in the query's dtype and the LSE `[*B, T, N]`.
     """
     assert request.value is not None
-    value = finite(request.value) if hides_keys(request) else request.value
+    value, seen = request.value, visible(request)
     weights_BNTS, lse_BNT = request.normalizer.normalize(masked_scores(request))
+    if seen is not None:
+        value = finite(value)
+        # They are 0 already; but their cotangent may overflow, and 0 · ∞ is not a number.
+        weights_BNTS = jnp.where(seen, weights_BNTS, 0)
 
     if request.dropout is not None:
         rows, cols = (jnp.arange(length) for length in weights_BNTS.shape[-2:])
         keep = request.dropout.keep(request.batch, request.head_ids, rows, cols)
-        weights_BNTS = jnp.where(keep, weights_BNTS / (1 - request.dropout.rate), 0)
+        share = jnp.asarray(1 - request.dropout.rate, weights_BNTS.dtype)
+        weights_BNTS = jnp.where(keep, weights_BNTS / share, 0)
 
     output_BKRD = jnp.einsum(
         "...krs,...skd->...krd",
@@ -48,8 +54,9 @@ def attend(request: Request) -> tuple[jax.Array, jax.Array]:
     output_BNTD = unstack_groups(output_BKRD, request.query.shape[-2])
     output = jnp.swapaxes(output_BNTD, -3, -2).astype(request.query.dtype)
     lse = jnp.swapaxes(lse_BNT, -1, -2)
-    undefined_BNT = undefined(request)
-    if undefined_BNT is not None:
-        bad = jnp.swapaxes(undefined_BNT, -1, -2)
-        output, lse = jnp.where(bad[..., None], jnp.nan, output), jnp.where(bad, jnp.nan, lse)
+    if seen is not None:
+        bad_BNT = undefined_scores(request, seen)
+        lse = jnp.where(jnp.swapaxes(bad_BNT, -1, -2), jnp.nan, lse)
+        bad_BNT = bad_BNT | undefined_values(request, seen)
+        output = jnp.where(jnp.swapaxes(bad_BNT, -1, -2)[..., None], jnp.nan, output)
     return output, lse

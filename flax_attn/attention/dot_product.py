@@ -22,8 +22,8 @@ def dot_product_attention(
     *,
     scale: float | Float[Array, ""] | None = None,
     is_causal: bool = False,
-    query_seq_lengths: Int[Array, "*#B"] | None = None,
-    key_value_seq_lengths: Int[Array, "*#B"] | None = None,
+    query_seq_lengths: Int[Array, "..."] | None = None,
+    key_value_seq_lengths: Int[Array, "..."] | None = None,
     local_window_size: int | tuple[int | None, int | None] | None = None,
     score_mod: None = None,
     normalizer: Softmax = Softmax(),
@@ -46,7 +46,8 @@ def dot_product_attention(
     statistics and accumulators are float32 (float64 for float64 inputs).
 
     A key or value that holds NaN or infinity never reaches a query that may not see it, in value or
-    gradient. One that may see it gets NaN in every feature.
+    gradient. With a mask of any kind or a bias, a query that does see it gets NaN in every feature,
+    and no gradient passes through its row.
 
     Args:
       query: Queries `[*B, T, N, D]`.

@@ -66,19 +66,32 @@ class Dropout:
         else:
             batch_ids = jnp.arange(math.prod(batch))
 
-        def words(batch_id: Array, head_id: Array) -> Array:
-            key = jax.random.fold_in(jax.random.fold_in(self.key, batch_id), head_id)
-            return jax.random.bits(key, (2,), jnp.uint32)
-
-        key_BN2 = jax.vmap(jax.vmap(words, (None, 0)), (0, None))(batch_ids, head_ids)
-        key_BN112 = key_BN2.reshape(*batch, head_ids.shape[0], 1, 1, 2)
+        # A key of its own for each batch element and head, a counter for each query and key. (Not
+        # jax.random: not all of its generators depend on nothing but key and counter.)
+        key_B1 = _two_words(self.key), batch_ids.reshape(-1, 1), head_ids.reshape(1, -1)
+        keys_BN = threefry2x32(*key_B1[0], *(ids.astype(jnp.uint32) for ids in key_B1[1:]))
+        keys_BN11 = (k.reshape(*batch, head_ids.shape[0], 1, 1) for k in keys_BN)
         counters = (
             ids.astype(jnp.uint32).reshape((1,) * (len(batch) + 1) + shape)
             for ids, shape in ((query_ids, (-1, 1)), (key_ids, (1, -1)))
         )
-        bits = threefry2x32(key_BN112[..., 0], key_BN112[..., 1], *counters)
+        bits, _ = threefry2x32(*keys_BN11, *counters)
         uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
-        return uniform >= self.rate
+        return uniform >= jnp.asarray(self.rate, jnp.float32)
+
+
+def _two_words(key: Array) -> tuple[Array, Array]:
+    """A JAX key of any generator, as a key of the cipher."""
+    words = jax.random.key_data(key) if _is_typed(key) else key
+    words = words.reshape(-1, 2)
+    first, second = words[0, 0], words[0, 1]
+    for row in range(1, words.shape[0]):
+        first, second = threefry2x32(first, second, words[row, 0], words[row, 1])
+    return first, second
+
+
+def _is_typed(key: Array) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def threefry2x32(
@@ -86,8 +99,8 @@ def threefry2x32(
     key1: UInt32[Array, "..."],
     counter0: UInt32[Array, "..."],
     counter1: UInt32[Array, "..."],
-) -> UInt32[Array, "..."]:
-    """First word of the 20-round Threefry-2x32 block cipher of a counter under a key.
+) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    """The 20-round Threefry-2x32 block cipher of a counter under a key: two words.
 
     Additions, rotations and exclusive-ors only, so it runs inside any kernel. (Salmon et al. 2011.)
     """
@@ -99,4 +112,4 @@ def threefry2x32(
             y = ((y << rotation) | (y >> (32 - rotation))) ^ x
         x = x + keys[(group + 1) % 3]
         y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
-    return x
+    return x, y

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import as_floating
+from flax_attn.attention._finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 
 Map = Callable[[Array], Array]
@@ -80,29 +82,41 @@ def multi_head_attention(
     if num_heads is not None and num_heads < 1:
         raise ValueError(f"{function}: num_heads must be at least 1, got {num_heads}.")
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if num_kv_heads is not None and num_kv_heads < 1:
+        raise ValueError(f"{function}: num_kv_heads must be at least 1, got {num_kv_heads}.")
     q = _project(function, "query", query, inputs_q, num_heads)
     k = _project(function, "key", key, inputs_kv, num_kv_heads)
     v = _project(function, "value", value, inputs_v, num_kv_heads)
     q = q if query_norm is None else query_norm(q)
     k = k if key_norm is None else key_norm(k)
     heads = attention(q, k, v, **options)
-    return out(heads if num_heads is None else heads.reshape(*heads.shape[:-2], -1))
+    if isinstance(heads, tuple):
+        raise TypeError(
+            f"{function}: attention must return one array, got {len(heads)}. "
+            f"Leave out return_residual."
+        )
+    if num_heads is None:
+        return out(heads)
+    return out(heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1]))
 
 
 def _project(
     function: str, name: str, projection: Map, inputs: jax.Array, num_heads: int | None
 ) -> jax.Array:
-    projected = projection(inputs)
+    # A token that is not finite is so after the projection too, but must not enter the gradient of
+    # the projection's weights: where a mask hides it, NaN · 0 would.
+    projected = projection(finite(inputs))
     if num_heads is not None:
         if projected.shape[:-1] != inputs.shape[:-1] or projected.shape[-1] % num_heads:
             raise ValueError(
                 f"{function}: with {num_heads} heads, {name} must return {list(inputs.shape[:-1])} "
                 f"+ [a multiple of {num_heads}], got {list(projected.shape)}."
             )
-        return projected.reshape(*projected.shape[:-1], num_heads, -1)
-    if projected.ndim != inputs.ndim + 1 or projected.shape[:-2] != inputs.shape[:-1]:
+        head_dim = projected.shape[-1] // num_heads
+        projected = projected.reshape(*projected.shape[:-1], num_heads, head_dim)
+    elif projected.ndim != inputs.ndim + 1 or projected.shape[:-2] != inputs.shape[:-1]:
         raise ValueError(
             f"{function}: {name} must return {list(inputs.shape[:-1])} + [heads, head size], got "
             f"{list(projected.shape)}. Give num_heads to split a last axis of heads · head size."
         )
-    return projected
+    return jnp.where(not_finite(inputs)[..., None, None], jnp.nan, projected)

@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._request import check_request
-from flax_attn.attention._scores import masked_scores, undefined
+from flax_attn.attention._scores import masked_scores, undefined_scores, visible
 from flax_attn.normalizers import Softmax
 
 Selection = slice | Int[Array, "X"] | None
@@ -20,8 +20,8 @@ def attention_weights(
     *,
     scale: float | Float[Array, ""] | None = None,
     is_causal: bool = False,
-    query_seq_lengths: Int[Array, "*#B"] | None = None,
-    key_value_seq_lengths: Int[Array, "*#B"] | None = None,
+    query_seq_lengths: Int[Array, "..."] | None = None,
+    key_value_seq_lengths: Int[Array, "..."] | None = None,
     local_window_size: int | tuple[int | None, int | None] | None = None,
     normalizer: Softmax = Softmax(),
     precision: lax.PrecisionLike = None,
@@ -55,7 +55,8 @@ def attention_weights(
 
     Returns:
       The weights `[*B, N, rows, cols]` in float32 (float64 for float64 inputs); exactly 0 where
-      masked. Dropout is not applied.
+      masked. Dropout is not applied. Rows or columns outside, where `jit` hides their numbers from
+      a check, are NaN.
 
     Raises:
       ValueError: As `dot_product_attention`, and if `rows` or `cols` lie outside.
@@ -107,10 +108,17 @@ def attention_weights(
     # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
     shift = jnp.where(jnp.isneginf(lse_BNT), 0, lse_BNT).astype(scores.dtype)[..., None]
     weights = jnp.exp(jnp.where(hidden, 0, scores - shift))
-    undefined_BNT = undefined(request, row_ids)
-    if undefined_BNT is not None:
-        weights = jnp.where(undefined_BNT[..., None], jnp.nan, weights)
-    return jnp.where(hidden, 0, weights)
+    if (seen := visible(request, row_ids)) is not None:
+        bad_BNT = undefined_scores(request, seen, row_ids)
+        weights = jnp.where(bad_BNT[..., None], jnp.nan, weights)
+    weights = jnp.where(hidden, 0, weights)
+    # Numbers without a value yet cannot be checked: outside, they must not pass for others.
+    for ids, length, axis in ((row_ids, query.shape[-3], -2), (col_ids, key.shape[-3], -1)):
+        if ids is not None:
+            outside = (ids < 0) | (ids >= length)
+            shape = (1,) * (weights.ndim - 2) + ((-1, 1) if axis == -2 else (1, -1))
+            weights = jnp.where(outside.reshape(shape), jnp.nan, weights)
+    return weights
 
 
 def _select(function: str, name: str, chosen: Selection, length: int) -> jax.Array | None:

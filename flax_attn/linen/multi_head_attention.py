@@ -16,6 +16,7 @@ from flax_attn.attention._modules import (
     head_sizes,
     make_dropout,
     output_features,
+    promoted,
     refuse_decode,
     refuse_einsum,
     resolve_inputs,
@@ -198,7 +199,7 @@ class MultiHeadAttention(nn.Module):
             inputs_v=inputs_v,
             query_norm=norm(name="query_ln") if self.normalize_qk else None,
             key_norm=norm(name="key_ln") if self.normalize_qk else None,
-            attention=attention,
+            attention=promoted(attention),
             **attention_options(
                 mask,
                 self.num_heads,

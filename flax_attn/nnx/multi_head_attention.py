@@ -19,6 +19,7 @@ from flax_attn.attention._modules import (
     head_sizes,
     make_dropout,
     output_features,
+    promoted,
     refuse_decode,
     resolve_inputs,
     summed_over,
@@ -272,7 +273,7 @@ class MultiHeadAttention(nnx.Module):
             inputs_v=inputs_v,
             query_norm=self.query_ln,
             key_norm=self.key_ln,
-            attention=attention,
+            attention=promoted(attention),
             **attention_options(
                 mask,
                 self.num_heads,

@@ -36,6 +36,7 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
     positions = jnp.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"learned: positions must be integers, got {positions.dtype}.")
+    table = jnp.asarray(table)
     if table.ndim != 2:
         raise ValueError(f"learned: table must be [P, M], got {list(table.shape)}.")
     length = table.shape[0]
@@ -47,5 +48,6 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
                 f"got {first} ... {last}. Make the table longer."
             )
     # Out of range must not pass for the last row, nor a negative position for a row from the end.
+    positions = positions.astype(jnp.int32)
     inside = jnp.where(positions < 0, length, positions)
     return table.at[inside].get(mode="fill", fill_value=jnp.nan)

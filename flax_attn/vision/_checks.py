@@ -9,7 +9,7 @@ from flax_attn._checks import as_floating, statistics_dtype
 def as_image(function: str, x: jax.Array) -> jax.Array:
     """The image, which must be floating point `[*B, H, W, C]` without empty axes."""
     x = as_floating(function, "x", x)
-    if x.ndim < 3 or min(x.shape[-3:]) < 1:
+    if x.ndim < 3 or any(size < 1 for size in x.shape[-3:]):
         raise ValueError(
             f"{function}: x must be [*B, H, W, C] with H, W, C at least 1, got {list(x.shape)}."
         )

@@ -250,21 +250,28 @@ POISON = {
 }
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+LEAKS = [(name, bad) for name in POISON for bad in (np.nan, np.inf, -np.inf)]
+# A finite number overflows in the products of those that see it, so here nobody may.
+LEAKS += [(name, 3e38) for name in ("padding", "mask", "bias", "heads")]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", POISON)
+@pytest.mark.parametrize(("name", "bad"), LEAKS)
 def test_nothing_behind_a_mask_leaks_in_value_or_gradient(name, dtype, bad):
     """Keys and values from 4 on are bad; queries before 4 do not see them."""
     clean = problem(dtype, t=7)
     q = clean[0].at[:, 4:].set(bad) if name in ("causal", "window", "documents") else clean[0]
     k, v = (a.at[:, 4:].set(bad) for a in clean[1:])
 
-    def loss(q, k, v):
-        output, lse = dot_product_attention(q, k, v, **POISON[name], return_residual=True)
+    def loss(q, k, v, scale):
+        output, lse = dot_product_attention(
+            q, k, v, **POISON[name], scale=scale, return_residual=True
+        )
         return jnp.sum(jnp.sin(output[:, :4].astype(jnp.float32))) + jnp.sum(lse[:, :4])
 
-    expected, expected_gradients = jax.value_and_grad(loss, (0, 1, 2))(*clean)
-    actual, gradients = jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+    scale = jnp.float32(0.3)
+    expected, expected_gradients = jax.value_and_grad(loss, (0, 1, 2, 3))(*clean, scale)
+    actual, gradients = jax.value_and_grad(loss, (0, 1, 2, 3))(q, k, v, scale)
     assert actual == expected
     chex.assert_trees_all_equal(gradients, expected_gradients)
 
@@ -280,6 +287,35 @@ def test_what_is_visible_and_not_finite_shows():
         assert np.isnan(output[:, rows, heads]).all()
         assert not np.isnan(output[:, :4]).any()
         assert not np.isnan(output[:, :, heads.stop :]).any()
+
+
+def test_a_value_that_is_not_finite_leaves_the_lse_alone():
+    q, k, v = problem(np.float32)
+    bad = v.at[:, 2, 0, 0].set(jnp.nan)
+    mask = jnp.asarray(random_mask(B, 1, T, S))
+    _, expected = dot_product_attention(q, k, v, mask=mask, return_residual=True)
+    output, lse = dot_product_attention(q, k, bad, mask=mask, return_residual=True)
+    assert_close(lse, expected, 0)
+    assert np.array_equal(np.isnan(output[:, :, 0, 0]), np.asarray(mask[:, 0, :, 2]))
+    chex.assert_trees_all_equal(
+        output[:, :, 2:], dot_product_attention(q, k, v, mask=mask)[:, :, 2:]
+    )
+
+
+def test_a_window_open_on_both_sides_hides_nothing():
+    q, k, v = problem(np.float32)
+    actual = dot_product_attention(q, k, v, local_window_size=(None, None))
+    assert_close(actual, dot_product_attention(q, k, v), 0)
+
+
+@pytest.mark.parametrize("axes", [(0, 5), (0, 5, 5), (2, 0, 5), (2, 5, 0)])
+def test_empty_axes_give_empty_or_zero(axes):
+    *batch, t, s = axes if len(axes) == 3 else (2, *axes)
+    q, k = jnp.ones((*batch, t, 4, 8)), jnp.ones((*batch, s, 2, 8))
+    output, lse = dot_product_attention(q, k, k, return_residual=True)
+    assert output.shape == q.shape
+    assert not np.asarray(output).any()
+    assert np.isneginf(lse).all()
 
 
 def test_the_future_does_not_matter_to_causal_attention():
@@ -472,7 +508,19 @@ def test_threefry_is_the_published_cipher():
         ((0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3), 0xC4923A9C),
     ]
     for words, expected in vectors:
-        assert int(threefry2x32(*(jnp.uint32(w) for w in words))) == expected
+        assert int(threefry2x32(*(jnp.uint32(w) for w in words))[0]) == expected
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_dropout_counts_with_every_generator_and_under_vmap(impl):
+    keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+    heads, rows = jnp.arange(4), jnp.arange(8)
+    whole = [Dropout(0.5, key).keep((2,), heads, rows, rows) for key in keys]
+    part = Dropout(0.5, keys[0]).keep((2,), heads[2:], rows, rows)
+    assert np.array_equal(part, whole[0][:, 2:])
+    together = jax.vmap(lambda key: Dropout(0.5, key).keep((2,), heads, rows, rows))(keys)
+    assert np.array_equal(together, jnp.stack(whole))
+    assert not np.array_equal(whole[0], whole[1])
 
 
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])

@@ -106,6 +106,23 @@ def test_norms_and_an_attention_of_ones_own():
     assert_close(actual, out(2 * v), FORWARD["float32"])
 
 
+def test_masked_tokens_that_are_not_finite_leave_all_gradients_alone():
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(RNG.normal(size=(B, S, MQ)), jnp.float32)
+    project = [maps.dense(jnp.asarray(RNG.normal(size=(MQ, N, D)), jnp.float32)) for _ in range(3)]
+    out = maps.dense(jnp.asarray(RNG.normal(size=(N, D, MO)), jnp.float32), axes=2)
+    mask = jnp.arange(S) < 4
+
+    def loss(bound, x, y):
+        return jnp.sum(multi_head_attention(x, y, *bound, mask=mask) ** 2)
+
+    expected = jax.grad(loss, (0, 1, 2))((*project, out), x, y)
+    actual = jax.grad(loss, (0, 1, 2))((*project, out), x, y.at[:, 4:].set(jnp.nan))
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert_close(a, e, FORWARD["float32"])
+    visible = multi_head_attention(x, y.at[:, 2:].set(jnp.nan), *project, out, mask=mask)
+    assert np.isnan(visible).all()
+
+
 def test_maps_are_arguments_of_jit_and_grad():
     x = jnp.asarray(X, jnp.float32)
     project = [maps.dense(jnp.asarray(RNG.normal(size=(MQ, N, D)), jnp.float32)) for _ in range(3)]

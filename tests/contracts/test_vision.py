@@ -237,6 +237,16 @@ def test_modules_sow_their_gates_only_on_request(name):
 
 
 @every_mechanism
+def test_it_exports_for_any_batch_and_size(name):
+    variables = random_variables(linen_module(name), 32, dtype=np.float32)
+    batch, height, width = jax.export.symbolic_shape("b, h, w")
+    shape = jax.ShapeDtypeStruct((batch, height, width, 32), jnp.float32)
+    exported = jax.export.export(jax.jit(functools.partial(apply_function, name, variables)))(shape)
+    x = jnp.asarray(image((3, 5, 6, 32), dtype=np.float32))
+    assert_close(exported.call(x), apply_function(name, variables, x), FORWARD["float32"])
+
+
+@every_mechanism
 def test_signatures_and_docstrings_are_complete(name):
     function = getattr(vision, name)
     doc = inspect.getdoc(function)

@@ -258,8 +258,9 @@ def test_attention_fn_refuses_what_it_cannot_honour():
         attention.attention_fn()(
             X[..., None, :], Y[..., None, :], Y[..., None, :], dropout_rate=0.1
         )
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        attention.attention_fn(windw=3)(*(a[..., None, :] for a in (X, Y, Y)))
+    for option in ("windw", "return_residual", "dropout"):
+        with pytest.raises(TypeError, match=f"'{option}' is not an option"):
+            attention.attention_fn(**{option: True})
 
 
 def test_learned_positions_hold_flax_embed_tables():
@@ -270,6 +271,35 @@ def test_learned_positions_hold_flax_embed_tables():
     assert np.array_equal(ours.apply(variables, positions), table.apply(variables, positions))
     made = nnx.LearnedPositions(16, 8, dtype=jnp.bfloat16, rngs=flax_nnx.Rngs(0))
     assert made(positions).dtype == jnp.bfloat16
+
+
+def test_attention_fn_joins_its_options_with_those_of_flax():
+    bias = jnp.asarray(RNG.normal(size=(5, 5)), jnp.float32)
+    own = attention.attention_fn(mask=MASK, bias=bias, precision="highest")
+    heads = jnp.asarray(RNG.normal(size=(2, 5, 4, 6)), jnp.float32)
+    causal = jnp.tril(jnp.ones((5, 5), bool))
+    actual = own(heads, heads, heads, mask=causal, bias=bias)
+    expected = dot_product_attention(
+        heads, heads, heads, 2 * bias, MASK & causal[None, None], precision="highest"
+    )
+    assert_close(actual, expected, FORWARD["float32"])
+    text = str(jax.make_jaxpr(own)(heads, heads, heads))
+    assert len(re.findall(r"precision=\S*HIGHEST", text)) == 2
+
+
+@pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)])
+def test_inputs_of_two_dtypes_are_promoted_as_in_flax(dtypes):
+    q, kv = X.astype(dtypes[0]), Y.astype(dtypes[1])
+    options = {"num_heads": 4, "param_dtype": jnp.bfloat16}
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = flax_linen.MultiHeadDotProductAttention(**options)
+        variables = theirs.init(jax.random.key(0), q, kv)
+        expected = theirs.apply(variables, q, kv)
+        actual = linen.MultiHeadAttention(**options).apply(variables, q, kv)
+        assert actual.dtype == expected.dtype
+        assert_close(actual, expected, 2e-2)
+        made = nnx.MultiHeadAttention(4, 24, param_dtype=jnp.bfloat16, rngs=flax_nnx.Rngs(0))
+        assert made(q, kv).dtype == expected.dtype
 
 
 def test_sown_weights_follow_every_option():
