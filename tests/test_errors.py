@@ -290,6 +290,11 @@ CASES = {
         ValueError,
         "num_heads must be at least 1, got 0",
     ),
+    "no key head": (
+        lambda: multi_head_attention(Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=4, num_kv_heads=0),
+        ValueError,
+        "num_kv_heads must be at least 1, got 0",
+    ),
     "a residual": (
         lambda: multi_head_attention(
             Q[0], Q[0], *[dense(8, 8)] * 4, num_heads=4, return_residual=True

@@ -207,13 +207,13 @@ def _check_window(function: str, window: int | Window | None) -> Window | None:
         if side is not None and not jnp.issubdtype(jnp.result_type(side), jnp.integer):
             raise TypeError(f"{function}: local_window_size must be whole numbers, got {window}.")
     known = (side for side in sides if side is not None and not isinstance(side, jax.core.Tracer))
-    if sides == (None, None):
-        return None
     if len(sides) != 2 or any(jnp.ndim(side) != 0 or side < 0 for side in known):
         raise ValueError(
             f"{function}: local_window_size must be (left, right) or one number for both, "
             f"in tokens, at least 0, got {window}."
         )
+    if all(side is None for side in sides):
+        return None
     left, right = (side if side is None else jnp.asarray(side, jnp.int32) for side in sides)
     return left, right
 
