@@ -2,10 +2,10 @@
 
     python examples/benchmarks/attention.py
 
-3 minutes on 2 CPU cores. The functions are called in turn, round by round, so that a change of the
-machine's speed meets all of them; a ratio is the median over the rounds of (theirs / ours): above 1
-ours is faster. Temporaries are what the compiled program allocates besides arguments and results.
-`--smoke` takes one small shape.
+Two minutes on 2 CPU cores. The functions are called in turn, round by round, so that a change of
+the machine's speed meets all of them; a ratio is the median over the rounds of (theirs / ours):
+above 1 ours is faster. Temporaries are what the compiled program allocates besides arguments and
+results. `--smoke` takes one small shape.
 """
 
 import argparse

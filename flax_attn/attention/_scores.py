@@ -26,7 +26,8 @@ def masked_scores(
       Scores `[*B, N, T', S']` in float32 (float64 for float64 inputs).
     """
     query, key = _take(request.query, rows, -3), _take(request.key, cols, -3)
-    if hides_keys(request):
+    seen = visible(request, rows, cols)
+    if seen is not None:
         query, key = finite(query), finite(key)
     num_heads, num_kv_heads = query.shape[-2], key.shape[-2]
     scores_BKRS = jnp.einsum(
@@ -37,7 +38,6 @@ def masked_scores(
         preferred_element_type=request.scores_dtype,
     )
     scores = unstack_groups(scores_BKRS, num_heads)
-    seen = visible(request, rows, cols)
     if seen is not None and not isinstance(request.scale, float | int):
         # The gradient of a scale sums over all products, an overflow behind the mask included.
         scores = jnp.where(seen, scores, 0)
@@ -96,18 +96,6 @@ def visible(
     if request.key_value_seq_lengths is not None:
         parts.append(col < request.key_value_seq_lengths[..., None, None, None])
     return functools.reduce(operator.and_, parts) if parts else None
-
-
-def hides_keys(request: Request) -> bool:
-    """Whether some query may not see some key, by a mask or a bias of −∞."""
-    return bool(
-        request.mask is not None
-        or request.bias is not None
-        or request.is_causal
-        or request.window is not None
-        or request.query_seq_lengths is not None
-        or request.key_value_seq_lengths is not None
-    )
 
 
 def undefined_scores(request: Request, seen: jax.Array, rows: Rows | None = None) -> jax.Array:
