@@ -1,15 +1,64 @@
 """Normalisers: from a row of scores to a row of weights."""
 
-import dataclasses
+import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flax_attn._pytree import pytree, static
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Softmax:
+Statistics = tuple[jax.Array, ...]
+
+
+class Normalizer:
+    """How a row of scores becomes a row of weights.
+
+    A normaliser is a fold over blocks of keys: `begin` gives the statistics of a row without keys,
+    `extend` takes in a block of scores, `finish` gives what the sum of weighted values is divided
+    by. So a row may be cut anywhere, and its parts computed anywhere.
+
+    Attributes:
+      coupled: Whether the weights of a row depend on one another, through its LSE.
+      folds: Whether a row can be taken block by block.
+    """
+
+    coupled: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
+
+    def normalize(
+        self, scores: Float[Array, "*B N T S"]
+    ) -> tuple[Float[Array, "*B N T S"], Float[Array, "*B N T"]]:
+        """Weights and LSE of whole rows of scores."""
+        raise NotImplementedError
+
+    def begin(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Statistics:
+        """The statistics of rows of that shape, before any key."""
+        raise NotImplementedError
+
+    def extend(self, statistics: Statistics, scores: Float[Array, "*R S"]) -> Any:
+        """Take in a block of keys: new statistics, by what the sum so far is multiplied, weights.
+
+        The weights are those of the whole but for a factor per row, which `finish` gives.
+        """
+        raise NotImplementedError
+
+    def finish(self, statistics: Statistics) -> tuple[Any, Float[Array, "*R"]]:
+        """By what the sum of weighted values is divided, and the LSE."""
+        raise NotImplementedError
+
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+        """The weights of a block of scores, given the LSE of the whole row."""
+        raise NotImplementedError
+
+    def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
+        """The derivative of a weight by its own score, at a fixed LSE."""
+        raise NotImplementedError
+
+
+@pytree
+class Softmax(Normalizer):
     """The softmax over the keys, optionally with a sink.
 
     p_ts = exp(s_ts) / (Σ_s' exp(s_ts') + exp(sink))
@@ -25,13 +74,14 @@ class Softmax:
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import Softmax
-      >>> Softmax(sink=jnp.zeros(())).sink.shape
-      ()
+      >>> Softmax(sink=jnp.zeros(()))
+      Softmax(sink=0.0)
 
     References:
       Xiao, Tian, Chen, Han, Lewis, "Efficient Streaming Language Models with Attention Sinks",
       ICLR 2024, arXiv:2309.17453 (sinks as tokens); OpenAI, "gpt-oss-120b & gpt-oss-20b Model
-      Card", 2025, arXiv:2508.10925 (sinks as logits).
+      Card", 2025, arXiv:2508.10925 (sinks as logits); Milakov, Gimelshein, "Online normalizer
+      calculation for softmax", 2018, arXiv:1805.02867 (the fold).
     """
 
     sink: Float[Array, "#N"] | Float[Array, ""] | None = None
@@ -66,3 +116,264 @@ class Softmax:
         total = jnp.maximum(total, 0.5)
         lse = jnp.where(jnp.isneginf(peak), -jnp.inf, shift + jnp.log(total))
         return weights / total, lse[..., 0]
+
+    def begin(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Statistics:
+        """Peak −∞, total 0."""
+        return jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
+
+    def extend(self, statistics: Statistics, scores: Float[Array, "*R S"]) -> Any:
+        """m' = max(m, max_s s),  ℓ' = ℓ · exp(m − m') + Σ_s exp(s − m')."""
+        peak, total = statistics
+        new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
+        shift = _finite_shift(new_peak)
+        weights = jnp.exp(scores - shift[..., None])
+        factor = jnp.exp(peak - shift)
+        return (new_peak, total * factor + jnp.sum(weights, axis=-1)), factor, weights
+
+    def finish(self, statistics: Statistics) -> tuple[Any, Float[Array, "*R"]]:
+        """ℓ and m + log ℓ; 1 and −∞ where there is no key."""
+        peak, total = statistics
+        empty = jnp.isneginf(peak)
+        total = jnp.where(empty, 1, total)
+        return total, jnp.where(empty, -jnp.inf, peak + jnp.log(total))
+
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+        """p = exp(s − LSE)."""
+        return jnp.exp(scores - lse[..., None])
+
+    def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
+        """∂p/∂s = p."""
+        del scores
+        return weights
+
+
+def _finite_shift(peak: jax.Array) -> jax.Array:
+    """The peak, or where there is none a finite number below all others."""
+    return jnp.maximum(peak, jnp.finfo(peak.dtype).min)
+
+
+class _Elementwise(Normalizer):
+    """A normaliser whose weights do not depend on one another."""
+
+    coupled: ClassVar[bool] = False
+
+    def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
+        """f(s), and no LSE: zeros in its place."""
+        lse = jnp.zeros(scores.shape[:-1], scores.dtype)
+        return self.weights(scores, lse), lse
+
+    def begin(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Statistics:
+        """Nothing."""
+        return (jnp.zeros(shape, dtype),)
+
+    def extend(self, statistics: Statistics, scores: Float[Array, "*R S"]) -> Any:
+        """Weights that add."""
+        return statistics, None, self.weights(scores, statistics[0])
+
+    def finish(self, statistics: Statistics) -> tuple[Any, Float[Array, "*R"]]:
+        """1, and no LSE: zeros in its place."""
+        return None, statistics[0]
+
+
+@pytree
+class Sigmoid(_Elementwise):
+    """Sigmoid attention: every key on its own.
+
+    p_ts = σ(s_ts + bias)
+
+    Attributes:
+      bias: A number added to every score, one for all `[]` or per head `[N]`. The paper advises
+        −log S, which keeps the first outputs as small as the softmax's.
+
+    Example:
+      >>> import math
+      >>> from flax_attn import Sigmoid
+      >>> Sigmoid(bias=-math.log(1024))
+      Sigmoid(bias=-6.931471805599453)
+
+    References:
+      Ramapuram et al., "Theory, Analysis, and Best Practices for Sigmoid Self-Attention", ICLR
+      2025, arXiv:2409.04431, equation 3.
+    """
+
+    bias: float | Float[Array, "#N"] | Float[Array, ""] = 0.0
+
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+        """σ(s); the bias has become a score modifier."""
+        del lse
+        return jax.nn.sigmoid(scores)
+
+    def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
+        """σ' = σ (1 − σ)."""
+        del scores
+        return weights * (1 - weights)
+
+
+@pytree
+class ReLU(_Elementwise):
+    """Rectified attention: only what has a positive score, each key on its own.
+
+    p_ts = max(s_ts, 0) / length
+
+    Attributes:
+      length: What the weights are divided by; the paper takes the number of keys.
+
+    Example:
+      >>> from flax_attn.normalizers import ReLU
+      >>> ReLU(length=1024)
+      ReLU(length=1024)
+
+    References:
+      Wortsman, Lee, Gilmer, Kornblith, "Replacing softmax with ReLU in Vision Transformers", 2023,
+      arXiv:2309.08586.
+    """
+
+    length: int = static()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
+            raise ValueError(f"ReLU: length must be a whole number from 1 on, got {self.length}.")
+
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+        """max(s, 0) / length."""
+        del lse
+        return jnp.maximum(scores, 0) / self.length
+
+    def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
+        """1 / length where s > 0."""
+        del weights
+        return jnp.where(scores > 0, 1 / self.length, 0).astype(scores.dtype)
+
+
+@pytree
+class Entmax(Normalizer):
+    """The α-entmax: a softmax that gives exactly 0 to what scores low. Dense only.
+
+    p_ts = max(0, (α − 1) s_ts − τ_t)^(1 / (α − 1)),  τ_t such that Σ_s p_ts = 1
+
+    α = 2 is sparsemax; α → 1 is the softmax. τ is found by bisection; the gradient is exact.
+
+    Attributes:
+      alpha: α > 1.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from flax_attn.normalizers import Entmax
+      >>> weights, _ = Entmax(alpha=2.0).normalize(jnp.array([[1.0, 0.5, -3.0]]))
+      >>> print(np.asarray(weights, np.float64).round(3))
+      [[0.75 0.25 0.  ]]
+
+    References:
+      Peters, Niculae, Martins, "Sparse Sequence-to-Sequence Models", ACL 2019, arXiv:1905.05702,
+      equation 10; Correia, Niculae, Martins, "Adaptively Sparse Transformers", EMNLP 2019,
+      arXiv:1909.00015 (its Jacobian).
+    """
+
+    alpha: float = static(default=1.5)
+    coupled: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 1:
+            raise ValueError(
+                f"Entmax: alpha must be above 1, got {self.alpha}. α = 1 is Softmax()."
+            )
+
+    def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
+        """p, and no LSE: zeros in its place."""
+        lse = jnp.zeros(scores.shape[:-1], scores.dtype)
+        return (_entmax(scores, self.alpha) if scores.size else scores), lse
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _entmax(scores: jax.Array, alpha: float) -> jax.Array:
+    z = (alpha - 1) * scores
+    top = jnp.max(z, axis=-1, keepdims=True)
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    power = 1 / (alpha - 1)
+
+    def weights(tau: jax.Array) -> jax.Array:
+        return jnp.maximum(z - tau, 0) ** power
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        too_low = jnp.sum(weights(middle), axis=-1, keepdims=True) >= 1
+        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
+
+    # At τ = top − 1 the largest weight alone is 1; at τ = top all are 0.
+    steps = jnp.finfo(z.dtype).nmant + 2
+    low, high = jax.lax.fori_loop(0, steps, halve, (top - 1, top))
+    p = weights((low + high) / 2)
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    return p / jnp.where(total > 0, total, 1)
+
+
+@_entmax.defjvp
+def _entmax_jvp(alpha: float, primals: Any, tangents: Any) -> Any:
+    """ṗ = g ∘ (ṡ − Σ g ṡ / Σ g) with g = p^(2 − α) on the support."""
+    p = _entmax(*primals, alpha)
+    support = p > 0
+    slope = jnp.where(support, jnp.where(support, p, 1) ** (2 - alpha), 0)
+    moved = slope * tangents[0]
+    total = jnp.sum(slope, axis=-1, keepdims=True)
+    mean = jnp.sum(moved, axis=-1, keepdims=True) / jnp.where(total > 0, total, 1)
+    return p, moved - slope * mean
+
+
+@pytree
+class TopK(Normalizer):
+    """The softmax over the k largest scores of each row, and 0 for the others. Dense only.
+
+    p_ts = exp(s_ts) / Σ_{s' in top k} exp(s_ts') if s is among the k largest, else 0
+
+    Scores equal to the k-th largest are all kept. Which ones are kept has no gradient.
+
+    Attributes:
+      k: How many scores count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn.normalizers import TopK
+      >>> TopK(2).normalize(jnp.array([[1.0, 1.0, -3.0]]))[0]
+      Array([[0.5, 0.5, 0. ]], dtype=float32)
+
+    References:
+      Zhao et al., "Explicit Sparse Transformer: Concentrated Attention Through Explicit Selection",
+      2019, arXiv:1912.11637; Gupta et al., "Memory-efficient Transformers via Top-k Attention",
+      SustaiNLP 2021, arXiv:2106.06899.
+    """
+
+    k: int = static()
+    folds: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"TopK: k must be a whole number from 1 on, got {self.k}.")
+
+    def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
+        """Weights and LSE of the k largest scores of each row."""
+        if scores.shape[-1] > self.k:
+            least = jax.lax.top_k(jax.lax.stop_gradient(scores), self.k)[0][..., -1:]
+            scores = jnp.where(scores >= least, scores, -jnp.inf)
+        return Softmax().normalize(scores)
+
+
+def with_sink(
+    normalizer: Normalizer, output: Float[Array, "*B T N D"], lse: Float[Array, "*B T N"]
+) -> tuple[Float[Array, "*B T N D"], Float[Array, "*B T N"]]:
+    """Let a sink take its part of attention that was computed without it.
+
+    O' = O · σ(LSE − sink),  LSE' = log(exp(LSE) + exp(sink))
+    """
+    if not isinstance(normalizer, Softmax) or normalizer.sink is None:
+        return output, lse
+    sink = jnp.asarray(normalizer.sink, lse.dtype)
+    sink = sink.reshape((1,) * (lse.ndim - 1) + (-1,))
+    # No gradient passes through rows that are undefined: 0 · NaN would reach the sink.
+    unknown = jnp.isnan(lse)
+    known_lse = jnp.where(unknown, 0, lse)
+    share = jax.nn.sigmoid(known_lse - sink)[..., None].astype(output.dtype)
+    joined = jnp.where(unknown, jnp.nan, jnp.logaddexp(known_lse, sink))
+    missing = jnp.isnan(output)
+    return jnp.where(missing, jnp.nan, jnp.where(missing, 0, output) * share), joined

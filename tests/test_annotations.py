@@ -8,7 +8,9 @@ import warnings
 warnings.simplefilter("ignore")  # beartype has an opinion on PEP 585 names inside jaxtyping
 from jaxtyping import install_import_hook
 with install_import_hook(
-    ["flax_attn.vision", "flax_attn.attention", "flax_attn.positions", "flax_attn.normalizers"],
+    ["flax_attn." + part for part in (
+        "vision", "attention", "positions", "normalizers", "coords", "masks", "scores"
+    )],
     "beartype.beartype",
 ):
     import flax_attn
@@ -31,6 +33,12 @@ out, lse = flax_attn.dot_product_attention(
     q, kv, kv[..., :6], jnp.ones((5, 7)), jnp.ones((4, 5, 7), bool), query_seq_lengths=lengths,
     local_window_size=3, dropout=dropout, normalizer=flax_attn.Softmax(jnp.ones(4)),
     head_ids=jnp.arange(4), scale=0.3, return_residual=True, implementation=("dense",),
+)
+coords = flax_attn.Coords.arange(5)
+flax_attn.dot_product_attention(
+    q, kv[:, :, :5], kv[:, :, :5], mask=flax_attn.masks.Causal(),
+    score_mod=flax_attn.scores.ALiBi.for_heads(4), query_coords=coords, key_coords=coords,
+    plan=flax_attn.make_plan(flax_attn.masks.Causal(), coords), implementation="blockwise",
 )
 flax_attn.attention_weights(q, kv, lse=lse, rows=slice(2), cols=jnp.arange(3))
 flax_attn.scaled_dot_product_attention(q[..., 0, :], kv[..., 0, :], kv[..., 0, :])

@@ -9,19 +9,24 @@ import pytest
 from flax import nnx as flax_nnx
 
 from flax_attn import (
+    Coords,
     Dropout,
+    Sigmoid,
     Softmax,
     additive_attention,
     attention_weights,
     dot_product_attention,
     linen,
+    make_plan,
     maps,
+    masks,
     multi_head_attention,
     nnx,
     positions,
     scaled_dot_product_attention,
     vision,
 )
+from flax_attn.normalizers import Entmax
 
 Q, KV = jnp.ones((2, 5, 4, 8)), jnp.ones((2, 7, 2, 8))
 X = jnp.ones((2, 6, 6, 16))
@@ -67,7 +72,7 @@ CASES = {
         TypeError,
         r"mask must be boolean, True = attend, got float32\. Write mask\.astype\(bool\)",
     ),
-    "mask kind": (lambda: attend(mask=[[True]]), TypeError, "boolean array, got list"),
+    "mask kind": (lambda: attend(mask=[[True]]), TypeError, "boolean array or a Mask, got list"),
     "bias shape": (
         lambda: attend(bias=jnp.ones((4, 5, 6))),
         ValueError,
@@ -135,7 +140,7 @@ CASES = {
     "window sides": (lambda: attend(local_window_size=(1, 2, 3)), ValueError, r"\(left, right\)"),
     "window kind": (lambda: attend(local_window_size=1.5), TypeError, "whole numbers, got 1.5"),
     "numpy window": (lambda: attend(local_window_size=np.int64(-3)), ValueError, "at least 0"),
-    "normalizer": (lambda: attend(normalizer="softmax"), TypeError, "must be a Softmax, got str"),
+    "normalizer": (lambda: attend(normalizer="softmax"), TypeError, "must be a Normalizer"),
     "sink": (
         lambda: attend(normalizer=Softmax(jnp.ones(3))),
         ValueError,
@@ -175,7 +180,7 @@ CASES = {
     "implementation": (
         lambda: attend(implementation="flash"),
         ValueError,
-        "must be one of 'dense', 'xla', got 'flash'",
+        "must be one of 'blockwise', 'dense', 'xla', got 'flash'",
     ),
     "no implementation": (lambda: attend(implementation=[]), ValueError, "at least one"),
     "absent implementation": (
@@ -183,10 +188,60 @@ CASES = {
         NotImplementedError,
         "'cudnn' declines: it is not part of this version",
     ),
-    "absent argument": (
+    "score mod": (
         lambda: attend(score_mod=identity),
+        TypeError,
+        r"score_mod must be a ScoreMod, got function. Wrap a function",
+    ),
+    "residual of the sigmoid": (
+        lambda: attend(normalizer=Sigmoid(), return_residual=True),
+        ValueError,
+        "asks for the LSE, which Sigmoid does not have",
+    ),
+    "normaliser of whole rows": (
+        lambda: attend(normalizer=Entmax(), implementation="blockwise"),
         NotImplementedError,
-        "score_mod is not part of this version",
+        "'blockwise' declines: the normaliser Entmax needs whole rows",
+    ),
+    "coords kind": (
+        lambda: attend(query_coords=jnp.arange(5)),
+        TypeError,
+        r"query_coords must be Coords, got .*Wrap positions: Coords\(positions\)",
+    ),
+    "coords length": (
+        lambda: attend(query_coords=Coords.arange(6)),
+        ValueError,
+        "must have the 5 tokens of the query, got 6",
+    ),
+    "coords batch": (
+        lambda: attend(key_coords=Coords.from_lengths(jnp.ones(3, int), 7)),
+        ValueError,
+        r"positions of key_coords must broadcast to .* = \[2, 4, 7\], got \[3, 1, 7\]",
+    ),
+    "mask of unknown positions": (
+        lambda: attend(mask=masks.Causal()),
+        ValueError,
+        r"T = 5 queries and S = 7 keys have none.*Coords.arange\(5, offset=2\)",
+    ),
+    "mask without its field": (
+        lambda: attend(mask=masks.SameSegment()),
+        ValueError,
+        r"the query coordinates have no 'segment_ids'.*Coords.from_segments",
+    ),
+    "plan kind": (lambda: attend(plan=3), ValueError, "a plan belongs to one Mask"),
+    "plan length": (
+        lambda: attend(mask=masks.Full(), plan=make_plan(masks.Full(), Coords.arange(9))),
+        ValueError,
+        r"made for \[T, S\] = \[9, 9\], the attention has \[5, 7\]",
+    ),
+    "plan of a part": (
+        lambda: attend(
+            mask=masks.Full(),
+            is_causal=True,
+            plan=make_plan(masks.Full(), Coords.arange(5), Coords.arange(7)),
+        ),
+        ValueError,
+        "knows nothing of is_causal",
     ),
     # the other attention functions
     "single head ranks": (
@@ -627,8 +682,8 @@ def test_errors_come_under_jit_too():
 
 def test_when_all_implementations_decline_each_says_why():
     with pytest.raises(ExceptionGroup, match="every implementation declines") as caught:
-        attend(implementation=["cudnn", "blockwise"])
+        attend(implementation=["cudnn", "pallas_tpu"])
     assert [type(e) for e in caught.value.exceptions] == [NotImplementedError] * 2
-    assert "'blockwise' declines" in str(caught.value.exceptions[1])
+    assert "'pallas_tpu' declines" in str(caught.value.exceptions[1])
     served = attend(implementation=["cudnn", "dense"])
     assert np.array_equal(served, attend(implementation="xla"))

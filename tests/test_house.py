@@ -16,14 +16,15 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 # A package imports only those on rows above its own. (Linen and NNX share what is private to
 # `attention` and `_checks`: neither may import the other.)
 ROWS = [
-    {"maps", "coords", "_checks"},
+    {"_checks", "_jax", "_pytree", "_record"},
+    {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
     {"attention", "vision", "linear"},
     {"caches", "sharded"},
     {"linen", "nnx"},
     {"visualize"},
 ]
-ALLOWED = {("vision", "attention"), ("maps", "_checks"), ("coords", "_checks")}
+ALLOWED = {("vision", "attention"), ("_record", "_pytree")}
 OUTSIDE = {"flax": {"linen", "nnx"}, "matplotlib": {"visualize"}}
 
 

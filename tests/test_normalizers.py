@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from flax_attn import Softmax
+from flax_attn import Sigmoid, Softmax
+from flax_attn.normalizers import Entmax, ReLU, TopK
 
 SCORES = jnp.array([[0.0, np.log(3.0), -jnp.inf], [-jnp.inf] * 3])[None]  # [N, T, S] = [1, 2, 3]
 
@@ -38,3 +40,65 @@ def test_a_single_key_has_all_the_weight_and_passes_the_gradient_of_the_lse():
         jnp.array([[[2.0, -jnp.inf]]])
     )
     np.testing.assert_array_equal(gradient, [[[1.0, 0.0]]])
+
+
+def test_a_row_may_be_folded_block_by_block():
+    rows = jax.random.normal(jax.random.key(0), (2, 3, 10)).at[0, 0].set(-jnp.inf)
+    for normalizer in (Softmax(), Sigmoid(), ReLU(7)):
+        statistics = normalizer.begin((2, 3), jnp.float32)
+        total = jnp.zeros((2, 3))
+        for block in (rows[..., :4], rows[..., 4:5], rows[..., 5:]):
+            statistics, factor, weights = normalizer.extend(statistics, block)
+            total = (total if factor is None else factor * total) + weights @ jnp.ones(
+                block.shape[-1]
+            )
+        divisor, lse = normalizer.finish(statistics)
+        total = total if divisor is None else total / divisor
+        weights, expected_lse = normalizer.normalize(rows)
+        np.testing.assert_allclose(total, weights.sum(-1), rtol=1e-6)
+        np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
+        finite = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
+        np.testing.assert_allclose(normalizer.weights(rows, finite), weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
+def test_the_entmax_solves_its_equation(alpha):
+    rows = 2 * np.random.default_rng(0).normal(size=(5, 9))
+    weights = np.asarray(Entmax(alpha).normalize(jnp.asarray(rows, jnp.float32))[0])
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    for p, s in zip(weights, (alpha - 1) * rows, strict=True):
+        kept = p > 0
+        tau = s[kept] - p[kept].astype(np.float64) ** (alpha - 1)
+        np.testing.assert_allclose(tau, tau.mean(), atol=3e-6)
+        assert (s[~kept] <= tau.mean() + 1e-5).all()
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_entmax_is_differentiable_twice_and_the_masked_have_no_part():
+    rows = jnp.asarray(np.random.default_rng(1).normal(size=(3, 6)))
+    check_grads(lambda s: Entmax(1.5).normalize(s)[0], (rows,), order=2)
+    masked = rows.at[:, 2].set(-jnp.inf).at[1].set(-jnp.inf)
+    weights, pull = jax.vjp(lambda s: Entmax(1.5).normalize(s)[0], masked)
+    assert not np.asarray(weights[:, 2]).any()
+    assert not np.asarray(weights[1]).any()
+    (gradient,) = pull(jnp.broadcast_to(jnp.arange(6.0), weights.shape))
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient[1]).any()
+
+
+def test_the_top_k_is_the_softmax_of_the_largest():
+    rows = jnp.array([[3.0, 1.0, 2.0, 2.0, -jnp.inf]])
+    weights, lse = TopK(2).normalize(rows)  # the second and third are equal
+    e = np.exp([3.0, 2.0, 2.0])
+    np.testing.assert_allclose(weights[0], [e[0], 0, e[1], e[2], 0] / e.sum(), rtol=1e-6)
+    np.testing.assert_allclose(lse[0], np.log(e.sum()), rtol=1e-6)
+    np.testing.assert_allclose(TopK(9).normalize(rows)[0], Softmax().normalize(rows)[0])
+
+
+def test_impossible_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"alpha must be above 1, got 1.0. α = 1 is Softmax"):
+        Entmax(1.0)
+    with pytest.raises(ValueError, match="k must be a whole number from 1 on, got 0"):
+        TopK(0)
+    with pytest.raises(ValueError, match="length must be a whole number from 1 on, got -1"):
+        ReLU(-1)

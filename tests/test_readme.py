@@ -28,6 +28,13 @@ def test_the_table_is_made_from_the_code():
     assert written.group(1) == made.strip(), "run python examples/mechanisms.py"
 
 
+def test_the_capabilities_are_asked_of_the_library():
+    written = re.search(r"<!-- capabilities -->\n(.*?)\n?<!-- /capabilities -->", README, re.DOTALL)
+    script = [sys.executable, str(ROOT / "examples" / "capabilities.py")]
+    made = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert written.group(1) == made.strip(), "run python examples/capabilities.py"
+
+
 def test_linked_files_exist():
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link.startswith("https://arxiv.org") or (ROOT / link).exists(), link

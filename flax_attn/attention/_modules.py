@@ -11,6 +11,7 @@ from jax import lax
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
+from flax_attn.masks import Mask
 
 MODULE = "MultiHeadAttention"
 
@@ -122,10 +123,10 @@ def make_dropout(
 
 
 def attention_options(
-    mask: jax.Array | None, num_heads: int, axis_name: str | None, **options: Any
+    mask: Mask | jax.Array | None, num_heads: int, axis_name: str | None, **options: Any
 ) -> dict[str, Any]:
     """The options of `attention_fn`: those that say something."""
-    if mask is not None:
+    if mask is not None and not isinstance(mask, Mask):
         mask = jnp.asarray(mask).astype(bool)  # Flax's make_attention_mask gives float32
     head_ids = None
     if axis_name is not None:
@@ -162,7 +163,7 @@ def with_weights(
         known = {
             name: option
             for name, option in options.items()
-            if name not in ("dropout", "head_ids", "implementation")
+            if name not in ("dropout", "plan", "implementation")
         }
         sow("attention_weights", attention_weights(query, key, **known))
         return attention_fn(query, key, value, **options)

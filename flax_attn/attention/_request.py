@@ -1,50 +1,27 @@
-"""One attention problem, checked: what every implementation is given."""
+"""The arguments of `dot_product_attention`, checked and brought into canonical form."""
 
-import dataclasses
+import functools
 import math
+import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
+from flax_attn.attention._blocks import is_sparse
+from flax_attn.attention._problem import Problem, is_aligned
+from flax_attn.attention._trial import try_out
 from flax_attn.attention.dropout import Dropout
-from flax_attn.normalizers import Softmax
+from flax_attn.coords import Aligned, Coords, to_record
+from flax_attn.masks import Causal, Dense, Full, Mask, Plan, Window
+from flax_attn.masks._intervals import reads
+from flax_attn.normalizers import Normalizer, Sigmoid, Softmax
+from flax_attn.scores import Bias, ScoreMod
+from flax_attn.scores import score_mod as make_score_mod
 
-Window = tuple[int | jax.Array | None, int | jax.Array | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The arguments of `dot_product_attention` after checking, in one form.
-
-    `bias` and `mask` have all axes `[*B, N, T, S]`, each full or of size 1.
-    """
-
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array | None
-    bias: jax.Array | None
-    mask: jax.Array | None
-    scale: float | jax.Array
-    is_causal: bool
-    query_seq_lengths: jax.Array | None
-    key_value_seq_lengths: jax.Array | None
-    window: Window | None
-    normalizer: Softmax
-    dropout: Dropout | None
-    head_ids: jax.Array
-    precision: lax.PrecisionLike
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        """The leading shape `*B`."""
-        return self.query.shape[:-3]
-
-    @property
-    def scores_dtype(self) -> jnp.dtype:
-        """The dtype of scores, statistics and accumulators."""
-        return statistics_dtype(self.query.dtype)
+Sides = tuple[int | jax.Array | None, int | jax.Array | None]
 
 
 def check_request(
@@ -53,80 +30,277 @@ def check_request(
     key: jax.Array,
     value: jax.Array | None,
     bias: jax.Array | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Mask | None,
     *,
-    scale: float | jax.Array | None,
-    is_causal: bool,
-    query_seq_lengths: jax.Array | None,
-    key_value_seq_lengths: jax.Array | None,
-    local_window_size: int | Window | None,
-    normalizer: Softmax,
-    dropout: Dropout | None,
-    head_ids: jax.Array | None,
-    precision: lax.PrecisionLike,
-) -> Request:
-    """Check the arguments of `function` and bring them into one form."""
+    scale: float | jax.Array | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    local_window_size: int | Sides | None = None,
+    score_mod: ScoreMod | None = None,
+    normalizer: Normalizer = Softmax(),
+    dropout: Dropout | None = None,
+    query_coords: Coords | None = None,
+    key_coords: Coords | None = None,
+    head_ids: jax.Array | None = None,
+    plan: Plan | None = None,
+    precision: lax.PrecisionLike = None,
+) -> Problem:
+    """Check the arguments of `function` and bring them into canonical form."""
     query = as_floating(function, "query", query)
     key = as_floating(function, "key", key)
     value = None if value is None else as_floating(function, "value", value)
     bias = None if bias is None else as_floating(function, "bias", bias)
     _check_arrays(function, query, key, value)
-    batch, (length_q, num_heads, head_dim), length_k = (
-        query.shape[:-3],
-        query.shape[-3:],
-        key.shape[-3],
-    )
+    value = key if value is None else value
+    batch, (length_q, num_heads, head_dim) = query.shape[:-3], query.shape[-3:]
+    length_k = key.shape[-3]
     weights_shape = (*batch, num_heads, length_q, length_k)
-    if mask is not None:
-        if not hasattr(mask, "dtype"):
-            raise TypeError(
-                f"{function}: mask must be a boolean array, got {type(mask).__name__}. "
-                f"Wrap it: jnp.asarray(mask)."
-            )
-        if mask.dtype != jnp.bool_:
-            raise TypeError(
-                f"{function}: mask must be boolean, True = attend, got {mask.dtype}. Write "
-                f"mask.astype(bool) for 0/1, or pass an additive mask as bias."
-            )
-        mask = jnp.asarray(mask)
     if scale is not None and jnp.ndim(scale) != 0:
         raise ValueError(
             f"{function}: scale must be one number, got shape {list(jnp.shape(scale))}. "
             f"Multiply the query instead: query * scale."
         )
-    if not isinstance(normalizer, Softmax):
-        raise TypeError(
-            f"{function}: normalizer must be a Softmax, got {type(normalizer).__name__}."
-        )
-    if normalizer.sink is not None and jnp.shape(normalizer.sink) not in ((), (1,), (num_heads,)):
-        raise ValueError(
-            f"{function}: the sink must be one number or [N] = [{num_heads}], "
-            f"got {list(jnp.shape(normalizer.sink))}."
-        )
+    _check_normalizer(function, normalizer, num_heads)
     head_ids = jnp.arange(num_heads) if head_ids is None else jnp.asarray(head_ids)
     if head_ids.shape != (num_heads,):
         raise ValueError(
             f"{function}: head_ids must be [N] = [{num_heads}], got {list(head_ids.shape)}."
         )
     _check_dropout(function, dropout, batch)
-    return Request(
-        query=query,
-        key=key,
-        value=value,
-        bias=_check_broadcast(function, "bias", bias, weights_shape),
-        mask=_check_broadcast(function, "mask", mask, weights_shape),
+
+    given = mask if isinstance(mask, Mask) else None
+    masks = [_as_mask(function, mask, weights_shape)] if mask is not None else []
+    if is_causal:
+        masks.append(Causal())
+    if (window := _check_window(function, local_window_size)) is not None:
+        masks.append(Window(*window))
+    everyone = functools.reduce(operator.and_, masks) if masks else Full()
+
+    mods: list[ScoreMod] = []
+    if bias is not None:
+        bias = _check_broadcast(function, "bias", bias, weights_shape)
+        mods.append(Bias(bias))
+    if score_mod is not None:
+        if not isinstance(score_mod, ScoreMod):
+            raise TypeError(
+                f"{function}: score_mod must be a ScoreMod, got {type(score_mod).__name__}. Wrap a "
+                f"function: scores.score_mod(function)."
+            )
+        mods.append(_align(function, score_mod, weights_shape))
+    if isinstance(normalizer, Sigmoid):
+        mods.append(make_score_mod(_shift, bias=normalizer.bias))
+    modify = functools.reduce(operator.rshift, mods) if mods else None
+
+    lengths = {"query": query_seq_lengths, "key_value": key_value_seq_lengths}
+    lengths = {
+        side: _check_lengths(function, f"{side}_seq_lengths", x, batch)
+        for side, x in lengths.items()
+    }
+    sides = {"query": (query_coords, length_q), "key": (key_coords, length_k)}
+    fields = {
+        side: _fields(function, side, coords, length, weights_shape)
+        for side, (coords, length) in sides.items()
+    }
+    for side, x, letter in (("query", lengths["query"], "t"), ("key", lengths["key_value"], "s")):
+        if x is not None:
+            valid = fields[side].get("valid")
+            fields[side]["valid"] = _within(x, sides[side][1], valid, letter)
+
+    complete = given is not None and len(masks) == 1 and all(x is None for x in lengths.values())
+    hides = bool(masks) or modify is not None or any("valid" in f for f in fields.values())
+    rank = (1,) * len(batch)
+    sink = isinstance(normalizer, Softmax) and normalizer.sink is not None
+    problem = Problem(
+        query=Aligned(query, "btnd"),
+        key=Aligned(key, "bskd"),
+        value=Aligned(value, "bskd"),
         scale=head_dim**-0.5 if scale is None else scale,
-        is_causal=is_causal,
-        query_seq_lengths=_check_lengths(function, "query_seq_lengths", query_seq_lengths, batch),
-        key_value_seq_lengths=_check_lengths(
-            function, "key_value_seq_lengths", key_value_seq_lengths, batch
+        mask=everyone,
+        score_mod=modify,
+        query_fields=fields["query"],
+        key_fields=fields["key"],
+        head_ids=Aligned(head_ids.astype(jnp.int32).reshape(*rank, num_heads), "bn"),
+        batch_ids=Aligned(_batch_ids(dropout, batch), "b"),
+        drop=None if dropout is None else (dropout.rate, dropout.seed()),
+        shared_drop=dropout is not None and dropout.broadcast,
+        plan=_check_plan(function, plan, weights_shape, complete),
+        plan_block=None if plan is None else plan.block,
+        hides=hides,
+        sparse=is_sparse(
+            everyone, (length_q, length_k), (query_coords, key_coords) != (None, None)
         ),
-        window=_check_window(function, local_window_size),
-        normalizer=normalizer,
-        dropout=dropout,
-        head_ids=head_ids,
+        normalizer=_without_leaves(normalizer),
         precision=precision,
+        output_dtype=statistics_dtype(query.dtype) if sink else query.dtype,
     )
+    try_out(function, problem)
+    if given is not None and length_q != length_k and None in (query_coords, key_coords):
+        _refuse_to_guess(function, given, problem)
+    return problem
+
+
+def _as_mask(function: str, mask: Any, shape: tuple[int, ...]) -> Mask:
+    """A mask whose arrays have all axes."""
+    if isinstance(mask, Mask):
+        return _align(function, mask, shape)
+    if not hasattr(mask, "dtype"):
+        raise TypeError(
+            f"{function}: mask must be a boolean array or a Mask, got {type(mask).__name__}. "
+            f"Wrap a list: jnp.asarray(mask)."
+        )
+    if mask.dtype != jnp.bool_:
+        raise TypeError(
+            f"{function}: mask must be boolean, True = attend, got {mask.dtype}. Write "
+            f"mask.astype(bool) for 0/1, or pass an additive mask as bias."
+        )
+    array = _check_broadcast(function, "mask", jnp.asarray(mask), shape)
+    assert array is not None
+    return Dense(array)
+
+
+def _align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
+    """Give the arrays within a mask or score modifier all batch axes."""
+    batch_ndim = len(shape) - 3
+
+    def align(x: Any) -> Any:
+        if not is_aligned(x):
+            return x
+        array = x.values
+        full = batch_ndim + len(x.axes) - 1
+        if array.ndim > full:
+            raise ValueError(
+                f"{function}: an array of {type(part).__name__} has the shape {list(array.shape)}, "
+                f"which has more than the {batch_ndim} batch axes of the query."
+            )
+        array = expand_rank(array, full)
+        if x.axes == "bnts":
+            array = _check_broadcast(function, f"the array in {part!r}", array, shape)
+        return Aligned(array, x.axes)
+
+    return jax.tree.map(align, part, is_leaf=is_aligned)
+
+
+def _refuse_to_guess(function: str, mask: Mask, problem: Problem) -> None:
+    """Raise if a mask compares positions that nobody has given."""
+    length_q, length_k, _, _ = problem.sizes
+    read = reads(mask, *problem.records())
+    if {("query", "positions"), ("key", "positions")} <= read:
+        raise ValueError(
+            f"{function}: the mask {mask!r} compares positions, but T = {length_q} queries and "
+            f"S = {length_k} keys have none. Say where the queries stand: "
+            f"query_coords=Coords.arange({length_q}, offset={length_k - length_q}), "
+            f"key_coords=Coords.arange({length_k}) for the last of a longer sequence, or "
+            f"Coords.arange({length_q}) for the first."
+        )
+
+
+def _fields(
+    function: str,
+    side: str,
+    coords: Coords | None,
+    length: int,
+    shape: tuple[int, ...],
+) -> dict[str, Aligned]:
+    """The fields of one side, `[*B | 1, N | 1, T]`."""
+    if coords is None:
+        coords = Coords.arange(length)
+    if not isinstance(coords, Coords):
+        raise TypeError(
+            f"{function}: {side}_coords must be Coords, got {type(coords).__name__}. Wrap "
+            f"positions: Coords(positions)."
+        )
+    if len(coords) != length:
+        raise ValueError(
+            f"{function}: {side}_coords must have the {length} tokens of the {side}, "
+            f"got {len(coords)}."
+        )
+    batch, num_heads = shape[:-3], shape[-3]
+    record = to_record(coords, side, len(batch))
+    letter = "t" if side == "query" else "s"
+    fields = {}
+    for name in coords.fields():
+        array = jnp.squeeze(getattr(record, name), -1 if side == "query" else -2)
+        if not broadcasts_to(array.shape, (*batch, num_heads, length)):
+            raise ValueError(
+                f"{function}: {name} of {side}_coords must broadcast to [*B, N, T] = "
+                f"{[*batch, num_heads, length]}, got {list(array.shape)}."
+            )
+        fields[name] = Aligned(array, "bn" + letter)
+    return fields
+
+
+def _within(lengths: jax.Array, length: int, valid: Aligned | None, letter: str) -> Aligned:
+    """Which tokens count, `[*B, 1, T]`."""
+    index = lax.iota(jnp.int32, length).reshape((1,) * (lengths.ndim + 1) + (-1,))
+    within = index < lengths[..., None, None]
+    return Aligned(within if valid is None else within & valid.values, "bn" + letter)
+
+
+def _check_normalizer(function: str, normalizer: Normalizer, num_heads: int) -> None:
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            f"{function}: normalizer must be a Normalizer such as Softmax(), got "
+            f"{type(normalizer).__name__}."
+        )
+    for name, number in (
+        ("sink", getattr(normalizer, "sink", None)),
+        ("bias of the sigmoid", getattr(normalizer, "bias", None)),
+    ):
+        if number is not None and jnp.shape(number) not in ((), (1,), (num_heads,)):
+            raise ValueError(
+                f"{function}: the {name} must be one number or [N] = [{num_heads}], "
+                f"got {list(jnp.shape(number))}."
+            )
+
+
+def _shift(scores: jax.Array, q: Any, k: Any, head_ids: jax.Array, *, bias: Any) -> jax.Array:
+    """s + b, for one b or one for each head."""
+    del q, k
+    bias = jnp.asarray(bias, scores.dtype)
+    return scores + (bias.reshape(()) if bias.size == 1 else bias[head_ids])
+
+
+def _check_plan(
+    function: str, plan: Plan | None, shape: tuple[int, ...], complete: bool
+) -> Aligned | None:
+    if plan is None:
+        return None
+    if not complete:
+        raise ValueError(
+            f"{function}: a plan belongs to one Mask, and skips what it calls full; it knows "
+            f"nothing of is_causal, local_window_size, lengths or a boolean array. Say all of it "
+            f"in the mask that the plan was made of: masks.Causal() & masks.Padding()."
+        )
+    if not isinstance(plan, Plan):
+        raise TypeError(f"{function}: plan must be a Plan, got {type(plan).__name__}.")
+    if plan.lengths != shape[-2:]:
+        raise ValueError(
+            f"{function}: the plan was made for [T, S] = {list(plan.lengths)}, the attention has "
+            f"{list(shape[-2:])}. Make it with make_plan(mask, query_coords, key_coords)."
+        )
+    kinds = expand_rank(plan.kinds, len(shape))
+    if not broadcasts_to(kinds.shape[:-2], shape[:-2]):
+        raise ValueError(
+            f"{function}: the plan must broadcast to [*B, N] = {list(shape[:-2])}, "
+            f"got {list(kinds.shape[:-2])}."
+        )
+    return Aligned(kinds, "bnxy")
+
+
+def _batch_ids(dropout: Dropout | None, batch: tuple[int, ...]) -> jax.Array:
+    if dropout is None or dropout.batch_ids is None:
+        return lax.iota(jnp.int32, math.prod(batch)).reshape(batch)
+    return jnp.asarray(dropout.batch_ids).astype(jnp.int32).reshape(batch)
+
+
+def _without_leaves(normalizer: Normalizer) -> Normalizer:
+    """The normaliser as a setting: its sink is applied outside, its bias is a score modifier."""
+    if isinstance(normalizer, Softmax):
+        return Softmax()
+    if isinstance(normalizer, Sigmoid):
+        return Sigmoid()
+    return normalizer
 
 
 def _check_arrays(function: str, query: jax.Array, key: jax.Array, value: jax.Array | None) -> None:
@@ -199,7 +373,7 @@ def _check_lengths(
     return lengths.astype(jnp.int32)
 
 
-def _check_window(function: str, window: int | Window | None) -> Window | None:
+def _check_window(function: str, window: int | Sides | None) -> Sides | None:
     if window is None:
         return None
     sides = tuple(window) if isinstance(window, tuple | list) else (window, window)

@@ -1,50 +1,74 @@
-"""Masked scores of a request: what is common to the dense output and the weights for pictures."""
+"""Scores of a whole problem: what is common to the dense output and the weights for pictures."""
 
-import functools
-import operator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flax_attn.attention._finite import finite, not_finite, sees
-from flax_attn.attention._request import Request
-
-Rows = jax.Array
+from flax_attn.attention._problem import Problem
 
 
-def masked_scores(
-    request: Request, rows: Rows | None = None, cols: Rows | None = None
-) -> jax.Array:
-    """s = scale · q·k + bias, −∞ where the query may not see the key.
+class Scores(NamedTuple):
+    """Modified and masked scores.
 
-    Args:
-      request: The problem. If it hides keys, queries and keys count as 0 where they are not finite.
-      rows: Numbers of the queries `[T']`; None = all.
-      cols: Numbers of the keys `[S']`; None = all.
-
-    Returns:
-      Scores `[*B, N, T', S']` in float32 (float64 for float64 inputs).
+    Attributes:
+      values: `[*B, N, T, S]` in float32 (float64 for float64 inputs), −∞ where masked.
+      seen: Who sees whom `[*B, N, T, S]`, of size 1 where nothing varies; None = all see all.
     """
-    query, key = _take(request.query, rows, -3), _take(request.key, cols, -3)
-    seen = visible(request, rows, cols)
+
+    values: jax.Array
+    seen: jax.Array | None
+
+
+def scores_of(problem: Problem) -> Scores:
+    """s = scale · q·k, modified, −∞ where the query may not see the key.
+
+    If the problem hides keys, queries and keys count as 0 where they are not finite.
+    """
+    query, key = problem.query.values, problem.key.values
+    _, _, num_heads, num_kv_heads = problem.sizes
+    seen = problem.visible() if problem.hides else None
     if seen is not None:
         query, key = finite(query), finite(key)
-    num_heads, num_kv_heads = query.shape[-2], key.shape[-2]
     scores_BKRS = jnp.einsum(
         "...krd,...skd->...krs",
         stack_groups(jnp.swapaxes(query, -3, -2), num_kv_heads),
         key,
-        precision=request.precision,
-        preferred_element_type=request.scores_dtype,
+        precision=problem.precision,
+        preferred_element_type=problem.scores_dtype,
     )
     scores = unstack_groups(scores_BKRS, num_heads)
-    if seen is not None and not isinstance(request.scale, float | int):
-        # The gradient of a scale sums over all products, an overflow behind the mask included.
-        scores = jnp.where(seen, scores, 0)
-    scores = scores * jnp.asarray(request.scale, scores.dtype)
-    if request.bias is not None:
-        scores = scores + _window(request.bias, rows, cols).astype(scores.dtype)
-    return scores if seen is None else jnp.where(seen, scores, -jnp.inf)
+    scores = problem.modified(_scaled(scores, problem.scale), seen)
+    if seen is not None:
+        scores = jnp.where(seen, scores, -jnp.inf)
+        if problem.score_mod is not None:  # a modifier hides by −∞
+            seen = ~jnp.isneginf(scores)
+            scores = jnp.where(seen, scores, -jnp.inf)  # which has no derivative there
+    return Scores(scores, seen)
+
+
+def _scaled(products: jax.Array, scale: float | jax.Array) -> jax.Array:
+    if isinstance(scale, int | float):
+        return products * jnp.asarray(scale, products.dtype)
+    scale = jnp.asarray(scale, products.dtype)
+    # The gradient of a traced scale sums over all products. One that overflowed, perhaps where
+    # nobody sees it, has no gradient.
+    finite = jnp.isfinite(products)
+    overflow = jax.lax.stop_gradient(products * scale)
+    return jnp.where(finite, jnp.where(finite, products, 0) * scale, overflow)
+
+
+def undefined_scores(problem: Problem, seen: jax.Array) -> jax.Array:
+    """Queries `[*B, N, T]` that see something and are not finite, or see a key that is not."""
+    bad_query_BNT = jnp.swapaxes(not_finite(problem.query.values), -1, -2)
+    bad_key_BNS = _per_head(problem, not_finite(problem.key.values))
+    return sees(seen, bad_key_BNS) | (bad_query_BNT & jnp.any(seen, axis=-1))
+
+
+def undefined_values(problem: Problem, seen: jax.Array) -> jax.Array:
+    """Queries `[*B, N, T]` that see a value that is not finite."""
+    return sees(seen, _per_head(problem, not_finite(problem.value.values)))
 
 
 def stack_groups(rows: jax.Array, num_kv_heads: int) -> jax.Array:
@@ -66,67 +90,12 @@ def unstack_groups(rows: jax.Array, num_heads: int) -> jax.Array:
     return rows_BKGTX.reshape(*batch, num_heads, stacked // groups, features)
 
 
-def visible(
-    request: Request, rows: Rows | None = None, cols: Rows | None = None
-) -> jax.Array | None:
-    """Who sees whom, `[*B, N, T', S']`, of size 1 where nothing varies; None = all see all.
-
-    A bias of −∞ hides a key as a mask does.
-    """
-    ndim = len(request.batch) + 3
-    row = jnp.arange(request.query.shape[-3]) if rows is None else rows
-    col = jnp.arange(request.key.shape[-3]) if cols is None else cols
-    row = row.astype(jnp.int32).reshape((1,) * (ndim - 2) + (-1, 1))
-    col = col.astype(jnp.int32).reshape((1,) * (ndim - 2) + (1, -1))
-    parts = []
-    if request.mask is not None:
-        parts.append(_window(request.mask, rows, cols))
-    if request.bias is not None:
-        parts.append(~jnp.isneginf(_window(request.bias, rows, cols)))
-    if request.is_causal:
-        parts.append(col <= row)
-    if request.window is not None:
-        left, right = request.window
-        if left is not None:
-            parts.append(row - col <= left)
-        if right is not None:
-            parts.append(col - row <= right)
-    if request.query_seq_lengths is not None:
-        parts.append(row < request.query_seq_lengths[..., None, None, None])
-    if request.key_value_seq_lengths is not None:
-        parts.append(col < request.key_value_seq_lengths[..., None, None, None])
-    return functools.reduce(operator.and_, parts) if parts else None
-
-
-def undefined_scores(request: Request, seen: jax.Array, rows: Rows | None = None) -> jax.Array:
-    """Queries `[*B, N, T']` that see something and are not finite, or see a key that is not."""
-    bad_query_BNT = jnp.swapaxes(not_finite(_take(request.query, rows, -3)), -1, -2)
-    bad_key_BNS = _per_head(request, not_finite(request.key))
-    return sees(seen, bad_key_BNS) | (bad_query_BNT & jnp.any(seen, axis=-1))
-
-
-def undefined_values(request: Request, seen: jax.Array) -> jax.Array:
-    """Queries `[*B, N, T]` that see a value that is not finite."""
-    assert request.value is not None
-    return sees(seen, _per_head(request, not_finite(request.value)))
-
-
-def _per_head(request: Request, flags_BSK: jax.Array) -> jax.Array:
+def _per_head(problem: Problem, flags_BSK: jax.Array) -> jax.Array:
     """Of key heads to of query heads: `[*B, S, K]` -> `[*B, N, S]`."""
-    num_heads, num_kv_heads = request.query.shape[-2], flags_BSK.shape[-1]
+    _, _, num_heads, num_kv_heads = problem.sizes
     flags_BKS = jnp.swapaxes(flags_BSK, -1, -2)
     *batch, _, length = flags_BKS.shape
     flags_BKGS = jnp.broadcast_to(
         flags_BKS[..., None, :], (*batch, num_kv_heads, num_heads // num_kv_heads, length)
     )
     return flags_BKGS.reshape(*batch, num_heads, length)
-
-
-def _take(array: jax.Array, ids: Rows | None, axis: int) -> jax.Array:
-    return array if ids is None else jnp.take(array, ids, axis=axis)
-
-
-def _window(array: jax.Array, rows: Rows | None, cols: Rows | None) -> jax.Array:
-    """Rows and columns of `[..., T | 1, S | 1]`; axes of size 1 are left for broadcasting."""
-    array = array if array.shape[-2] == 1 else _take(array, rows, -2)
-    return array if array.shape[-1] == 1 else _take(array, cols, -1)

@@ -13,13 +13,18 @@ from flax_attn._checks import expand_rank
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
+from flax_attn.masks import Dense, Mask
 
 _WEIGHTS_OPTIONS = (
     "scale",
     "query_seq_lengths",
     "key_value_seq_lengths",
     "local_window_size",
+    "score_mod",
     "normalizer",
+    "query_coords",
+    "key_coords",
+    "head_ids",
 )
 
 
@@ -89,10 +94,9 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
             dtype = jnp.promote_types(jnp.promote_types(query.dtype, key.dtype), value.dtype)
         query, key, value = (array.astype(dtype) for array in (query, key, value))
         mask = None if mask is None else mask.astype(bool)  # make_attention_mask gives float32
-        masks = [expand_rank(m, query.ndim) for m in (own_mask, mask) if m is not None]
         biases = [expand_rank(b, query.ndim) for b in (own_bias, bias) if b is not None]
         common: dict[str, Any] = {
-            "mask": functools.reduce(jnp.logical_and, masks) if masks else None,
+            "mask": _both(own_mask, mask, query.ndim),
             "bias": functools.reduce(jnp.add, biases) if biases else None,
             "is_causal": causal or is_causal,
             "precision": own_precision if precision is None else precision,
@@ -110,3 +114,12 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
         return dot_product_attention(query, key, value, **(options | common))
 
     return attend
+
+
+def _both(own: Mask | jax.Array | None, given: jax.Array | None, ndim: int) -> Any:
+    """A pair is visible if both allow it."""
+    if own is None or given is None:
+        return given if own is None else own
+    if isinstance(own, Mask):
+        return own & Dense(given)
+    return expand_rank(own, ndim) & expand_rank(given, ndim)

@@ -1,62 +1,122 @@
 """The dense implementation: every score at once, O(T · S) memory, any platform."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from flax_attn.attention._finite import finite
-from flax_attn.attention._request import Request
+from flax_attn.attention._problem import Problem, thaw
 from flax_attn.attention._scores import (
-    masked_scores,
+    scores_of,
     stack_groups,
     undefined_scores,
     undefined_values,
     unstack_groups,
-    visible,
 )
 
+Arrays = tuple[jax.Array, ...]
 
-def declines(request: Request) -> str | None:
-    """Why this implementation cannot serve the request; it serves all of them."""
-    del request
+
+def declines(problem: Problem, platform: str | None) -> str | None:
+    """Why this implementation cannot serve the problem; it serves all of them."""
+    del problem, platform
     return None
 
 
-def attend(request: Request) -> tuple[jax.Array, jax.Array]:
+def better_left(problem: Problem, platform: str | None) -> str | None:
+    """Why another implementation is likely to be faster, or None."""
+    del problem, platform
+    return None
+
+
+def run_forward(leaves: Sequence[jax.Array], tree: Any, platform: str | None) -> Arrays:
+    """Output and LSE of the leaves of a problem."""
+    del platform
+    return forward(thaw(tree.unflatten(leaves)))
+
+
+def run_tangent(
+    leaves: Sequence[jax.Array],
+    tree: Any,
+    platform: str | None,
+    output: jax.Array,
+    lse: jax.Array,
+    *tangents: jax.Array,
+    active: tuple[int, ...],
+) -> Arrays:
+    """The derivatives of output and LSE along tangents of the leaves `active`."""
+    del platform, output, lse
+    return jax.jvp(*of_active(leaves, tree, active), list(tangents))[1]
+
+
+def run_transpose(
+    leaves: Sequence[jax.Array],
+    tree: Any,
+    platform: str | None,
+    output: jax.Array,
+    lse: jax.Array,
+    *cotangents: jax.Array,
+    active: tuple[int, ...],
+) -> Arrays:
+    """The cotangents of the leaves `active`."""
+    del platform, output, lse
+    function, chosen = of_active(leaves, tree, active)
+    return jax.vjp(function, *chosen)[1](tuple(cotangents))
+
+
+def of_active(
+    leaves: Sequence[jax.Array], tree: Any, active: tuple[int, ...]
+) -> tuple[Callable[..., Arrays], list[jax.Array]]:
+    """Output and LSE as a function of some leaves, and these leaves."""
+
+    def function(*chosen: jax.Array) -> Arrays:
+        replaced = dict(zip(active, chosen, strict=True))
+        return run_forward([replaced.get(i, x) for i, x in enumerate(leaves)], tree, None)
+
+    return function, [leaves[i] for i in active]
+
+
+def forward(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """O = softmax(scale · Q Kᵀ + bias) V, and its LSE.
 
     Args:
-      request: The problem.
+      problem: The problem.
 
     Returns:
-      The output `[*B, T, N, Dv]` in the query's dtype and the LSE `[*B, T, N]`.
+      The output `[*B, T, N, Dv]` and the LSE `[*B, T, N]`.
     """
-    assert request.value is not None
-    value, seen = request.value, visible(request)
-    weights_BNTS, lse_BNT = request.normalizer.normalize(masked_scores(request))
+    value, dtype = problem.value.values, problem.dtype
+    scores, seen = scores_of(problem)
+    weights_BNTS, lse_BNT = problem.normalizer.normalize(scores)
     if seen is not None:
-        value = finite(value)
+        # A token that nobody sees may have a derivative that is not a number, too.
+        used_BS = jnp.any(seen, axis=(-3, -2))[..., None, None]
+        value = jnp.where(used_BS, finite(value), 0)
         # They are 0 already; but their cotangent may overflow, and 0 · ∞ is not a number.
         weights_BNTS = jnp.where(seen, weights_BNTS, 0)
 
-    if request.dropout is not None:
-        rows, cols = (jnp.arange(length) for length in weights_BNTS.shape[-2:])
-        keep = request.dropout.keep(request.batch, request.head_ids, rows, cols)
-        share = jnp.asarray(1 - request.dropout.rate, weights_BNTS.dtype)
+    if problem.drop is not None:
+        keep = problem.keep(problem.batch_ids.values[..., None, None, None])
+        share = jnp.asarray(1 - problem.drop[0], weights_BNTS.dtype)
         weights_BNTS = jnp.where(keep, weights_BNTS / share, 0)
 
     output_BKRD = jnp.einsum(
         "...krs,...skd->...krd",
-        stack_groups(weights_BNTS.astype(value.dtype), value.shape[-2]),
+        stack_groups(weights_BNTS.astype(dtype), value.shape[-2]),
         value,
-        precision=request.precision,
-        preferred_element_type=request.scores_dtype,
+        precision=problem.precision,
+        preferred_element_type=problem.scores_dtype,
     )
-    output_BNTD = unstack_groups(output_BKRD, request.query.shape[-2])
-    output = jnp.swapaxes(output_BNTD, -3, -2).astype(request.query.dtype)
+    output_BNTD = unstack_groups(output_BKRD, weights_BNTS.shape[-3])
+    output = jnp.swapaxes(output_BNTD, -3, -2).astype(problem.output_dtype)
     lse = jnp.swapaxes(lse_BNT, -1, -2)
     if seen is not None:
-        bad_BNT = undefined_scores(request, seen)
+        sees_BTN = jnp.swapaxes(jnp.any(seen, axis=-1), -1, -2)
+        output = jnp.where(sees_BTN[..., None], output, 0)
+        bad_BNT = undefined_scores(problem, seen)
         lse = jnp.where(jnp.swapaxes(bad_BNT, -1, -2), jnp.nan, lse)
-        bad_BNT = bad_BNT | undefined_values(request, seen)
+        bad_BNT = bad_BNT | undefined_values(problem, seen)
         output = jnp.where(jnp.swapaxes(bad_BNT, -1, -2)[..., None], jnp.nan, output)
     return output, lse

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn.attention._implementations import attend
+from flax_attn.attention._implementations import check_names, choose
+from flax_attn.attention._primitive import attend
 from flax_attn.attention._request import check_request
 from flax_attn.attention.dropout import Dropout
-from flax_attn.normalizers import Softmax
+from flax_attn.coords import Coords
+from flax_attn.masks import Mask, Plan
+from flax_attn.normalizers import Normalizer, Softmax, with_sink
+from flax_attn.scores import ScoreMod
 
 
 def dot_product_attention(
@@ -18,20 +21,20 @@ def dot_product_attention(
     key: Float[Array, "*B S K D"],
     value: Float[Array, "*B S K Dv"],
     bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
     *,
     scale: float | Float[Array, ""] | None = None,
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "..."] | None = None,
     key_value_seq_lengths: Int[Array, "..."] | None = None,
     local_window_size: int | tuple[int | None, int | None] | None = None,
-    score_mod: None = None,
-    normalizer: Softmax = Softmax(),
+    score_mod: ScoreMod | None = None,
+    normalizer: Normalizer = Softmax(),
     dropout: Dropout | None = None,
-    query_coords: None = None,
-    key_coords: None = None,
+    query_coords: Coords | None = None,
+    key_coords: Coords | None = None,
     head_ids: Int[Array, "N"] | None = None,
-    plan: None = None,
+    plan: Plan | None = None,
     precision: lax.PrecisionLike = None,
     implementation: str | Sequence[str] | None = None,
     return_residual: bool = False,
@@ -42,8 +45,13 @@ def dot_product_attention(
 
     The arguments up to `local_window_size` are those of `jax.nn.dot_product_attention`, position
     by position; one thing differs: a row without any visible key gives 0 (not the mean of the
-    values), with LSE −∞ and zero gradients. The order is scale, bias, mask, normaliser. Scores,
-    statistics and accumulators are float32 (float64 for float64 inputs).
+    values), with LSE −∞ and zero gradients. The order is scale, bias, score modifiers, mask,
+    normaliser. Scores, statistics and accumulators are float32 (float64 for float64 inputs).
+
+    Masks and modifiers are relations between the coordinates of queries and keys. Blocks of pairs
+    that a mask hides are skipped, whatever it is made of; memory is O(T + S), also of gradients and
+    of forward mode, unless `explain` says "dense". Everything that is a float has a gradient, of
+    any order, in either mode.
 
     A key or value that holds NaN or infinity never reaches a query that may not see it, in value or
     gradient. With a mask of any kind or a bias, a query that does see it gets NaN in every feature,
@@ -54,28 +62,29 @@ def dot_product_attention(
       key: Keys `[*B, S, K, D]`; N is a multiple of K, and query head n reads key head n // G with
         G = N // K.
       value: Values `[*B, S, K, Dv]`; Dv may differ from D.
-      bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
-      mask: True where a query attends; broadcasts to `[*B, N, T, S]`.
+      bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`. It is read tile by tile.
+      mask: A `Mask` such as `masks.Causal() & masks.SameSegment()`; or a boolean array, True where
+        a query attends, that broadcasts to `[*B, N, T, S]`.
       scale: Factor of the dot products, default 1/√D.
-      is_causal: Whether query t sees only the keys s ≤ t. Both are counted from their first token,
-        also when T ≠ S (jax.nn's convention). For queries that continue a longer sequence, pass
-        `mask=jnp.arange(S) <= jnp.arange(T)[:, None] + S - T`.
+      is_causal: Whether a query sees only keys at its own position or before. Without coordinates,
+        both sides are counted from their first token, also when T ≠ S (jax.nn's convention); for
+        queries that continue a longer sequence give
+        `query_coords=Coords.arange(T, offset=S - T), key_coords=Coords.arange(S)`.
       query_seq_lengths: Number of queries that count `[*B]`; the rest give 0.
       key_value_seq_lengths: Number of keys that count `[*B]`.
-      local_window_size: How many tokens to the left and right a query sees besides its own,
-        `(left, right)` or one number for both; None for a side leaves it open. Counted from the
-        first token, as `is_causal`.
-      score_mod: Not in this version: only None.
-      normalizer: From scores to weights: `Softmax()`, or `Softmax(sink)`.
+      local_window_size: How far to the left and right a query sees, `(left, right)` or one number
+        for both, in positions; None for a side leaves it open. Counted as `is_causal`.
+      score_mod: A `ScoreMod` such as `scores.ALiBi(slopes) >> scores.SoftCap(30.0)`.
+      normalizer: From scores to weights: `Softmax()`, `Softmax(sink)`, `Sigmoid(bias)`, ...
       dropout: `Dropout(rate, key)`, or None.
-      query_coords: Not in this version: only None.
-      key_coords: Not in this version: only None.
+      query_coords: What the queries carry, `Coords` of T tokens; default the positions 0 ... T − 1.
+      key_coords: What the keys carry, `Coords` of S tokens; default the positions 0 ... S − 1.
       head_ids: Global number of each query head `[N]`, for devices that hold a part of the heads:
-        dropout depends on it. Default 0 ... N − 1.
-      plan: Not in this version: only None.
+        dropout and whatever differs between heads depend on it. Default 0 ... N − 1.
+      plan: The block map of `mask`, made once for many layers by `make_plan`; default made here.
       precision: Precision of both dot products, as in `jax.lax.dot_general`.
-      implementation: A name, or several in order of preference: `"dense"` (alias `"xla"`). None
-        takes the best that serves the request.
+      implementation: A name, or several in order of preference: `"blockwise"`, `"dense"` (alias
+        `"xla"`). None takes the best for the platform that is compiled for; see `explain`.
       return_residual: Whether to return the LSE too.
 
     Returns:
@@ -83,34 +92,34 @@ def dot_product_attention(
       log Σ_s exp(score) `[*B, T, N]` in float32 (float64 for float64 inputs), differentiable.
 
     Raises:
-      ValueError: If shapes, dtypes or numbers do not fit.
-      TypeError: If an argument is of the wrong kind.
+      ValueError: If shapes, dtypes or numbers do not fit; if a mask compares positions, T ≠ S, and
+        no coordinates are given.
+      TypeError: If an argument is of the wrong kind, or a mask or modifier captures a traced array.
       NotImplementedError: If the implementation asked for does not serve the request.
       ExceptionGroup: If several were asked for and none does.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from flax_attn import dot_product_attention
+      >>> from flax_attn import dot_product_attention, masks
       >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
       >>> out, lse = dot_product_attention(q, k, v, is_causal=True, return_residual=True)
       >>> out.shape, lse.shape
       ((2, 16, 4, 8), (2, 16, 4))
       >>> bool(jnp.allclose(out[:, 0], v[:, 0]))    # the first query sees only the first key
       True
+      >>> @masks.relation
+      ... def every_other(q, k):
+      ...     return (q.positions - k.positions) % 2 == 0
+      >>> out = dot_product_attention(q, k, v, mask=every_other() & masks.Causal())
 
     References:
       Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, equation 1;
       Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
-      Checkpoints", EMNLP 2023, arXiv:2305.13245.
+      Checkpoints", EMNLP 2023, arXiv:2305.13245; Rabe, Staats, "Self-attention Does Not Need O(n²)
+      Memory", 2021, arXiv:2112.05682; Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and
+      Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022, arXiv:2205.14135.
     """
-    _refuse_absent(
-        "dot_product_attention",
-        score_mod=score_mod,
-        query_coords=query_coords,
-        key_coords=key_coords,
-        plan=plan,
-    )
-    request = check_request(
+    problem = check_request(
         "dot_product_attention",
         query,
         key,
@@ -122,26 +131,23 @@ def dot_product_attention(
         query_seq_lengths=query_seq_lengths,
         key_value_seq_lengths=key_value_seq_lengths,
         local_window_size=local_window_size,
+        score_mod=score_mod,
         normalizer=normalizer,
         dropout=dropout,
+        query_coords=query_coords,
+        key_coords=key_coords,
         head_ids=head_ids,
+        plan=plan,
         precision=precision,
     )
-    output, lse = attend("dot_product_attention", request, implementation)
+    if return_residual and not normalizer.coupled:
+        raise ValueError(
+            f"dot_product_attention: return_residual asks for the LSE, which "
+            f"{type(normalizer).__name__} does not have. Leave it out."
+        )
+    names = check_names("dot_product_attention", implementation)
+    choose("dot_product_attention", problem, names, None)  # raises at once if all decline
+    output, lse = attend(problem, names)
+    output, lse = with_sink(normalizer, output, lse)
+    output = output.astype(problem.dtype)
     return (output, lse) if return_residual else output
-
-
-_ABSENT = {
-    "score_mod": "add what depends on positions to bias",
-    "query_coords": "write what depends on positions into mask or bias",
-    "key_coords": "write what depends on positions into mask or bias",
-    "plan": "leave it out",
-}
-
-
-def _refuse_absent(function: str, **arguments: jax.Array | None) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotImplementedError(
-                f"{function}: {name} is not part of this version and must be None; {_ABSENT[name]}."
-            )

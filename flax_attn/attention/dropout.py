@@ -66,18 +66,38 @@ class Dropout:
         else:
             batch_ids = jnp.arange(math.prod(batch))
 
-        # A key of its own for each batch element and head, a counter for each query and key. (Not
-        # jax.random: not all of its generators depend on nothing but key and counter.)
-        key_B1 = _two_words(self.key), batch_ids.reshape(-1, 1), head_ids.reshape(1, -1)
-        keys_BN = threefry2x32(*key_B1[0], *(ids.astype(jnp.uint32) for ids in key_B1[1:]))
-        keys_BN11 = (k.reshape(*batch, head_ids.shape[0], 1, 1) for k in keys_BN)
-        counters = (
-            ids.astype(jnp.uint32).reshape((1,) * (len(batch) + 1) + shape)
-            for ids, shape in ((query_ids, (-1, 1)), (key_ids, (1, -1)))
+        rank = (1,) * len(batch)
+        return keep_weights(
+            (self.rate, self.seed()),
+            batch_ids.reshape(*batch, 1, 1, 1),
+            head_ids.reshape(*rank, -1, 1, 1),
+            query_ids.reshape(*rank, 1, -1, 1),
+            key_ids.reshape(*rank, 1, 1, -1),
         )
-        bits, _ = threefry2x32(*keys_BN11, *counters)
-        uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
-        return uniform >= jnp.asarray(self.rate, jnp.float32)
+
+    def seed(self) -> UInt32[Array, "2"]:
+        """The key of any of JAX's generators, as a key of the cipher."""
+        return jnp.stack(_two_words(self.key))
+
+
+def keep_weights(
+    drop: tuple[float | Float[Array, ""], UInt32[Array, "2"]],
+    batch_ids: Int[Array, "..."],
+    head_ids: Int[Array, "..."],
+    query_ids: Int[Array, "..."],
+    key_ids: Int[Array, "..."],
+) -> Bool[Array, "..."]:
+    """Which weights are kept, for a rate and a seed, and numbers that broadcast."""
+    rate, seed = drop
+    # A key of its own for each batch element and head, a counter for each query and key. (Not
+    # jax.random: not all of its generators depend on nothing but key and counter.)
+    batch_ids, head_ids, query_ids, key_ids = (
+        ids.astype(jnp.uint32) for ids in (batch_ids, head_ids, query_ids, key_ids)
+    )
+    key = threefry2x32(seed[0], seed[1], batch_ids, head_ids)
+    bits, _ = threefry2x32(*key, query_ids, key_ids)
+    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    return uniform >= jnp.asarray(rate, jnp.float32)
 
 
 def _two_words(key: Array) -> tuple[Array, Array]:

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import as_floating, broadcasts_to
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
-from flax_attn.normalizers import Softmax
+from flax_attn.coords import Coords
+from flax_attn.masks import Mask, Plan
+from flax_attn.normalizers import Normalizer, Softmax
+from flax_attn.scores import ScoreMod
 
 
 def scaled_dot_product_attention(
@@ -18,15 +20,19 @@ def scaled_dot_product_attention(
     key: Float[Array, "*B S D"],
     value: Float[Array, "*B S Dv"],
     bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
     *,
     scale: float | Float[Array, ""] | None = None,
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "..."] | None = None,
     key_value_seq_lengths: Int[Array, "..."] | None = None,
     local_window_size: int | tuple[int | None, int | None] | None = None,
-    normalizer: Softmax = Softmax(),
+    score_mod: ScoreMod | None = None,
+    normalizer: Normalizer = Softmax(),
     dropout: Dropout | None = None,
+    query_coords: Coords | None = None,
+    key_coords: Coords | None = None,
+    plan: Plan | None = None,
     precision: lax.PrecisionLike = None,
     implementation: str | Sequence[str] | None = None,
     return_residual: bool = False,
@@ -42,14 +48,18 @@ def scaled_dot_product_attention(
       key: Keys `[*B, S, D]`.
       value: Values `[*B, S, Dv]`.
       bias: Added to the scaled scores; broadcasts to `[*B, T, S]`.
-      mask: True where a query attends; broadcasts to `[*B, T, S]`.
+      mask: A `Mask`; or True where a query attends, broadcasting to `[*B, T, S]`.
       scale: Factor of the dot products, default 1/√D.
       is_causal: Whether query t sees only the keys s ≤ t.
       query_seq_lengths: Number of queries that count `[*B]`.
       key_value_seq_lengths: Number of keys that count `[*B]`.
       local_window_size: `(left, right)` or one number for both.
-      normalizer: `Softmax()`, or `Softmax(sink)`.
+      score_mod: A `ScoreMod`, or None.
+      normalizer: `Softmax()`, `Softmax(sink)`, ...
       dropout: `Dropout(rate, key)`, or None.
+      query_coords: What the queries carry.
+      key_coords: What the keys carry.
+      plan: The block map of `mask`.
       precision: Precision of both dot products.
       implementation: A name, or several in order of preference.
       return_residual: Whether to return the LSE `[*B, T]` too.
@@ -101,8 +111,12 @@ def scaled_dot_product_attention(
         query_seq_lengths=query_seq_lengths,
         key_value_seq_lengths=key_value_seq_lengths,
         local_window_size=local_window_size,
+        score_mod=score_mod,
         normalizer=normalizer,
         dropout=dropout,
+        query_coords=query_coords,
+        key_coords=key_coords,
+        plan=plan,
         precision=precision,
         implementation=implementation,
         return_residual=return_residual,
@@ -113,9 +127,7 @@ def scaled_dot_product_attention(
     return result[..., 0, :]
 
 
-def _with_head_axis(
-    function: str, name: str, array: jax.Array | None, shape: tuple[int, ...]
-) -> jax.Array | None:
+def _with_head_axis(function: str, name: str, array: Any, shape: tuple[int, ...]) -> Any:
     if array is None or not hasattr(array, "shape"):
         return array
     if not broadcasts_to(array.shape, shape):

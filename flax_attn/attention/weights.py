@@ -6,8 +6,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._request import check_request
-from flax_attn.attention._scores import masked_scores, undefined_scores, visible
-from flax_attn.normalizers import Softmax
+from flax_attn.attention._scores import scores_of, undefined_scores
+from flax_attn.coords import Coords
+from flax_attn.masks import Mask
+from flax_attn.normalizers import Normalizer, Softmax, with_sink
+from flax_attn.scores import ScoreMod
 
 Selection = slice | Int[Array, "X"] | None
 
@@ -16,14 +19,18 @@ def attention_weights(
     query: Float[Array, "*B T N D"],
     key: Float[Array, "*B S K D"],
     bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
     *,
     scale: float | Float[Array, ""] | None = None,
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "..."] | None = None,
     key_value_seq_lengths: Int[Array, "..."] | None = None,
     local_window_size: int | tuple[int | None, int | None] | None = None,
-    normalizer: Softmax = Softmax(),
+    score_mod: ScoreMod | None = None,
+    normalizer: Normalizer = Softmax(),
+    query_coords: Coords | None = None,
+    key_coords: Coords | None = None,
+    head_ids: Int[Array, "N"] | None = None,
     precision: lax.PrecisionLike = None,
     rows: Selection = None,
     cols: Selection = None,
@@ -47,7 +54,11 @@ def attention_weights(
       query_seq_lengths: As in `dot_product_attention`.
       key_value_seq_lengths: As in `dot_product_attention`.
       local_window_size: As in `dot_product_attention`.
+      score_mod: As in `dot_product_attention`.
       normalizer: As in `dot_product_attention`.
+      query_coords: As in `dot_product_attention`.
+      key_coords: As in `dot_product_attention`.
+      head_ids: As in `dot_product_attention`.
       precision: As in `dot_product_attention`.
       rows: Which queries: a slice, an array of numbers, or None for all.
       cols: Which keys: a slice, an array of numbers, or None for all.
@@ -74,7 +85,7 @@ def attention_weights(
       (1, 1, 3)
     """
     function = "attention_weights"
-    request = check_request(
+    problem = check_request(
         function,
         query,
         key,
@@ -86,32 +97,44 @@ def attention_weights(
         query_seq_lengths=query_seq_lengths,
         key_value_seq_lengths=key_value_seq_lengths,
         local_window_size=local_window_size,
+        score_mod=score_mod,
         normalizer=normalizer,
         dropout=None,
-        head_ids=None,
+        query_coords=query_coords,
+        key_coords=key_coords,
+        head_ids=head_ids,
+        plan=None,
         precision=precision,
     )
     row_ids = _select(function, "rows", rows, query.shape[-3])
     col_ids = _select(function, "cols", cols, key.shape[-3])
-    scores = masked_scores(request, row_ids, col_ids)
-    if lse is None:
-        all_keys = scores if col_ids is None else masked_scores(request, row_ids, None)
-        _, lse_BNT = normalizer.normalize(all_keys)
-    elif lse.shape != query.shape[:-1]:
+    whole_rows = problem.take(row_ids, None)
+    window = whole_rows.take(None, col_ids)
+    if lse is not None and lse.shape != query.shape[:-1]:
         raise ValueError(
             f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got {list(lse.shape)}."
         )
+    scores, seen = scores_of(window)
+    if not normalizer.folds:  # its weights need the whole row
+        weights, _ = normalizer.normalize(scores_of(whole_rows).values)
+        weights = weights if col_ids is None else jnp.take(weights, col_ids, axis=-1)
     else:
-        lse_BNT = jnp.swapaxes(lse, -1, -2)
-        lse_BNT = lse_BNT if row_ids is None else jnp.take(lse_BNT, row_ids, axis=-1)
-    hidden = jnp.isneginf(scores)
-    # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
-    shift = jnp.where(jnp.isneginf(lse_BNT), 0, lse_BNT).astype(scores.dtype)[..., None]
-    weights = jnp.exp(jnp.where(hidden, 0, scores - shift))
-    if (seen := visible(request, row_ids)) is not None:
-        bad_BNT = undefined_scores(request, seen, row_ids)
+        if lse is None:
+            all_keys = scores if col_ids is None else scores_of(whole_rows).values
+            _, lse_BNT = problem.normalizer.normalize(all_keys)
+            lse_BNT = _with_sink(normalizer, lse_BNT)
+        else:
+            lse_BNT = jnp.swapaxes(lse, -1, -2).astype(scores.dtype)
+            lse_BNT = lse_BNT if row_ids is None else jnp.take(lse_BNT, row_ids, axis=-1)
+        # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
+        lse_BNT = jnp.where(jnp.isneginf(lse_BNT), jnp.inf, lse_BNT)
+        weights = problem.normalizer.weights(scores, lse_BNT)
+    if seen is not None:
+        seen_rows = scores_of(whole_rows).seen
+        assert seen_rows is not None
+        bad_BNT = undefined_scores(whole_rows, seen_rows)
         weights = jnp.where(bad_BNT[..., None], jnp.nan, weights)
-    weights = jnp.where(hidden, 0, weights)
+        weights = jnp.where(seen, weights, 0)
     # Numbers without a value yet cannot be checked: outside, they must not pass for others.
     for ids, length, axis in ((row_ids, query.shape[-3], -2), (col_ids, key.shape[-3], -1)):
         if ids is not None:
@@ -135,3 +158,8 @@ def _select(function: str, name: str, chosen: Selection, length: int) -> jax.Arr
     if not isinstance(ids, jax.core.Tracer) and bool(jnp.any((ids < 0) | (ids >= length))):
         raise ValueError(f"{function}: {name} must lie in 0 ... {length - 1}, got {chosen}.")
     return ids
+
+
+def _with_sink(normalizer: Normalizer, lse_BNT: jax.Array) -> jax.Array:
+    lse_BTN = jnp.swapaxes(lse_BNT, -1, -2)
+    return jnp.swapaxes(with_sink(normalizer, lse_BTN[..., None], lse_BTN)[1], -1, -2)

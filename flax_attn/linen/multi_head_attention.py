@@ -23,7 +23,10 @@ from flax_attn.attention._modules import (
     summed_over,
     with_weights,
 )
-from flax_attn.normalizers import Softmax
+from flax_attn.coords import Coords
+from flax_attn.masks import Mask, Plan
+from flax_attn.normalizers import Normalizer
+from flax_attn.scores import ScoreMod
 
 
 class MultiHeadAttention(nn.Module):
@@ -107,7 +110,7 @@ class MultiHeadAttention(nn.Module):
     head_dim: int | None = None
     value_head_dim: int | None = None
     scale: float | None = None
-    normalizer: Softmax | None = None
+    normalizer: Normalizer | None = None
     implementation: str | Sequence[str] | None = None
     axis_name: str | None = None
     batch_axis_name: str | None = None
@@ -121,9 +124,13 @@ class MultiHeadAttention(nn.Module):
         inputs_k: jax.Array | None = None,
         inputs_v: jax.Array | None = None,
         *,
-        mask: jax.Array | None = None,
+        mask: Mask | jax.Array | None = None,
         bias: jax.Array | None = None,
         is_causal: bool = False,
+        score_mod: ScoreMod | None = None,
+        query_coords: Coords | None = None,
+        key_coords: Coords | None = None,
+        plan: Plan | None = None,
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
         sow_weights: bool = False,
@@ -134,10 +141,14 @@ class MultiHeadAttention(nn.Module):
           inputs_q: Where the queries come from `[*B, T, Mq]`.
           inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
           inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: True, or not 0, where a query attends (what is added to scores is a bias);
-            broadcasts to `[*B, N, T, S]`.
+          mask: A `flax_attn.masks.Mask`; or an array, True or not 0 where a query attends (what is
+            added to scores is a bias), that broadcasts to `[*B, N, T, S]`.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
           is_causal: Whether query t sees only the keys s ≤ t.
+          score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
+          query_coords: What the tokens of `inputs_q` carry.
+          key_coords: What those of `inputs_k` carry, default `query_coords` in self-attention.
+          plan: The block map of `mask`, made once for many layers by `flax_attn.make_plan`.
           deterministic: Whether not to drop, if the attribute is None.
           dropout_rng: Key of the dropout, default `make_rng("dropout")`.
           sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, into
@@ -148,6 +159,8 @@ class MultiHeadAttention(nn.Module):
         """
         refuse_decode(self.decode)
         refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
+        if inputs_k is None and inputs_v is None and key_coords is None:
+            key_coords = query_coords
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
         sizes = head_sizes(
             inputs_q.shape[-1],
@@ -206,6 +219,10 @@ class MultiHeadAttention(nn.Module):
                 self.axis_name,
                 bias=bias,
                 is_causal=is_causal,
+                score_mod=score_mod,
+                query_coords=query_coords,
+                key_coords=key_coords,
+                plan=plan,
                 scale=self.scale,
                 normalizer=self.normalizer,
                 dropout=self._dropout(inputs_q, deterministic, dropout_rng),

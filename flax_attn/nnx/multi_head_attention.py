@@ -25,8 +25,11 @@ from flax_attn.attention._modules import (
     summed_over,
     with_weights,
 )
+from flax_attn.coords import Coords
+from flax_attn.masks import Mask, Plan
 from flax_attn.nnx._sow import sow_on_request
-from flax_attn.normalizers import Softmax
+from flax_attn.normalizers import Normalizer
+from flax_attn.scores import ScoreMod
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -131,7 +134,7 @@ class MultiHeadAttention(nnx.Module):
         qkv_dot_general_cls: Any = None,
         out_dot_general_cls: Any = None,
         scale: float | None = None,
-        normalizer: Softmax | None = None,
+        normalizer: Normalizer | None = None,
         implementation: str | Sequence[str] | None = None,
         axis_name: str | None = None,
         batch_axis_name: str | None = None,
@@ -223,9 +226,13 @@ class MultiHeadAttention(nnx.Module):
         inputs_k: jax.Array | None = None,
         inputs_v: jax.Array | None = None,
         *,
-        mask: jax.Array | None = None,
+        mask: Mask | jax.Array | None = None,
         bias: jax.Array | None = None,
         is_causal: bool = False,
+        score_mod: ScoreMod | None = None,
+        query_coords: Coords | None = None,
+        key_coords: Coords | None = None,
+        plan: Plan | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         sow_weights: bool = False,
@@ -239,10 +246,14 @@ class MultiHeadAttention(nnx.Module):
           inputs_q: Where the queries come from `[*B, T, Mq]`.
           inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
           inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: True, or not 0, where a query attends (what is added to scores is a bias);
-            broadcasts to `[*B, N, T, S]`.
+          mask: A `flax_attn.masks.Mask`; or an array, True or not 0 where a query attends (what is
+            added to scores is a bias), that broadcasts to `[*B, N, T, S]`.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
           is_causal: Whether query t sees only the keys s ≤ t.
+          score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
+          query_coords: What the tokens of `inputs_q` carry.
+          key_coords: What those of `inputs_k` carry, default `query_coords` in self-attention.
+          plan: The block map of `mask`, made once for many layers by `flax_attn.make_plan`.
           deterministic: Whether not to drop; takes precedence over the attribute.
           rngs: Keys of the dropout; take precedence over those kept.
           sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, as
@@ -255,6 +266,8 @@ class MultiHeadAttention(nnx.Module):
           The output `[*B, T, out_features]`.
         """
         refuse_decode(decode)
+        if inputs_k is None and inputs_v is None and key_coords is None:
+            key_coords = query_coords
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
         for inputs, projection in zip(
             (inputs_q, inputs_k, inputs_v), (self.query, self.key, self.value), strict=True
@@ -280,6 +293,10 @@ class MultiHeadAttention(nnx.Module):
                 self.axis_name,
                 bias=bias,
                 is_causal=is_causal,
+                score_mod=score_mod,
+                query_coords=query_coords,
+                key_coords=key_coords,
+                plan=plan,
                 scale=self.scale,
                 normalizer=self.normalizer,
                 dropout=self._dropout(inputs_q, deterministic, rngs),

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import chex
 import jax
@@ -540,9 +541,12 @@ def test_dropout_takes_both_kinds_of_keys_and_new_ones_do_not_retrace(make_key):
 def test_precision_reaches_every_dot():
     q, k, v = problem(np.float32)
     f = functools.partial(dot_product_attention, precision="highest")
-    dots = [e for e in jax.make_jaxpr(f)(q, k, v).eqns if e.primitive.name == "dot_general"]
-    assert len(dots) == 2
-    assert all("HIGHEST" in str(e.params["precision"]) for e in dots)
+    for implementation in ("dense", "blockwise"):
+        g = functools.partial(f, implementation=implementation)
+        text = jax.jit(jax.grad(lambda *x: jnp.sum(g(*x)))).lower(q, k, v).as_text()
+        dots = re.findall(r"stablehlo.dot_general.*", text)
+        assert len(dots) >= 4
+        assert all("precision = [HIGHEST, HIGHEST]" in dot for dot in dots)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -80,3 +80,43 @@ def additive_attention(query, key, value, w_query, w_key, w_score, mask=None):
             weights[b, t, seen] = exponentials / exponentials.sum()
             output[b, t] = weights[b, t] @ value[b]
     return output, weights
+
+
+def attend(scores, value, seen, *, normalizer="softmax", sink=None, length=1, keep=True, rate=0.0):
+    """Attention of given scores, all at once.
+
+    Args:
+      scores: Scaled and modified `[B, N, T, S]`.
+      value: `[B, S, K, Dv]`.
+      seen: Who sees whom, broadcasts to the scores.
+      normalizer: `"softmax"`, `"sigmoid"` or `"relu"`.
+      sink: Of the softmax, one per head `[N]`.
+      length: Of `"relu"`.
+      keep: What dropout keeps.
+      rate: Of dropout.
+
+    Returns:
+      The output `[B, T, N, Dv]` and the LSE `[B, T, N]`.
+    """
+    scores, value = np.asarray(scores, np.float64), np.asarray(value, np.float64)
+    seen, keep = (np.broadcast_to(np.asarray(x), scores.shape) for x in (seen, keep))
+    lse = np.zeros(scores.shape[:-1])
+    if normalizer == "softmax":
+        # A sink is a key that every query sees, and whose value is 0.
+        first = -np.inf if sink is None else np.asarray(sink, np.float64)[:, None, None]
+        first = np.broadcast_to(first, (*scores.shape[:-1], 1))
+        everything = np.concatenate([np.where(seen, scores, -np.inf), first], axis=-1)
+        peak = np.max(everything, axis=-1)
+        some = np.isfinite(peak)
+        exponentials = np.exp(everything - np.where(some, peak, 0)[..., None])
+        total = np.where(some, np.sum(exponentials, axis=-1), 1)
+        weights = exponentials[..., :-1] / total[..., None]
+        lse = np.where(some, peak + np.log(total), -np.inf)
+    elif normalizer == "sigmoid":
+        weights = np.where(seen, 1 / (1 + np.exp(-scores)), 0)
+    else:
+        weights = np.where(seen, np.maximum(scores, 0) / length, 0)
+    weights = weights * keep / (1 - float(rate))
+    groups = scores.shape[1] // value.shape[2]
+    output = np.einsum("bnts,bsnd->btnd", weights, np.repeat(value, groups, axis=2))
+    return output, np.swapaxes(lse, 1, 2)

@@ -1,0 +1,137 @@
+"""Print the table of implementations of attention in the README, asked of the library.
+
+    python examples/capabilities.py
+
+15 seconds on a CPU. A capability counts if a request that needs it is lowered for the platform, so
+each implementation is asked itself. How memory grows, the compiler says: the temporaries of the
+gradient for twice the tokens.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
+from flax_attn.attention._implementations import IMPLEMENTATIONS
+from flax_attn.normalizers import Entmax, ReLU, TopK
+
+B, T, N, K, D = 1, 64, 4, 2, 16
+SHORT = 1024  # and twice as many tokens, to see how memory grows
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+Function = Callable[..., Any]
+
+
+@masks.relation
+def near(q, k, *, radius):
+    return abs(q.positions - k.positions) <= radius
+
+
+def bend(s, q, k, head_ids, *, slopes):
+    return s - slopes[head_ids] * abs(q.positions - k.positions)
+
+
+def requests() -> dict[str, list[dict[str, Any]]]:
+    """What may be asked for, by the row of the table: all of it must be taken."""
+    packed = Coords.from_segments(jnp.arange(T) // 20)
+    pairs = jnp.ones((B, N, T, T))
+    own = scores.score_mod(bend, slopes=jnp.ones(N))
+    return {
+        "grouped heads": [{}],
+        "masks as relations": [
+            {"mask": near(radius=5) | masks.Causal()},
+            {"mask": masks.SameSegment(), "query_coords": packed, "key_coords": packed},
+        ],
+        "dense masks and biases": [{"mask": pairs > 0}, {"bias": pairs}],
+        "score modifiers": [
+            {"score_mod": own >> scores.SoftCap(30.0)},
+            {"score_mod": scores.T5Bias(jnp.ones((32, N)))},
+        ],
+        "sinks": [{"normalizer": Softmax(jnp.zeros(N))}],
+        "sigmoid, ReLU": [{"normalizer": Sigmoid()}, {"normalizer": ReLU(T)}],
+        "entmax, top-k": [{"normalizer": Entmax()}, {"normalizer": TopK(8)}],
+        "dropout": [{"dropout": Dropout(0.1, jax.random.key(0))}],
+    }
+
+
+def attend(name: str, **request: Any) -> Function:
+    """Attention by one implementation, as a number."""
+
+    def f(*arrays: jax.Array) -> jax.Array:
+        return jnp.sum(dot_product_attention(*arrays, implementation=name, **request) ** 2)
+
+    return f
+
+
+def gradient(f: Function) -> Function:
+    return jax.grad(f, argnums=(0, 1, 2))
+
+
+def forward_mode(f: Function) -> Function:
+    return lambda *arrays: jax.jvp(f, arrays, arrays)
+
+
+def second_order(f: Function) -> Function:
+    return forward_mode(gradient(f))
+
+
+DERIVATIVES = {"gradient": gradient, "forward mode": forward_mode, "second order": second_order}
+
+
+def shapes(length: int) -> list[jax.ShapeDtypeStruct]:
+    """Those of query, key and value."""
+    return [jax.ShapeDtypeStruct((B, length, heads, D), jnp.float32) for heads in (N, K, K)]
+
+
+def takes(function: Function, platform: str) -> bool:
+    """Whether a function of query, key and value can be lowered for a platform."""
+    try:
+        jax.jit(function).trace(*shapes(T)).lower(lowering_platforms=(platform,))
+    except NotImplementedError:
+        return False
+    return True
+
+
+@functools.cache
+def platforms(name: str) -> list[str]:
+    return [platform for platform in PLATFORMS if takes(attend(name), platform)]
+
+
+def memory(function: Function) -> str:
+    """How the temporaries grow with the tokens."""
+    sizes = []
+    for length in (SHORT, 2 * SHORT):
+        compiled = jax.jit(function).lower(*shapes(length)).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    return "O(T · S)" if sizes[1] > 3 * sizes[0] else "O(T + S)"
+
+
+def column(name: str) -> dict[str, str]:
+    """The cells of one implementation, by row."""
+    home = platforms(name)[0]
+    cells = {}
+    for row, asked in requests().items():
+        cells[row] = "yes" if all(takes(attend(name, **x), home) for x in asked) else "no"
+    for row, derivative in DERIVATIVES.items():
+        cells[row] = "yes" if takes(derivative(attend(name)), home) else "no"
+    here = jax.default_backend() in platforms(name)
+    for row, derivative in DERIVATIVES.items():
+        cells[f"memory: {row}"] = memory(derivative(attend(name))) if here else "not measured"
+    cells["platforms"] = ", ".join(platforms(name))
+    return cells
+
+
+def table() -> str:
+    """The table in GitHub's Markdown."""
+    columns = {name: column(name) for name in IMPLEMENTATIONS}
+    rows = next(iter(columns.values()))
+    lines = [("", *(f"`{name}`" for name in columns)), ("---", *("---" for _ in columns))]
+    lines += [(row, *(cells[row] for cells in columns.values())) for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,266 @@
+"""Attention as three primitives: forward, its linear tangent, and the tangent's transpose.
+
+    (O, LSE) = forward(x),  (Ȯ, LSĖ) = tangent(x, O, LSE; ẋ),  x̄ = transpose(x, O, LSE; dO, c)
+
+`jvp` binds forward and tangent, `grad` transposes the tangent, so that both are first class and
+both take the memory of the implementation. The tangent and its transpose are each other's
+transposes. A derivative of either by x itself (second order) is that of the dense formula. `vmap`
+adds a batch axis. Which implementation runs is decided when a primitive is lowered, for the
+platform that is compiled for.
+
+`x` are the leaves of a frozen `Problem`; `tree` is its structure, `active` numbers the leaves that
+have a tangent. Everything about JAX's interpreters is in this file.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+
+from flax_attn._jax import vary_together
+from flax_attn.attention import dense
+from flax_attn.attention._implementations import IMPLEMENTATIONS, choose
+from flax_attn.attention._problem import Problem, freeze, is_aligned, thaw
+
+Arrays = Sequence[jax.Array]
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def attend(problem: Problem, names: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """The output and the LSE of a problem by the first of the implementations that takes it."""
+    leaves, tree = jax.tree.flatten(freeze(problem))
+    leaves = vary_together([jnp.asarray(leaf) for leaf in leaves])
+    output, lse = forward_p.bind(*leaves, tree=tree, names=names)
+    return output, lse
+
+
+def _primitive(name: str) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.lru_cache(maxsize=256)
+    def jitted(**settings: Any) -> Callable[..., list[jax.Array]]:
+        return jax.jit(functools.partial(primitive.bind, **settings))
+
+    primitive.def_impl(lambda *args, **settings: jitted(**settings)(*args))
+    return primitive
+
+
+forward_p = _primitive("attention")
+tangent_p = _primitive("attention_tangent")
+transpose_p = _primitive("attention_transpose")
+
+
+# ---- shapes
+
+
+def _results(tree: Any, leaves: Sequence[Any]) -> list[Any]:
+    problem = thaw(tree.unflatten(leaves))
+    query, value = problem.query.values, problem.value.values
+    shape = (*query.shape[:-1], value.shape[-1])
+    rows = query.sharding.spec[: query.ndim - 1]  # of an explicit mesh
+    results = []
+    for size, dtype in ((shape, problem.output_dtype), (shape[:-1], problem.scores_dtype)):
+        spec = (*rows, *(None,) * (len(size) - len(rows)))
+        sharding = query.sharding.update(spec=PartitionSpec(*spec))
+        results.append(query.update(shape=size, dtype=dtype, weak_type=False, sharding=sharding))
+    return results
+
+
+forward_p.def_abstract_eval(lambda *leaves, tree, names: _results(tree, leaves))
+tangent_p.def_abstract_eval(
+    lambda *args, tree, names, active: _results(tree, args[: tree.num_leaves])
+)
+transpose_p.def_abstract_eval(
+    lambda *args, tree, names, active: [args[i].update(weak_type=False) for i in active]
+)
+
+
+# ---- derivatives
+
+
+def _forward_jvp(primals: Arrays, tangents: Sequence[Any], *, tree: Any, names: Any) -> Any:
+    results = forward_p.bind(*primals, tree=tree, names=names)
+    active, moving = _nonzero(primals, tangents)
+    if not active:
+        return results, [jnp.zeros_like(x) for x in results]
+    derivative = tangent_p.bind(*primals, *results, *moving, tree=tree, names=names, active=active)
+    return results, derivative
+
+
+def _tangent_jvp(primals: Arrays, tangents: Any, *, tree: Any, names: Any, active: Any) -> Any:
+    count = tree.num_leaves
+    x, results, dx = primals[:count], primals[count : count + 2], primals[count + 2 :]
+    settings = {"tree": tree, "names": names}
+    out = tangent_p.bind(*primals, **settings, active=active)
+    terms = []
+    which, moving = _nonzero(dx, tangents[count + 2 :])
+    if which:  # it is linear in dx
+        chosen = tuple(active[i] for i in which)
+        terms.append(tangent_p.bind(*x, *results, *moving, **settings, active=chosen))
+    terms += _by_inputs(x, tangents[:count], dense.run_tangent, (tree, *results, *dx), active)
+    return out, _sum(terms, out)
+
+
+def _transpose_jvp(primals: Arrays, tangents: Any, *, tree: Any, names: Any, active: Any) -> Any:
+    count = tree.num_leaves
+    x, results, cts = primals[:count], primals[count : count + 2], primals[count + 2 :]
+    settings = {"tree": tree, "names": names, "active": active}
+    out = transpose_p.bind(*primals, **settings)
+    terms = []
+    moving = tangents[count + 2 :]
+    if any(not isinstance(t, ad.Zero) for t in moving):  # it is linear in the cotangents
+        moving = [ad.instantiate_zeros(t) for t in moving]
+        terms.append(transpose_p.bind(*x, *results, *moving, **settings))
+    terms += _by_inputs(x, tangents[:count], dense.run_transpose, (tree, *results, *cts), active)
+    return out, _sum(terms, out)
+
+
+def _by_inputs(x: Arrays, tangents: Any, function: Any, rest: Any, active: Any) -> list[Any]:
+    """The derivative of one of the dense functions along tangents of the leaves, if there are."""
+    which, moving = _nonzero(x, tangents)
+    if not which:
+        return []
+    tree, *arguments = rest
+
+    def of_chosen(*chosen: jax.Array) -> Any:
+        replaced = dict(zip(which, chosen, strict=True))
+        leaves = [replaced.get(i, leaf) for i, leaf in enumerate(x)]
+        return function(leaves, tree, None, *arguments, active=active)
+
+    return [jax.jvp(of_chosen, [x[i] for i in which], moving)[1]]
+
+
+def _nonzero(primals: Arrays, tangents: Any) -> tuple[tuple[int, ...], list[Any]]:
+    """The numbers of the tangents that are not known to be 0, and these."""
+    chosen = [
+        (i, tangent)
+        for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True))
+        if not isinstance(tangent, ad.Zero) and jnp.issubdtype(primal.dtype, jnp.inexact)
+    ]
+    return tuple(i for i, _ in chosen), [tangent for _, tangent in chosen]
+
+
+def _sum(terms: list[Any], like: Any) -> list[Any]:
+    if not terms:
+        return [jnp.zeros_like(x) for x in like]
+    return [functools.reduce(jnp.add, parts) for parts in zip(*terms, strict=True)]
+
+
+def _tangent_transpose(cts: Any, *args: Any, tree: Any, names: Any, active: Any) -> Any:
+    known = args[: tree.num_leaves + 2]
+    cts = [ad.instantiate_zeros(ct) for ct in cts]
+    grads = transpose_p.bind(*known, *cts, tree=tree, names=names, active=active)
+    linear = args[len(known) :]
+    wanted = [g if ad.is_undefined_primal(a) else None for g, a in zip(grads, linear, strict=True)]
+    return [None] * len(known) + wanted
+
+
+def _transpose_transpose(cts: Any, *args: Any, tree: Any, names: Any, active: Any) -> Any:
+    known = args[: tree.num_leaves + 2]
+    cts = [ad.instantiate_zeros(ct) for ct in cts]
+    tangents = tangent_p.bind(*known, *cts, tree=tree, names=names, active=active)
+    return [None] * len(known) + list(tangents)
+
+
+ad.primitive_jvps[forward_p] = _forward_jvp
+ad.primitive_jvps[tangent_p] = _tangent_jvp
+ad.primitive_jvps[transpose_p] = _transpose_jvp
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+ad.primitive_transposes[transpose_p] = _transpose_transpose
+
+
+# ---- batching
+
+
+def _axes(tree: Any) -> list[str]:
+    """The axes of every leaf, empty for those that are never cut."""
+    tagged = jax.tree.leaves(tree.unflatten(range(tree.num_leaves)), is_leaf=is_aligned)
+    return [x.axes if is_aligned(x) else "" for x in tagged]
+
+
+def _batch(primitive: Primitive, args: Any, dims: Any, *, tree: Any, **settings: Any) -> Any:
+    """One more batch axis; or, where what is batched has no batch axis, one call after another."""
+    leaf_axes, active = _axes(tree), settings.get("active", ())
+    count = tree.num_leaves
+    axes = [*leaf_axes, "btnd", "btn"]
+    if primitive is tangent_p:
+        axes += [leaf_axes[i] for i in active]
+    elif primitive is transpose_p:
+        axes += ["btnd", "btn"]
+    else:
+        axes = leaf_axes
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    # The gradient of each example on its own needs an axis of its own.
+    whole = set(active) if primitive is transpose_p else set()
+    alone = any("b" not in axes[i] for i in whole)
+    if alone or any(d is not None and "b" not in a for a, d in zip(axes, dims, strict=True)):
+        return _one_by_one(primitive, args, dims, tree=tree, **settings)
+    batched = []
+    for i, (x, d, a) in enumerate(zip(args, dims, axes, strict=True)):
+        if d is not None:
+            x = jnp.moveaxis(x, d, 0)
+        elif "b" in a:
+            full = i < 3 or i >= count or i in whole
+            x = jnp.broadcast_to(x, (size if full else 1, *x.shape))
+        batched.append(x)
+    results = primitive.bind(*batched, tree=tree, **settings)
+    return results, [0] * len(results)
+
+
+def _one_by_one(primitive: Primitive, args: Any, dims: Any, **settings: Any) -> Any:
+    moved = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
+    moving = [x for x, d in zip(moved, dims, strict=True) if d is not None]
+
+    def one(chosen: Any) -> Any:
+        rest = iter(chosen)
+        each = [x if d is None else next(rest) for x, d in zip(moved, dims, strict=True)]
+        return primitive.bind(*each, **settings)
+
+    results = jax.lax.map(one, moving)
+    return results, [0] * len(results)
+
+
+for _p in (forward_p, tangent_p, transpose_p):
+    batching.primitive_batchers[_p] = functools.partial(_batch, _p)
+
+
+# ---- lowering
+
+
+def _run(platform: str | None, method: str) -> Callable[..., Any]:
+    def lowered(*args: jax.Array, tree: Any, names: tuple[str, ...], **settings: Any) -> Any:
+        leaves, rest = args[: tree.num_leaves], args[tree.num_leaves :]
+        problem = thaw(tree.unflatten(leaves))
+        name = choose("dot_product_attention", problem, names, platform)
+        function = getattr(IMPLEMENTATIONS[name], method)
+        return list(function(leaves, tree, platform, *rest, **settings))
+
+    return lowered
+
+
+def _without_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lower a function as if there were no mesh.
+
+    The primitive has said how its results are laid out; within, the types of an explicit mesh or of
+    `shard_map` would forbid loops over what they split.
+    """
+    lower = mlir.lower_fun(function, multiple_results=True)
+
+    def rule(ctx: mlir.LoweringRuleContext, *args: Any, **settings: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            avals: Any = ctx.avals_in
+            plain = [jax.core.ShapedArray(x.shape, x.dtype) for x in avals]
+            return lower(ctx.replace(avals_in=plain), *args, **settings)
+
+    return rule
+
+
+for _p, _method in ((forward_p, "forward"), (tangent_p, "tangent"), (transpose_p, "transpose")):
+    for _platform in (None, *PLATFORMS):
+        mlir.register_lowering(_p, _without_mesh(_run(_platform, _method)), platform=_platform)

@@ -1,0 +1,165 @@
+"""Which implementation would compute an attention, and why the others would not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from flax_attn._pytree import pytree, static
+from flax_attn.attention._blocks import choose_blocks
+from flax_attn.attention._implementations import (
+    ABSENT,
+    IMPLEMENTATIONS,
+    check_names,
+    choose,
+    declines,
+)
+from flax_attn.attention._problem import Problem
+from flax_attn.attention._request import check_request
+from flax_attn.masks import Mask, Plan
+from flax_attn.masks._intervals import opaque
+from flax_attn.masks.plan import block_kinds
+
+
+@pytree
+class Explanation:
+    """What `explain` found; its `str` is what it printed.
+
+    Attributes:
+      implementation: The name of the one that would run.
+      refusals: Why the others would not, by name.
+      plan: The block map, with the blocks that the blockwise implementation would take.
+      opaque: Operations of the mask that the block map does not understand; blocks that depend on
+        them count as partial.
+      text: All of it, to be read.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import flax_attn
+      >>> x = jnp.zeros((1, 1024, 4, 64))
+      >>> found = flax_attn.explain(x, x, x, is_causal=True, platform="cpu")  # doctest: +ELLIPSIS
+      dot_product_attention on cpu: blockwise
+      ...
+      >>> found.plan.density
+      0.75
+    """
+
+    plan: Plan
+    implementation: str = static()
+    refusals: dict[str, str] = static()
+    opaque: tuple[str, ...] = static()
+    text: str = static()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Explanation(implementation={self.implementation!r}, plan={self.plan!r})"
+
+
+def explain(
+    query: Float[Array, "*B T N D"],
+    key: Float[Array, "*B S K D"],
+    value: Float[Array, "*B S K Dv"],
+    bias: Float[Array, "..."] | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    *,
+    platform: str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Print which implementation an attention would take, why not the others, and its block map.
+
+    Nothing of the attention is computed.
+
+    Args:
+      query: As in `dot_product_attention`.
+      key: As in `dot_product_attention`.
+      value: As in `dot_product_attention`.
+      bias: As in `dot_product_attention`.
+      mask: As in `dot_product_attention`.
+      platform: `"cpu"`, `"cuda"`, `"rocm"` or `"tpu"`; default the one that runs here.
+      **options: As in `dot_product_attention`.
+
+    Returns:
+      An `Explanation`.
+
+    Raises:
+      ValueError: As `dot_product_attention`.
+      NotImplementedError: As `dot_product_attention`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import flax_attn
+      >>> x = jnp.zeros((2, 16, 4, 8))
+      >>> flax_attn.explain(x, x, x, platform="cpu").implementation    # doctest: +ELLIPSIS
+      dot_product_attention on cpu: dense
+      ...
+      'dense'
+    """
+    function = "explain"
+    platform = jax.default_backend() if platform is None else platform
+    platform = "cuda" if platform == "gpu" else platform
+    names = check_names(function, options.pop("implementation", None))
+    options.pop("return_residual", None)
+    problem = check_request(function, query, key, value, bias, mask, **options)
+    chosen = choose(function, problem, names, platform)
+    refusals = {}
+    for name in (*IMPLEMENTATIONS, *ABSENT):
+        if name != chosen:
+            refusals[name] = _reason(name, problem, names, platform)
+    plan = block_map(problem, platform)
+    unknown = opaque(problem.mask, *problem.records())
+    lines = [f"dot_product_attention on {platform}: {chosen}", f"  {_sizes(problem)}"]
+    lines += [f"  not {name}: {reason}" for name, reason in refusals.items()]
+    if unknown:
+        lines.append(f"  the block map does not understand {', '.join(unknown)} of the mask")
+    lines.append(f"  {_density(plan)}")
+    lines += [f"  {line}" for line in str(plan).splitlines()]
+    text = "\n".join(lines)
+    print(text)
+    return Explanation(plan, chosen, refusals, unknown, text)
+
+
+def block_map(problem: Problem, platform: str) -> Plan:
+    """The blocks of a problem as the blockwise implementation takes them."""
+    length_q, length_k, _, _ = problem.sizes
+    blocks = choose_blocks(problem, platform)
+    size = blocks.query, blocks.key
+    if problem.plan is not None:
+        kinds = problem.plan.values
+    else:
+        kinds = block_kinds(problem.mask, *problem.records(), size)
+    return Plan(kinds=kinds, block=size, lengths=(length_q, length_k))
+
+
+def _reason(name: str, problem: Problem, names: tuple[str, ...], platform: str) -> str:
+    reason = declines(name, problem, platform)
+    if reason is None:
+        reason = IMPLEMENTATIONS[name].better_left(problem, platform)
+    if reason is not None:
+        return reason
+    return "it was not asked for." if names and name not in names else "another comes first."
+
+
+def _sizes(problem: Problem) -> str:
+    length_q, length_k, num_heads, num_kv_heads = problem.sizes
+    parts = [
+        f"batch {list(problem.batch)}, {length_q} queries × {num_heads} heads, "
+        f"{length_k} keys × {num_kv_heads} heads, {problem.dtype}",
+        f"mask {problem.mask!r}",
+    ]
+    if problem.score_mod is not None:
+        parts.append(f"modifiers {problem.score_mod!r}")
+    return "; ".join(parts)
+
+
+def _density(plan: Plan) -> str:
+    kinds = plan.kinds
+    if isinstance(kinds, jax.core.Tracer):
+        return f"blocks of {plan.block[0]} × {plan.block[1]}, known when it runs"
+    full = float(jnp.mean(kinds == 2))
+    return (
+        f"blocks of {plan.block[0]} × {plan.block[1]}: {plan.density:.1%} are computed, "
+        f"{full:.1%} of all without a mask"
+    )

@@ -1,0 +1,229 @@
+"""Masks given as data: a boolean array, and lists of blocks."""
+
+import operator
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Shaped
+
+from flax_attn._pytree import pytree, show_value, static
+from flax_attn._record import Record
+from flax_attn.coords import Aligned
+from flax_attn.masks._intervals import Blocks, Interval, Truth
+from flax_attn.masks._mask import Mask
+from flax_attn.masks._numbers import check_number, known
+
+
+@pytree
+class Dense(Mask):
+    """A boolean array as a mask.
+
+    M_ij = array[..., n, t, s], by where the tokens stand and not by what they carry.
+
+    The escape hatch: it takes O(T · S) memory, and it cannot follow tokens that are reordered,
+    cached or spread over devices. Any other mask can.
+
+    Attributes:
+      array: True where the query attends, `[*B, N, T, S]` or fewer trailing axes, such as `[T, S]`
+        or `[N, T, S]`; axes of size 1 broadcast. Kept with the letters of its axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import masks
+      >>> masks.Dense(jnp.ones((4, 6), bool)) & masks.SameSegment()
+      Dense(bool[1, 4, 6]) & SameSegment()
+    """
+
+    array: Aligned
+
+    def __init__(self, array: Bool[Array, "..."]) -> None:
+        dtype = getattr(array, "dtype", None)
+        if dtype is None:
+            raise TypeError(
+                f"Dense: array must be a boolean array, got {type(array).__name__}. Write "
+                f"jnp.asarray(array, bool)."
+            )
+        if dtype != jnp.bool_:
+            raise TypeError(
+                f"Dense: array must be boolean, True = attend, got {dtype}. Write "
+                f"array.astype(bool) for 0/1, or pass an additive mask as bias."
+            )
+        array = jnp.asarray(array)
+        if array.ndim < 2:
+            raise ValueError(
+                f"Dense: array must be [*B, N, T, S] or its last axes, at least [T, S], got "
+                f"{list(array.shape)}. Add an axis: array[None] for the same keys for all queries."
+            )
+        if array.ndim == 2:
+            array = array[None]
+        object.__setattr__(self, "array", Aligned(array, "bnts"))
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        return self.array.values
+
+    def __repr__(self) -> str:
+        return f"Dense({show_value(self.array.values)})"
+
+
+@pytree
+class Selected(Mask):
+    """Each block of queries attends to the blocks of keys that it has chosen.
+
+    M_ij = ⌊j / block_size⌋ ∈ blocks[..., ⌊row_i / query_block_size⌋, :]
+
+    with i and j positions, and row_i the query's `rows`, normally its position. As the choice may
+    depend on the data, blocks may be traced; no gradient goes through it. Queries and keys beyond
+    the lists, at positions before 0 or after the last block, attend to nothing and are seen by
+    none. NSA and MoBA also ask for `& Causal()`.
+
+    Attributes:
+      blocks: Numbers of the key blocks that each query block sees `[*B, N, nq, topk]`, counted by
+        positions and not by places in memory; −1 for none. N may be 1, and left out together with
+        the batch. (Kept as a boolean array `[*B, N, nq, num_key_blocks]`.)
+      block_size: Number of positions in a block of keys.
+      query_block_size: Number of rows in a block of queries; `block_size` by default. 1 for a
+        choice per query, as in NSA and DSA.
+      num_key_blocks: Number of blocks of keys; by default as many as the query blocks cover.
+      rows: Name of the queries' coordinate that counts the rows of `blocks`. To decode with one
+        choice per step, give a feature of zeros and `query_block_size=1`.
+
+    Raises:
+      TypeError: If blocks are not integers.
+      ValueError: If blocks are not `[*B, N, nq, topk]`, or (where they are known) not below the
+        number of key blocks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import masks
+      >>> masks.Selected(jnp.array([[0, -1], [0, 1], [0, 2]]), block_size=64) & masks.Causal()
+      Selected(bool[1, 3, 3], block_size=64) & Causal()
+
+    References:
+      Yuan, Gao, Dai, Luo, Zhao, Zhang, Xie, Wei, Wang, Xiao, Wang, Ruan, Zhang, Liang, Zeng,
+      "Native Sparse Attention: Hardware-Aligned and Natively Trainable Sparse Attention", ACL 2025,
+      arXiv:2502.11089; Lu, Jiang, Liu, Du et al., "MoBA: Mixture of Block Attention for
+      Long-Context LLMs", 2025, arXiv:2502.13189; DeepSeek-AI, "DeepSeek-V3.2: Pushing the Frontier
+      of Open Large Language Models", 2025, arXiv:2512.02556.
+    """
+
+    blocks: Aligned
+    block_size: int = static()
+    query_block_size: int = static()
+    rows: str = static()
+
+    def __init__(
+        self,
+        blocks: Int[Array, "..."],
+        block_size: int,
+        *,
+        query_block_size: int | None = None,
+        num_key_blocks: int | None = None,
+        rows: str = "positions",
+    ) -> None:
+        query_block_size = block_size if query_block_size is None else query_block_size
+        check_number("Selected: block_size", block_size, 1, "It counts positions.")
+        check_number("Selected: query_block_size", query_block_size, 1, "It counts rows.")
+        blocks = _check_blocks(blocks)
+        if num_key_blocks is None:
+            num_key_blocks = -(-blocks.shape[-2] * query_block_size // block_size)
+        _check_range(blocks, num_key_blocks)
+        object.__setattr__(self, "blocks", Aligned(_to_map(blocks, num_key_blocks), "bnxy"))
+        object.__setattr__(self, "block_size", operator.index(block_size))
+        object.__setattr__(self, "query_block_size", operator.index(query_block_size))
+        object.__setattr__(self, "rows", rows)
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        seen = self._map(k.positions.ndim)
+        rows, columns = seen.shape[-2:]
+        row = getattr(q, self.rows) // self.query_block_size
+        column = k.positions // self.block_size
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        return inside & _look_up(seen, jnp.clip(row, 0, rows - 1), jnp.clip(column, 0, columns - 1))
+
+    def block_truth(self, q: Record, k: Record, blocks: Blocks) -> Truth:
+        """Whether some, and whether all pairs of a block of attention attend.
+
+        The tokens of such a block lie in a rectangle of the lists' blocks, in which a summed-area
+        table counts those that are chosen.
+
+        Args:
+          q: Bounds of the queries' fields.
+          k: Bounds of the keys' fields.
+          blocks: The blocks of attention, which need not be those of the lists.
+
+        Returns:
+          Two arrays `[*B | 1, N | 1, nq, nk]`.
+        """
+        seen = self._map(k.positions.lo.ndim)
+        table = jnp.cumsum(seen, axis=-2, dtype=jnp.int32)
+        table = jnp.cumsum(table, axis=-1, dtype=jnp.int32)
+        table = jnp.pad(table, [(0, 0)] * (seen.ndim - 2) + [(1, 0), (1, 0)])
+        bounds = getattr(q, self.rows)
+        top, bottom, rows_inside = _span(bounds, self.query_block_size, seen.shape[-2])
+        left, right, columns_inside = _span(k.positions, self.block_size, seen.shape[-1])
+        count = _look_up(table, bottom, right) - _look_up(table, bottom, left)
+        count = count - _look_up(table, top, right) + _look_up(table, top, left)
+        full = count == (bottom - top) * (right - left)
+        return Truth(count > 0, rows_inside & columns_inside & full)
+
+    def _map(self, ndim: int) -> Bool[Array, "*B N nq nk"]:
+        """Which blocks are chosen, with the rank of the records."""
+        seen = self.blocks.values
+        return seen.reshape((1,) * (ndim - seen.ndim) + seen.shape)
+
+    def __repr__(self) -> str:
+        parts = [show_value(self.blocks.values), f"block_size={self.block_size}"]
+        if self.query_block_size != self.block_size:
+            parts.append(f"query_block_size={self.query_block_size}")
+        if self.rows != "positions":
+            parts.append(f"rows={self.rows!r}")
+        return f"Selected({', '.join(parts)})"
+
+
+def _look_up(
+    table: Shaped[Array, "..."], row: Int[Array, "..."], column: Int[Array, "..."]
+) -> Shaped[Array, "..."]:
+    """Entries of `[..., X, Y]` at all pairs of rows `[..., T, 1]` and columns `[..., 1, S]`."""
+    rows = jnp.take_along_axis(table, row, axis=-2)
+    return jnp.take_along_axis(rows, column, axis=-1)
+
+
+def _span(bounds: Interval, size: int, count: int) -> tuple[Array, Array, Array]:
+    """The first block, the block after the last (of `count`), and whether none lies beyond."""
+    first, last = bounds.lo // size, bounds.hi // size
+    start = jnp.clip(first, 0, count)
+    # One is added after clipping: where nothing is known, `last` is the largest integer.
+    stop = jnp.maximum(jnp.clip(last, -1, count - 1) + 1, start)
+    return start, stop, (first >= 0) & (last < count)
+
+
+def _check_blocks(blocks: Any) -> Int[Array, "..."]:
+    dtype = getattr(blocks, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        kind = type(blocks).__name__ if dtype is None else dtype
+        raise TypeError(f"Selected: blocks must be an array of integers, got {kind}.")
+    if blocks.ndim < 2:
+        raise ValueError(
+            f"Selected: blocks must be [*B, N, nq, topk], or [nq, topk], got {list(blocks.shape)}."
+        )
+    blocks = jnp.asarray(blocks, jnp.int32)
+    return blocks[None] if blocks.ndim == 2 else blocks
+
+
+def _check_range(blocks: Int[Array, "..."], num_key_blocks: int) -> None:
+    numbers = known(blocks)
+    if numbers is None or not numbers.size:
+        return
+    if numbers.min() < -1 or numbers.max() >= num_key_blocks:
+        raise ValueError(
+            f"Selected: blocks must be in −1 ... {num_key_blocks - 1}, got {numbers.min()} ... "
+            f"{numbers.max()}. Give num_key_blocks, which is {num_key_blocks}."
+        )
+
+
+def _to_map(blocks: Int[Array, "*B N nq topk"], num_key_blocks: int) -> Bool[Array, "*B N nq nk"]:
+    seen = jnp.zeros((*blocks.shape[:-1], num_key_blocks), bool)
+    columns = jnp.where(blocks < 0, num_key_blocks, blocks)  # beyond the map: dropped
+    return jnp.put_along_axis(seen, columns, True, axis=-1, inplace=False, mode="drop")

@@ -1,0 +1,168 @@
+"""Neighborhood attention on grids of any number of axes."""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from flax_attn._pytree import pytree, static
+from flax_attn._record import Record
+from flax_attn.masks._mask import Mask
+
+PerAxis = int | Sequence[int]
+
+
+@pytree
+class Neighborhood(Mask):
+    """A pixel attends to the `kernel_size` pixels around it; at a border, to the nearest ones.
+
+    Along each axis of n pixels, with the kernel K, the stride σ and the leader g_i of the σ pixels
+    that share a neighborhood,
+
+    g_i = min(⌊i / σ⌋ σ + ⌊σ / 2⌋, n − 1)
+    start_i = clip(g_i − ⌊K / 2⌋, 0, n − K)
+    M_ij = (start_i ≤ j < start_i + K)
+
+    and M is true where it is along every axis. Every query has exactly K keys. On a causal axis the
+    leader is the last of its group, g_i = min(⌊i / σ⌋ σ + σ − 1, n − 1), start_i = max(g_i − K + 1,
+    0), and M_ij = (start_i ≤ j ≤ i). With the dilation δ all this is true of the pixels i, j of
+    equal remainder by δ, counted by ⌊i / δ⌋ and ⌊j / δ⌋ within their n = ⌈(size − i mod δ) / δ⌉;
+    others do not see each other.
+
+    It is NATTEN's neighborhood, also for canvases that are not square and for even kernels, which
+    reach one pixel further to the left. It is not a window clipped at the border: there `Window`
+    and its like have fewer keys.
+
+    Attributes:
+      shape: Number of pixels along each axis, such as (height, width).
+      kernel_size: Number of keys along each axis, or one for all; kernel_size · dilation is at most
+        the size of the axis.
+      stride: Number of neighboring queries that share a neighborhood, per axis or for all; at most
+        the kernel.
+      dilation: Distance between neighboring keys in pixels, per axis or for all.
+      is_causal: Whether only keys up to the query are seen, per axis or for all.
+      axes: Names of the features that tell where a token is along each axis, as `Coords.grid` gives
+        them; `("positions",)` for a sequence.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Neighborhood((32, 48), kernel_size=7)
+      Neighborhood(shape=(32, 48), kernel_size=(7, 7))
+      >>> masks.Neighborhood((8, 64, 64), (4, 7, 7), is_causal=(True, False, False),
+      ...                    axes=("frame", "row", "col")).is_causal
+      (True, False, False)
+
+    References:
+      Hassani, Walton, Li, Li, Shi, "Neighborhood Attention Transformer", CVPR 2023,
+      arXiv:2204.07143; Hassani, Shi, "Dilated Neighborhood Attention Transformer", 2022,
+      arXiv:2209.15001; Hassani, Hwu, Shi, "Faster Neighborhood Attention: Reducing the O(n²) Cost
+      of Self Attention at the Threadblock Level", NeurIPS 2024, arXiv:2403.04690 (causal axes);
+      Hassani, Zhou, Kane, Huang, Chen, Shi, Walton, Hoehnerbach, Thakkar, Isaev, Zhang, Xu, Wu,
+      Hwu, Liu, Shi, "Generalized Neighborhood Attention: Multi-dimensional Sparse Attention at the
+      Speed of Light", 2025, arXiv:2504.16922 (stride).
+    """
+
+    shape: PerAxis = static()
+    kernel_size: PerAxis = static()
+    stride: PerAxis = static(default=1)
+    dilation: PerAxis = static(default=1)
+    is_causal: bool | Sequence[bool] = static(default=False)
+    axes: Sequence[str] = static(default=("row", "col"))
+
+    def __post_init__(self) -> None:
+        axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        object.__setattr__(self, "axes", axes)
+        for name in ("shape", "kernel_size", "stride", "dilation"):
+            values = _per_axis(name, getattr(self, name), axes, operator.index)
+            object.__setattr__(self, name, values)
+            if min(values) < 1:
+                raise ValueError(
+                    f"Neighborhood: {name} must be at least 1 along each axis, got {values}."
+                )
+        object.__setattr__(self, "is_causal", _per_axis("is_causal", self.is_causal, axes, bool))
+        for axis, size, kernel, stride, dilation, _ in self._settings():
+            if kernel * dilation > size:
+                raise ValueError(
+                    f"Neighborhood: kernel_size · dilation must be at most the size of the axis "
+                    f"{axis!r} = {size}, got {kernel} · {dilation}. Take a smaller kernel."
+                )
+            if stride > kernel:
+                raise ValueError(
+                    f"Neighborhood: stride must be at most kernel_size = {kernel} along the axis "
+                    f"{axis!r}, got {stride}: the neighborhoods would leave gaps."
+                )
+
+    def _settings(self) -> list[tuple[Any, ...]]:
+        fields = (self.axes, self.shape, self.kernel_size, self.stride, self.dilation)
+        return list(zip(*fields, self.is_causal, strict=True))  # type: ignore[arg-type]
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        parts = (
+            _near(getattr(q, axis), getattr(k, axis), *settings)
+            for axis, *settings in self._settings()
+        )
+        return functools.reduce(operator.and_, parts)
+
+    def __repr__(self) -> str:
+        parts = [f"shape={self.shape}", f"kernel_size={self.kernel_size}"]
+        plain = {"stride": 1, "dilation": 1, "is_causal": False}
+        for name, value in plain.items():
+            values = getattr(self, name)
+            if set(values) != {value}:
+                parts.append(f"{name}={values}")
+        if self.axes != ("row", "col"):
+            parts.append(f"axes={self.axes}")
+        return f"Neighborhood({', '.join(parts)})"
+
+
+def _near(
+    i: Int[Array, "..."],
+    j: Int[Array, "..."],
+    size: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    is_causal: bool,
+) -> Bool[Array, "..."]:
+    """The relation along one axis."""
+    if dilation == 1:
+        return _near_undilated(i, j, size, kernel, stride, is_causal)
+    remainder = i % dilation
+    count = (size - remainder + dilation - 1) // dilation
+    near = _near_undilated(i // dilation, j // dilation, count, kernel, stride, is_causal)
+    return (remainder == j % dilation) & near
+
+
+def _near_undilated(
+    i: Int[Array, "..."],
+    j: Int[Array, "..."],
+    size: int | Int[Array, "..."],
+    kernel: int,
+    stride: int,
+    is_causal: bool,
+) -> Bool[Array, "..."]:
+    offset = stride - 1 if is_causal else stride // 2
+    leader = i if stride == 1 else jnp.minimum(i // stride * stride + offset, size - 1)
+    if is_causal:
+        return (j > leader - kernel) & (j >= 0) & (j <= i)
+    start = jnp.clip(leader - kernel // 2, 0, size - kernel)
+    return (start <= j) & (j < start + kernel)
+
+
+def _per_axis(name: str, value: Any, axes: tuple[str, ...], kind: Any) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * len(axes)
+    if len(values) != len(axes):
+        raise ValueError(
+            f"Neighborhood: {name} must have one number per axis, {len(axes)} for the axes {axes}, "
+            f'got {len(values)}. Name the axes: axes=("positions",) for a sequence.'
+        )
+    try:
+        return tuple(kind(x) for x in values)
+    except TypeError:
+        raise TypeError(
+            f"Neighborhood: {name} must be a number or a tuple of numbers, got {value!r}."
+        ) from None

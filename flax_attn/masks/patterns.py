@@ -1,0 +1,128 @@
+"""Masks of a period: dilated windows, chunks, and the Sparse Transformer's two patterns."""
+
+from jaxtyping import Array, Bool
+
+from flax_attn._pytree import pytree, static
+from flax_attn._record import Record
+from flax_attn.masks._mask import Mask
+from flax_attn.masks._numbers import Number, check_number, known, per_head
+
+
+@pytree
+class Dilated(Mask):
+    """A query attends to every `dilation`-th key up to `window` positions away, on both sides.
+
+    M_ij = (|i − j| ≤ window) ∧ ((i − j) mod dilation = 0)
+
+    Attributes:
+      window: Largest distance, in positions (not in steps of the dilation). A number, which may be
+        traced, or one per query head `[N]`.
+      dilation: Distance between neighbouring keys, likewise; 1 is a plain window.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Dilated(window=64, dilation=4) & masks.Causal()
+      Dilated(window=64, dilation=4) & Causal()
+
+    References:
+      Beltagy, Peters, Cohan, "Longformer: The Long-Document Transformer", 2020, arXiv:2004.05150.
+    """
+
+    window: Number
+    dilation: Number
+
+    def __post_init__(self) -> None:
+        check_number("Dilated: window", self.window, 0, "0 is the query's own position alone.")
+        check_number("Dilated: dilation", self.dilation, 1, "1 is a plain window.")
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        distance = q.positions - k.positions
+        near = abs(distance) <= per_head("Dilated: window", self.window, q)
+        return near & (distance % per_head("Dilated: dilation", self.dilation, q) == 0)
+
+
+@pytree
+class Chunked(Mask):
+    """A query attends to the keys of its own chunk of `size` positions, before it and after it.
+
+    M_ij = (⌊i / size⌋ = ⌊j / size⌋)
+
+    Bidirectional, as in block-local attention; Llama 4's is `Chunked(8192) & Causal()`.
+
+    Attributes:
+      size: Number of positions in a chunk; the first chunk begins at position 0. A number, which
+        may be traced, or one per query head `[N]`.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Chunked(8192) & masks.Causal()
+      Chunked(size=8192) & Causal()
+
+    References:
+      Liu, Saleh, Pot, Goodrich, Sepassi, Kaiser, Shazeer, "Generating Wikipedia by Summarizing Long
+      Sequences", ICLR 2018, arXiv:1801.10198 (local attention); Meta AI, "The Llama 4 herd", 2025
+      (with `Causal`).
+    """
+
+    size: Number
+
+    def __post_init__(self) -> None:
+        check_number("Chunked: size", self.size, 1, "It counts positions.")
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        size = per_head("Chunked: size", self.size, q)
+        return q.positions // size == k.positions // size
+
+
+@pytree
+class Strided(Mask):
+    """The two patterns of the Sparse Transformer; both are causal.
+
+    With the stride l and c summary positions,
+
+    strided:  M_ij = (j ≤ i) ∧ ((i − j < l) ∨ ((i − j) mod l = 0))
+    fixed:    M_ij = (j ≤ i) ∧ ((⌊i / l⌋ = ⌊j / l⌋) ∨ (j mod l ≥ l − c))
+
+    This is the union of the paper's two attention sets, as one head has it (its "merged" form).
+
+    Attributes:
+      stride: The stride l, in positions; the paper takes about √T. A number, which may be traced,
+        or one per query head `[N]`.
+      fixed: Whether summaries stand at fixed places, for data without the stride's period, as text.
+      summary: Number c of summary positions at the end of each block of l; for `fixed` only.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Strided(128, fixed=True, summary=8)
+      Strided(stride=128, fixed=True, summary=8)
+
+    References:
+      Child, Gray, Radford, Sutskever, "Generating Long Sequences with Sparse Transformers", 2019,
+      arXiv:1904.10509, section 4.3.
+    """
+
+    stride: Number
+    fixed: bool = static(default=False)
+    summary: Number = 1
+
+    def __post_init__(self) -> None:
+        check_number("Strided: stride", self.stride, 1, "It counts positions.")
+        check_number("Strided: summary", self.summary, 1, "It counts positions.")
+        stride, summary = known(self.stride), known(self.summary)
+        if stride is not None and summary is not None and (summary > stride).any():
+            raise ValueError(
+                f"Strided: summary must be at most the stride = {stride}, got {summary}. With all "
+                f"positions summaries, use Causal()."
+            )
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        stride = per_head("Strided: stride", self.stride, q)
+        distance = q.positions - k.positions
+        if not self.fixed:
+            return (distance >= 0) & ((distance < stride) | (distance % stride == 0))
+        summary = per_head("Strided: summary", self.summary, q)
+        same = q.positions // stride == k.positions // stride
+        return (distance >= 0) & (same | (k.positions % stride >= stride - summary))

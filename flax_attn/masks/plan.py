@@ -1,0 +1,306 @@
+"""Which blocks of pairs a mask sees whole, in part, or not at all."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Int8
+
+from flax_attn._pytree import pytree, show_value, static
+from flax_attn._record import MissingFieldError, Record
+from flax_attn.coords import Aligned, Coords, PerHead, to_record
+from flax_attn.masks._bounds import Interval, Truth
+from flax_attn.masks._intervals import Blocks, interpret
+from flax_attn.masks._mask import Mask
+
+EMPTY, PARTIAL, FULL = 0, 1, 2
+CHARACTERS = "·▒█"
+COLUMNS = 64
+
+
+@pytree
+class Plan:
+    """A block map: which blocks of pairs are hidden, seen in part, or seen whole.
+
+    Attributes:
+      kinds: 0 = nobody sees anybody, 1 = some see some, 2 = all see all, `[*B | 1, N | 1, nq, nk]`.
+        "Some" is also the answer where more is not known.
+      block: Numbers of queries and of keys in a block.
+      lengths: T and S; the last block of a side may have fewer tokens.
+
+    Example:
+      >>> from flax_attn import Coords, masks
+      >>> print(masks.make_plan(masks.Causal(), Coords.arange(1024), block=(256, 256)))
+      ▒···
+      █▒··
+      ██▒·
+      ███▒
+    """
+
+    kinds: Int8[Array, "*B N nq nk"]
+    block: tuple[int, int] = static()
+    lengths: tuple[int, int] = static()
+
+    @property
+    def density(self) -> Any:
+        """The share of blocks that are not empty; 1 of a map without blocks."""
+        if not self.kinds.size:
+            return 1.0
+        if isinstance(self.kinds, jax.core.Tracer):
+            return jnp.mean(self.kinds != EMPTY)
+        return float(np.mean(np.asarray(self.kinds) != EMPTY))
+
+    def picture(self, batch: int = 0, head: int = 0) -> str:
+        """The map in characters: `█` whole, `▒` in part, `·` hidden.
+
+        Args:
+          batch: Batch element, counted through all batch axes, where the map differs by it.
+          head: Query head, where the map differs by it.
+
+        Returns:
+          Lines of at most 64 characters; in a larger map a character stands for several blocks.
+        """
+        kinds = np.asarray(self.kinds)
+        kinds = kinds.reshape(-1, *kinds.shape[-3:])
+        kinds = kinds[batch if len(kinds) > 1 else 0, head if kinds.shape[1] > 1 else 0]
+        step = max(1, math.ceil(max(kinds.shape) / COLUMNS))
+        rows, columns = (range(0, n, step) for n in kinds.shape)
+        tiles = [[kinds[i : i + step, j : j + step] for j in columns] for i in rows]
+        return "\n".join("".join(CHARACTERS[_summary(x)] for x in row) for row in tiles)
+
+    def __str__(self) -> str:
+        return self.picture()
+
+    def __repr__(self) -> str:
+        known = hasattr(self.kinds, "dtype") and not isinstance(self.kinds, jax.core.Tracer)
+        density = f", density={self.density:.3f}" if known else ""
+        return (
+            f"Plan({show_value(self.kinds)}, block={self.block}, lengths={self.lengths}{density})"
+        )
+
+
+def _summary(kinds: np.ndarray) -> int:
+    return int(kinds.flat[0]) if (kinds == kinds.flat[0]).all() else PARTIAL
+
+
+def make_plan(
+    mask: Mask,
+    query_coords: Coords,
+    key_coords: Coords | None = None,
+    block: tuple[int, int] = (256, 256),
+    *,
+    head_ids: Int[Array, "N"] | None = None,
+) -> Plan:
+    """Find the blocks that attention may skip, or compute without looking at the mask.
+
+    The mask is not evaluated pair by pair: its own operations are applied to the bounds of each
+    block's coordinates, in O(T + S) time and memory and O(nq · nk) for the map. The answer is never
+    wrong, but may be "in part" where the mask is too intricate, the coordinates of a block too
+    scattered, or an integer could overflow. Coordinates and the mask's numbers may be traced. One
+    plan serves all layers that share mask and coordinates.
+
+    Args:
+      mask: The mask.
+      query_coords: Coordinates of the T queries.
+      key_coords: Coordinates of the S keys; those of the queries by default.
+      block: Numbers of queries and of keys in a block.
+      head_ids: Global numbers of the query heads `[N]`, for a mask that depends on them.
+
+    Returns:
+      A `Plan` with `ceil(T / block[0])` by `ceil(S / block[1])` blocks.
+
+    Raises:
+      TypeError: If `mask` is not a `Mask`, or coordinates are not `Coords`.
+      ValueError: If a block size is below 1, or the mask reads a field that the coordinates lack.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import Coords, masks
+      >>> packed = Coords.from_segments(jnp.repeat(jnp.arange(4), 300))
+      >>> masks.make_plan(masks.Causal() & masks.SameSegment(), packed, block=(100, 100))
+      Plan(int8[1, 1, 12, 12], block=(100, 100), lengths=(1200, 1200), density=0.167)
+    """
+    if not isinstance(mask, Mask):
+        raise TypeError(
+            f"make_plan: mask must be a Mask, got {type(mask).__name__}. Wrap an array: "
+            f"masks.Dense(array)."
+        )
+    key_coords = query_coords if key_coords is None else key_coords
+    for name, coords in (("query_coords", query_coords), ("key_coords", key_coords)):
+        if not isinstance(coords, Coords):
+            raise TypeError(
+                f"make_plan: {name} must be Coords, got {type(coords).__name__}. Write "
+                f"Coords.arange(length) for positions 0, 1, ..."
+            )
+    block = (int(block[0]), int(block[1]))
+    if min(block) < 1:
+        raise ValueError(f"make_plan: block sizes must be at least 1, got {block}.")
+    aligned = jax.tree.leaves(mask, is_leaf=lambda x: isinstance(x, Aligned))
+    batch_ndim = max(
+        _batch_ndim(query_coords),
+        _batch_ndim(key_coords),
+        *(_batch_ndim_of(x) for x in aligned if isinstance(x, Aligned)),
+        1,
+    )
+    q = to_record(query_coords, "query", batch_ndim, head_ids)
+    k = to_record(key_coords, "key", batch_ndim)
+    try:
+        kinds = _compiled(mask, q, k, block)
+    except MissingFieldError as error:
+        if "no 'head_ids'" not in str(error):
+            raise
+        raise MissingFieldError(
+            "make_plan: the mask depends on the head. Give head_ids=jnp.arange(num_heads)."
+        ) from None
+    return Plan(kinds, block, (len(query_coords), len(key_coords)))
+
+
+def _batch_ndim(coords: Coords) -> int:
+    fields = coords.fields().values()
+    return max(x.values.ndim - 2 if isinstance(x, PerHead) else x.ndim - 1 for x in fields)
+
+
+def block_kinds(
+    mask: Mask, q: Record, k: Record, block: tuple[int, int]
+) -> Int8[Array, "*B N nq nk"]:
+    """EMPTY, PARTIAL or FULL for every block of pairs.
+
+    Args:
+      mask: The mask; its `Aligned` arrays are whole.
+      q: The queries' record, of fields `[*B | 1, N | 1, T, 1]`.
+      k: The keys' record, of fields `[*B | 1, N | 1, 1, S]`.
+      block: Numbers of queries and of keys in a block.
+    """
+    length_q, length_k = q.positions.shape[-2], k.positions.shape[-1]
+    batch_ndim = q.positions.ndim - 3
+    q_bounds, q_some, q_whole = _side(q, -2, block[0])
+    k_bounds, k_some, k_whole = _side(k, -1, block[1])
+    blocks = Blocks((length_q, block[0]), (length_k, block[1]))
+    truth = interpret(_prepare(mask, batch_ndim, blocks), q_bounds, k_bounds, blocks)
+    seen = q_some & k_some & truth.any
+    whole = q_whole & k_whole & truth.all
+    kinds = jnp.where(seen, jnp.where(whole, FULL, PARTIAL), EMPTY).astype(jnp.int8)
+    counts = tuple(-(-length // size) for length, size in blocks)
+    return jnp.broadcast_to(kinds, (*kinds.shape[:-2], *counts))
+
+
+_compiled = jax.jit(block_kinds, static_argnames="block")
+
+
+def _side(record: Record, axis: int, block: int) -> tuple[Record, Any, Any]:
+    """Bounds of the fields; where a block has a valid token; where all its tokens are valid."""
+    fields = dict(record._fields)
+    valid = fields.get("valid")
+    bounds: dict[str, Any] = {}
+    if "head_ids" in fields:
+        bounds["head_ids"] = Interval(fields["head_ids"], fields.pop("head_ids"))
+    for name, values in fields.items():
+        bounds[name] = block_bounds(values, axis, block, valid)
+    if valid is None:
+        valid = jnp.ones_like(fields["positions"], bool)
+    some, whole = block_bounds(valid, axis, block)
+    return Record(record._side, bounds), some, whole
+
+
+def block_bounds(
+    values: Array, axis: int, block: int, valid: Bool[Array, "..."] | None = None
+) -> Interval | Truth:
+    """The bounds of an array in blocks of one axis.
+
+    Args:
+      values: The array.
+      axis: The axis that is cut into blocks; it has one element per block afterwards. The last
+        block may be smaller.
+      block: Number of elements in a block.
+      valid: False for elements that do not count; broadcasts against the array. A block without
+        any has bounds in the wrong order, of which nothing may be concluded.
+
+    Returns:
+      `Truth` of booleans, `Interval` of other arrays; NaN where a block has a NaN.
+    """
+    dtype = values.dtype
+    if dtype == jnp.bool_:
+        some = values if valid is None else values & valid
+        every = values if valid is None else values | ~valid
+        return Truth(
+            _reduce(jnp.any, some, axis, block, False), _reduce(jnp.all, every, axis, block, True)
+        )
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    low, high = (jnp.iinfo(dtype).min, jnp.iinfo(dtype).max) if whole else (-jnp.inf, jnp.inf)
+    lo, hi = values, values
+    if valid is not None:
+        lo, hi = jnp.where(valid, values, high), jnp.where(valid, values, low)
+    lo, hi = _reduce(jnp.min, lo, axis, block, high), _reduce(jnp.max, hi, axis, block, low)
+    return Interval(lo, hi)
+
+
+def _reduce(function: Any, values: Array, axis: int, block: int, fill: Any) -> Array:
+    axis %= values.ndim
+    length = values.shape[axis]
+    count = -(-length // block)
+    if count * block != length:
+        padding = [(0, count * block - length if i == axis else 0) for i in range(values.ndim)]
+        values = jnp.pad(values, padding, constant_values=fill)
+    shape = (*values.shape[:axis], count, block, *values.shape[axis + 1 :])
+    return function(values.reshape(shape), axis=axis + 1)
+
+
+def _prepare(mask: Any, batch_ndim: int, blocks: Blocks) -> Any:
+    """A mask whose `Aligned` arrays have the records' batch axes, and bounds in place of tokens.
+
+    A mask that answers for blocks by itself keeps its arrays.
+    """
+
+    def is_leaf(x: Any) -> bool:
+        return isinstance(x, Aligned) or hasattr(x, "block_truth")
+
+    def prepare(x: Any, bound: bool = True) -> Any:
+        if isinstance(x, Aligned):
+            x = _with_batch_axes(x, batch_ndim)
+            _check_lengths(x, blocks)
+            return _bound(x, blocks) if bound and {"t", "s"} & set(x.axes) else x
+        if is_leaf(x):
+            inside = functools.partial(prepare, bound=False)
+            return jax.tree.map(inside, x, is_leaf=lambda y: isinstance(y, Aligned))
+        return x
+
+    return jax.tree.map(prepare, mask, is_leaf=is_leaf)
+
+
+def _with_batch_axes(array: Aligned, batch_ndim: int) -> Aligned:
+    values, missing = array.values, batch_ndim - _batch_ndim_of(array)
+    if not array.axes.startswith("b") or missing <= 0:
+        return array
+    return Aligned(values.reshape((1,) * missing + values.shape), array.axes)
+
+
+def _batch_ndim_of(array: Aligned) -> int:
+    return array.values.ndim - len(array.axes) + 1
+
+
+def _check_lengths(array: Aligned, blocks: Blocks) -> None:
+    expected = [blocks.query[0], blocks.key[0]]
+    sizes = dict(zip(reversed(array.axes), reversed(array.values.shape), strict=False))
+    got = [sizes.get(letter, 1) for letter in "ts"]
+    if any(n not in (1, length) for n, length in zip(got, expected, strict=True)):
+        raise ValueError(
+            f"make_plan: an array of the mask must be [T, S] = {expected}, got {got}. Give the "
+            f"coordinates of the tokens that it was made for."
+        )
+
+
+def _bound(array: Aligned, blocks: Blocks) -> Aligned:
+    if array.axes != "bnts":
+        raise NotImplementedError(
+            f"make_plan: an array of a mask must have the axes bnts, got {array.axes!r}."
+        )
+    bounds = (array.values, array.values)
+    for axis, (_, size) in ((-1, blocks.key), (-2, blocks.query)):
+        if array.values.shape[axis] > 1:
+            ends = [block_bounds(end, axis, size) for end in bounds]
+            bounds = (ends[0][0], ends[1][1])
+    kind = Truth if array.values.dtype == jnp.bool_ else Interval
+    return Aligned(kind(*bounds), array.axes)

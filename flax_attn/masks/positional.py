@@ -1,0 +1,195 @@
+"""Masks on positions: everything, nothing, the past, a window, a prefix."""
+
+import functools
+import operator
+
+from jaxtyping import Array, Bool
+
+from flax_attn._pytree import pytree
+from flax_attn._record import Record
+from flax_attn.masks._mask import Mask
+from flax_attn.masks._numbers import Number, check_number, everywhere, per_head, scalar
+
+
+@pytree
+class Full(Mask):
+    """Every query attends to every key.
+
+    M_ij = true
+
+    Attributes:
+      None.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Full() & ~masks.Causal()
+      Full() & ~Causal()
+    """
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        return everywhere(True, q, k)
+
+
+@pytree
+class Empty(Mask):
+    """No query attends to any key; attention then gives 0.
+
+    M_ij = false
+
+    Attributes:
+      None.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Empty() | masks.Causal()
+      Empty() | Causal()
+    """
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        return everywhere(False, q, k)
+
+
+@pytree
+class Causal(Mask):
+    """A query attends to the keys at its own position and before.
+
+    M_ij = (j ≤ i), with i and j the positions of query and key, wherever the tokens are stored.
+
+    Attributes:
+      None.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Causal() & masks.SameSegment()
+      Causal() & SameSegment()
+
+    References:
+      Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, "Attention Is All You
+      Need", NeurIPS 2017, arXiv:1706.03762.
+    """
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        return k.positions <= q.positions
+
+
+@pytree
+class Window(Mask):
+    """A query attends to the keys from `left` positions before it to `right` positions after it.
+
+    M_ij = (−right ≤ i − j ≤ left)
+
+    Both distances are inclusive: the window has left + 1 + right keys, the query's own among them.
+    Others count differently; `Window.last_n` takes the number of keys. A negative distance leaves
+    out the query itself: `Window(None, -1)` is the strict past.
+
+    Attention sinks (StreamingLLM) are a window with the first n tokens beside it, here those
+    marked `is_global`: `Causal() & (Window(left) | GlobalTokens())`.
+
+    Attributes:
+      left: Distance to the earliest key, in positions; None for all earlier ones. A number, which
+        may be traced, or one per query head `[N]`.
+      right: Distance to the latest key, likewise. 0 is causal.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Window(left=255)
+      Window(left=255, right=0)
+      >>> masks.Window.last_n(256)
+      Window(left=255, right=0)
+      >>> masks.Causal() & (masks.Window(1023) | masks.GlobalTokens())
+      Causal() & (Window(left=1023, right=0) | GlobalTokens(feature='is_global'))
+
+    References:
+      Beltagy, Peters, Cohan, "Longformer: The Long-Document Transformer", 2020, arXiv:2004.05150;
+      Xiao, Tian, Chen, Han, Lewis, "Efficient Streaming Language Models with Attention Sinks",
+      ICLR 2024, arXiv:2309.17453.
+    """
+
+    left: Number | None
+    right: Number | None = 0
+
+    def __post_init__(self) -> None:
+        fix = "Leave a side open with None."
+        for name, value in (("left", self.left), ("right", self.right)):
+            if value is not None:
+                check_number(f"Window: {name}", value, None, fix)
+        left, right = self.left, self.right
+        if isinstance(left, int) and isinstance(right, int) and left + right < 0:
+            raise ValueError(
+                f"Window: left + right must be at least 0, got {left} + {right}: no key is in the "
+                f"window. Use Empty()."
+            )
+
+    @classmethod
+    def last_n(cls, n: Number) -> "Window":
+        """The last n keys, the query's own position included: `Window(left=n - 1, right=0)`.
+
+        Args:
+          n: Number of keys, at least 1; a number or one per query head `[N]`.
+
+        Returns:
+          A window.
+
+        Raises:
+          ValueError: If n is less than 1.
+
+        Example:
+          >>> from flax_attn import masks
+          >>> masks.Window.last_n(4096)
+          Window(left=4095, right=0)
+        """
+        check_number("Window.last_n: n", n, 1, "It counts the query's own position.")
+        return cls(left=n - 1, right=0)
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        distance = q.positions - k.positions
+        seen = []
+        if self.left is not None:
+            seen.append(distance <= per_head("Window: left", self.left, q))
+        if self.right is not None:
+            seen.append(distance >= -per_head("Window: right", self.right, q))
+        return functools.reduce(operator.and_, seen) if seen else everywhere(True, q, k)
+
+
+@pytree
+class Prefix(Mask):
+    """The first `length` positions are seen by all; what follows them is causal.
+
+    M_ij = (j < length) ∨ (j ≤ i)
+
+    Within the prefix attention is bidirectional. For packed sequences let the positions begin at 0
+    in each, `Coords.from_segments(segment_ids, restart=True)`, and add `& SameSegment()`.
+
+    Attributes:
+      length: Number of positions of the prefix, which may be traced. None reads it from the
+        queries' feature `prefix` `[*B, T]`, so that it may differ between sequences.
+
+    Example:
+      >>> from flax_attn import masks
+      >>> masks.Prefix(16)
+      Prefix(length=16)
+      >>> masks.Prefix() & masks.SameSegment()
+      Prefix() & SameSegment()
+
+    References:
+      Liu, Saleh, Pot, Goodrich, Sepassi, Kaiser, Shazeer, "Generating Wikipedia by Summarizing Long
+      Sequences", ICLR 2018, arXiv:1801.10198; Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou,
+      Li, Liu, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
+      JMLR 2020, arXiv:1910.10683.
+    """
+
+    length: Number | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None:
+            check_number("Prefix: length", self.length, 0, "Without a prefix, use Causal().")
+
+    def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
+        """See `Mask`."""
+        fix = "For one per sequence use Prefix() and Coords.with_features(prefix=...)."
+        length = q.prefix if self.length is None else scalar("Prefix: length", self.length, fix)
+        return (k.positions < length) | (k.positions <= q.positions)

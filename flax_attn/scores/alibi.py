@@ -1,0 +1,73 @@
+"""Attention with linear biases."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flax_attn._pytree import pytree
+from flax_attn._record import Record
+from flax_attn.scores._leaves import as_leaf, of_heads
+from flax_attn.scores._score_mod import ScoreMod
+
+
+@pytree
+class ALiBi(ScoreMod):
+    """Attention with linear biases: the farther, the less.
+
+    s ← s − m_h · |i − j|
+
+    The paper has causal attention, where |i − j| = i − j; in both directions this is its symmetric
+    form.
+
+    Attributes:
+      slopes: m, one per head of the whole model `[N]`, or one for all; `ALiBi.for_heads(N)` gives
+        the paper's. They have gradients.
+
+    Raises:
+      ValueError: If they are neither.
+      TypeError: If they are not floating point.
+
+    Example:
+      >>> from flax_attn import scores
+      >>> scores.ALiBi.for_heads(4).slopes
+      Array([0.25      , 0.0625    , 0.015625  , 0.00390625], dtype=float32)
+
+    References:
+      Press, Smith, Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input
+      Length Extrapolation", ICLR 2022, arXiv:2108.12409, section 3.
+    """
+
+    slopes: float | int | Float[Array, ""] | Float[Array, "N"]
+
+    def __post_init__(self) -> None:
+        slopes = as_leaf("ALiBi: slopes", self.slopes, {1: "one per head [N]", 0: "a number"})
+        object.__setattr__(self, "slopes", slopes)
+
+    @classmethod
+    def for_heads(cls, num_heads: int) -> "ALiBi":
+        """The paper's slopes: m_h = 2^(−8 (h + 1) / N), where N is a power of two.
+
+        Otherwise, as in the paper's code: those of the power of two P below N, then every other one
+        of those of 2 P.
+
+        Args:
+          num_heads: N, the number of heads of the whole model.
+
+        Returns:
+          A modifier whose `slopes` are float32 `[N]`.
+
+        Raises:
+          ValueError: If there is no head.
+        """
+        if num_heads < 1:
+            raise ValueError(f"ALiBi.for_heads: num_heads must be at least 1, got {num_heads}.")
+        power = 2 ** (num_heads.bit_length() - 1)
+        exponents = [8 * (h + 1) / power for h in range(power)]
+        exponents += [4 * (2 * h + 1) / power for h in range(num_heads - power)]
+        return cls(jnp.asarray([2.0**-x for x in exponents], jnp.float32))
+
+    def __call__(
+        self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """The scores less the bias."""
+        slopes = of_heads("ALiBi: slopes", self.slopes, head_ids, scores.dtype)
+        return scores - slopes * abs(q.positions - k.positions).astype(scores.dtype)

@@ -1,0 +1,157 @@
+"""Learned biases of relative positions, along one axis."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flax_attn._pytree import pytree, static
+from flax_attn._record import Record
+from flax_attn.scores._by_distance import by_distance
+from flax_attn.scores._leaves import as_leaf, check_heads
+from flax_attn.scores._score_mod import ScoreMod
+
+
+@pytree
+class RelativeBias(ScoreMod):
+    """A learned bias for each relative position.
+
+    s ← s + t[clip(j − i, −M, M) + M, h]
+
+    Attributes:
+      table: t, one row per distance from −M to M and one column per head `[2 M + 1, N]`.
+
+    Raises:
+      ValueError: If the table is not `[2 M + 1, N]`.
+      TypeError: If it is not floating point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import scores
+      >>> scores.RelativeBias(jnp.zeros((2 * 64 + 1, 8)))
+      RelativeBias(table=float32[129, 8])
+
+    References:
+      Shaw, Uszkoreit, Vaswani, "Self-Attention with Relative Position Representations", NAACL 2018,
+      arXiv:1803.02155, section 3.2 (clipping; here with a number for each head in place of a
+      vector).
+    """
+
+    table: Float[Array, "R N"]
+
+    def __post_init__(self) -> None:
+        table = as_leaf("RelativeBias: table", self.table, {2: "[2 M + 1, N]"})
+        if table.shape[0] % 2 == 0:
+            raise ValueError(
+                f"RelativeBias: table must be [2 M + 1, N], one row per distance from −M to M, "
+                f"got {list(table.shape)}, an even number of rows."
+            )
+        object.__setattr__(self, "table", table)
+
+    def __call__(
+        self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """The scores with the bias."""
+        check_heads("RelativeBias: table", self.table.shape[1], head_ids)
+        reach = self.table.shape[0] // 2
+        bias = by_distance(
+            self.table.astype(scores.dtype),
+            lambda distances: jnp.clip(distances, -reach, reach) + reach,
+            (-reach, reach),
+            q.positions,
+            k.positions,
+            head_ids,
+        )
+        return scores + bias
+
+
+@pytree
+class T5Bias(ScoreMod):
+    """T5's bias: a learned number for each bucket of distances, which widen with the distance.
+
+    s ← s + t[bucket(j − i), h]
+
+    bucket = r for r < e, else min(n − 1, e + ⌊log(r / e) / log(max_distance / e) · (n − e)⌋)
+
+    with r = |j − i| and e = ⌊n / 2⌋. Where keys ahead have buckets of their own, n is half of
+    `num_buckets`, and is added for them; otherwise n is all, and r = 0 for keys ahead. As in the
+    released code the logarithms are float32, which decides at exact powers: the buckets are those
+    of Hugging Face's T5.
+
+    T5 does not scale its scores: give attention `scale=1`.
+
+    Attributes:
+      table: t, one row per bucket and one column per head `[num_buckets, N]`.
+      max_distance: All greater distances share the last bucket.
+      bidirectional: Whether keys ahead have buckets of their own, as in encoders.
+
+    Raises:
+      ValueError: If the table is not `[num_buckets, N]` with at least 2 buckets in each direction,
+        as many ahead as behind, or `max_distance` is not above e.
+      TypeError: If the table is not floating point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import scores
+      >>> scores.T5Bias(jnp.zeros((32, 8)), bidirectional=False)
+      T5Bias(table=float32[32, 8], max_distance=128, bidirectional=False)
+
+    References:
+      Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+      Transformer", JMLR 2020, arXiv:1910.10683, section 2.1.
+    """
+
+    table: Float[Array, "R N"]
+    max_distance: int = static(default=128)
+    bidirectional: bool = static(default=True)
+
+    def __post_init__(self) -> None:
+        table = as_leaf("T5Bias: table", self.table, {2: "[num_buckets, N]"})
+        object.__setattr__(self, "table", table)
+        sides = 2 if self.bidirectional else 1
+        if table.shape[0] < 2 * sides or table.shape[0] % sides:
+            raise ValueError(
+                f"T5Bias: table must be [num_buckets, N] with at least {2 * sides} buckets"
+                f"{', an even number' if sides == 2 else ''}, got {list(table.shape)}."
+            )
+        exact = table.shape[0] // sides // 2
+        if self.max_distance <= exact:
+            raise ValueError(
+                f"T5Bias: max_distance must be above the {exact} distances that have a bucket of "
+                f"their own, got {self.max_distance}."
+            )
+
+    def __call__(
+        self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """The scores with the bias."""
+        check_heads("T5Bias: table", self.table.shape[1], head_ids)
+        first, buckets = _buckets(self.table.shape[0], self.max_distance, self.bidirectional)
+        last = first + len(buckets) - 1
+        bias = by_distance(
+            self.table.astype(scores.dtype),
+            lambda distances: jnp.asarray(buckets)[jnp.clip(distances, first, last) - first],
+            (first, last),
+            q.positions,
+            k.positions,
+            head_ids,
+        )
+        return scores + bias
+
+
+@functools.cache
+def _buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> tuple[int, np.ndarray]:
+    """The buckets of the distances first ... last, beyond which they do not change; and first."""
+    buckets = num_buckets // 2 if bidirectional else num_buckets
+    exact = buckets // 2
+    distances = np.arange(max_distance + 1)
+    # As T5's code has it, in float32: only at exact powers does the rounding decide.
+    ratio = np.log(np.maximum(distances, exact).astype(np.float32) / np.float32(exact))
+    ratio = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
+    wide = np.minimum(exact + ratio.astype(np.int32), buckets - 1)
+    behind = np.where(distances < exact, distances, wide).astype(np.int32)
+    behind = behind[: np.searchsorted(behind, buckets - 1) + 1]
+    ahead = behind[1:] + buckets if bidirectional else behind[:0]
+    return 1 - len(behind), np.concatenate([behind[::-1], ahead]).astype(np.int32)

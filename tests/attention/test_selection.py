@@ -1,0 +1,195 @@
+"""Which implementation runs: by platform, at lowering; and what `explain` says of it."""
+
+import importlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from flax_attn import Coords, Sigmoid, dot_product_attention, explain, masks, scores
+from flax_attn.attention import _implementations, dense
+from flax_attn.normalizers import TopK
+from tests.tolerances import FORWARD, assert_close
+
+Q, K, V = jax.random.normal(jax.random.key(0), (3, 2, 300, 4, 16))
+
+
+def causal(q, k, v):
+    return dot_product_attention(q, k, v, is_causal=True)
+
+
+def value_and_gradients(q, k, v):
+    out, pull = jax.vjp(causal, q, k, v)
+    return out, *pull(jnp.cos(out))
+
+
+def test_one_machine_exports_for_every_platform():
+    exported = export.export(jax.jit(value_and_gradients), platforms=("cpu", "tpu", "cuda"))(
+        Q, K, V
+    )
+    assert exported.platforms == ("cpu", "tpu", "cuda")
+    actual = jax.jit(exported.call)(Q, K, V)
+    for a, b in zip(actual, value_and_gradients(Q, K, V), strict=True):
+        assert_close(a, b, FORWARD["float32"])
+
+
+def loops(platform, function):
+    text = export.export(jax.jit(function), platforms=(platform,))(Q, K, V).mlir_module()
+    dots = re.findall(r"stablehlo.dot_general.*-> tensor<([0-9x]+)x", text)
+    return {dot.split("x")[0] for dot in dots}
+
+
+def test_batch_and_heads_are_looped_over_on_a_cpu_only():
+    assert loops("cpu", value_and_gradients) == {"1"}
+    assert loops("tpu", value_and_gradients) == loops("cuda", value_and_gradients) == {"2"}
+
+
+@pytest.fixture
+def only_tpu(monkeypatch):
+    """One more row of the table: an implementation for a single platform."""
+
+    def declines(problem, platform):
+        del problem
+        return None if platform in (None, "tpu") else f"it does not run on {platform}."
+
+    row = _implementations.Implementation(
+        declines,
+        lambda problem, platform: None,
+        lambda leaves, tree, platform: [x + 1 for x in dense.run_forward(leaves, tree, platform)],
+        dense.run_tangent,
+        dense.run_transpose,
+    )
+    rows = {"fast": row, **_implementations.IMPLEMENTATIONS}
+    monkeypatch.setattr(_implementations, "IMPLEMENTATIONS", rows)
+    monkeypatch.setattr("flax_attn.attention._primitive.IMPLEMENTATIONS", rows)
+    module = importlib.import_module("flax_attn.attention.explain")
+    monkeypatch.setattr(module, "IMPLEMENTATIONS", rows)
+
+
+def test_a_new_row_is_taken_where_it_serves(only_tpu, capsys):
+    on_tpu = export.export(jax.jit(lambda q, k, v: causal(q, k, v)), platforms=("tpu",))
+    assert "while" not in on_tpu(Q, K, V).mlir_module()
+    on_cuda = export.export(jax.jit(lambda q, k, v: causal(q, k, v)), platforms=("cuda",))
+    assert "while" in on_cuda(Q, K, V).mlir_module()
+    assert explain(Q, K, V, platform="tpu").implementation == "fast"
+    found = explain(Q, K, V, platform="cpu")
+    assert found.implementation == "blockwise"
+    assert found.refusals["fast"] == "it does not run on cpu."
+    with pytest.raises(NotImplementedError, match="'fast' declines: it does not run on cpu"):
+        jax.jit(lambda q: dot_product_attention(q, K, V, implementation="fast")).lower(Q)
+    capsys.readouterr()
+
+
+def test_the_default_is_dense_where_there_is_little_and_blockwise_where_there_is_much(capsys):
+    few = jnp.zeros((1, 32, 4, 8))
+    assert explain(few, few, few, platform="cpu").implementation == "dense"
+    many = jnp.zeros((1, 4096, 8, 64))
+    assert explain(many, many, many, platform="cpu").implementation == "blockwise"
+    assert "TopK needs whole rows" in explain(Q, K, V, normalizer=TopK(3)).refusals["blockwise"]
+    capsys.readouterr()
+
+
+def test_explain_prints_the_choice_the_refusals_and_the_block_map(capsys):
+    q = jnp.zeros((1, 2048, 2, 8))
+    found = explain(
+        q, q, q, mask=masks.Causal() & masks.Window(600), score_mod=scores.SoftCap(30.0),
+        implementation=["cudnn", "blockwise"], platform="cpu",
+    )  # fmt: skip
+    text = capsys.readouterr().out
+    assert text.strip() == str(found)
+    assert text.startswith("dot_product_attention on cpu: blockwise")
+    assert "not cudnn: it is not part of this version" in text
+    assert "not dense: it was not asked for." in text
+    assert "Causal() & Window(left=600, right=0)" in text
+    assert "SoftCap(cap=30.0)" in text
+    assert found.plan.density == pytest.approx(float(np.mean(np.asarray(found.plan.kinds) > 0)))
+    assert f"{found.plan.density:.1%} are computed" in text
+    assert text.count("▒") > 4
+    assert "·" in text
+
+
+def test_explain_names_what_the_block_map_does_not_understand(capsys):
+    @masks.relation
+    def odd(q, k):
+        return jnp.sin((q.positions - k.positions).astype(jnp.float32)) > 0
+
+    found = explain(Q, K, V, mask=odd(), query_coords=(c := Coords.arange(300)), key_coords=c)
+    assert "sin" in found.opaque
+    assert found.plan.density == 1.0
+    assert "does not understand sin" in capsys.readouterr().out
+
+
+def test_a_captured_tracer_is_refused_with_the_fix():
+    def loss(slope):
+        def steep(scores, q, k, head_ids):
+            return scores - slope * abs(q.positions - k.positions).astype(scores.dtype)
+
+        return jnp.sum(dot_product_attention(Q, K, V, score_mod=scores.score_mod(steep)))
+
+    with pytest.raises(TypeError, match=r"captures an array float32\[\].*score_mod\(function, tab"):
+        jax.grad(loss)(jnp.float32(0.1))
+
+    @masks.relation
+    def known(q, k):
+        return k.positions < jnp.asarray(17)  # a constant is no tracer
+
+    dot_product_attention(Q, K, V, mask=known())
+
+
+def test_a_parameter_instead_gets_its_gradient():
+    def steep(scores, q, k, head_ids, *, slope):
+        return scores - slope * abs(q.positions - k.positions).astype(scores.dtype)
+
+    def loss(slope, implementation):
+        mod = scores.score_mod(steep, slope=slope)
+        out = dot_product_attention(Q, K, V, score_mod=mod, implementation=implementation)
+        return jnp.sum(jnp.sin(out))
+
+    expected = jax.grad(loss)(jnp.float32(0.1), "dense")
+    assert float(expected) != 0
+    assert_close(jax.grad(loss)(jnp.float32(0.1), "blockwise"), expected, 1e-5)
+
+
+def test_a_modifier_must_be_elementwise():
+    reduce = scores.score_mod(lambda scores, q, k, head_ids: scores.sum(-1))
+    with pytest.raises(ValueError, match=r"score_mod returns must broadcast .*\[2, 4, 300, 300\]"):
+        dot_product_attention(Q, K, V, score_mod=reduce)
+
+
+def temporaries(function, length, dtype=jnp.float32):
+    x = jax.ShapeDtypeStruct((1, length, 2, 64), dtype)
+    compiled = jax.jit(function).lower(x, x, x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def forward_mode(q, k, v):
+    return jax.jvp(causal, (q, k, v), (k, v, q))
+
+
+@pytest.mark.parametrize("function", [causal, value_and_gradients, forward_mode])
+def test_memory_grows_with_the_length_and_not_with_its_square(function):
+    short, long = temporaries(function, 4096), temporaries(function, 16384)
+    assert long <= 4 * short
+    assert long < 64 * 2**20 < 16384**2
+
+
+def test_a_bias_is_not_copied():
+    x = jnp.zeros((1, 2048, 2, 16))
+    bias = jax.ShapeDtypeStruct((1, 2, 2048, 2048), jnp.float32)
+    f = lambda q, b: dot_product_attention(q, x, x, b)
+    compiled = jax.jit(f).lower(jax.ShapeDtypeStruct(x.shape, x.dtype), bias).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 2048 * 2048 * 4 / 3
+
+
+def test_the_sigmoid_has_gradients_blockwise_too():
+    def loss(bias, implementation):
+        out = dot_product_attention(
+            Q, K, V, normalizer=Sigmoid(bias), implementation=implementation
+        )
+        return jnp.sum(jnp.sin(out))
+
+    bias = jnp.arange(4.0) - 5
+    assert_close(jax.grad(loss)(bias, "blockwise"), jax.grad(loss)(bias, "dense"), 1e-5)

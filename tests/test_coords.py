@@ -1,0 +1,88 @@
+"""Coordinates: constructors, slicing, orders, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_attn import Coords, dot_product_attention, masks
+from flax_attn.coords import PerHead, unzigzag, zigzag
+from tests.tolerances import FORWARD, assert_close
+
+
+def test_constructors():
+    assert np.array_equal(Coords.arange(3, offset=7).positions, [7, 8, 9])
+    each = Coords.arange(2, offset=jnp.array([0, 10])).positions
+    assert np.array_equal(each, [[0, 1], [10, 11]])
+    ids = jnp.array([[4, 4, 7, 7, 7], [1, 2, 2, 2, 1]])
+    assert np.array_equal(Coords.from_segments(ids).positions, [[0, 1, 2, 3, 4]] * 2)
+    again = Coords.from_segments(ids, restart=True)
+    assert np.array_equal(again.positions, [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]])
+    assert np.array_equal(again.segment_ids, ids)
+    padded = Coords.from_lengths(jnp.array([1, 3]), 3)
+    assert np.array_equal(padded.valid, [[1, 0, 0], [1, 1, 1]])
+    grid = Coords.grid(2, 3).features
+    assert np.array_equal(grid["row"], [0, 0, 0, 1, 1, 1])
+    assert np.array_equal(grid["col"], [0, 1, 2, 0, 1, 2])
+    tree = Coords.tree([-1, 0, 0, 1, -1])
+    assert np.array_equal(tree.positions, [0, 1, 1, 2, 0])
+    assert np.array_equal(tree.features["enter"], [0, 1, 3, 2, 4])
+    assert np.array_equal(tree.features["leave"], [4, 3, 4, 3, 5])
+
+
+def test_slices_and_gathers_take_every_field():
+    coords = Coords.arange(5).with_features(
+        valid=jnp.arange(5) < 3, gate=PerHead(jnp.arange(10.0).reshape(5, 2))
+    )
+    assert np.array_equal(coords[1:3].positions, [1, 2])
+    assert np.array_equal(coords[1:3].features["gate"].values, [[2, 3], [4, 5]])
+    assert np.array_equal(coords[jnp.array([4, 0])].valid, [False, True])
+    assert len(coords[2:]) == 3
+    assert repr(coords) == (
+        "Coords(positions=int32[5], valid=bool[5], gate=PerHead(values=float32[5, 2]))"
+    )
+
+
+def test_they_are_pytrees():
+    coords = Coords.from_segments(jnp.zeros((2, 4), int)).with_features(x=jnp.ones(4))
+    twice = jax.jit(lambda c: jax.tree.map(lambda x: 2 * x, c))(coords)
+    assert np.array_equal(twice.features["x"], 2 * np.ones(4))
+    assert jax.tree.structure(twice) == jax.tree.structure(coords)
+    stacked = jax.vmap(lambda o: Coords.arange(3, o))(jnp.arange(2))
+    assert stacked.positions.shape == (2, 3)
+
+
+def test_zigzag_shares_causal_work_and_can_be_undone():
+    x = {"a": jnp.arange(24).reshape(1, 24), "c": Coords.arange(24)}
+    mixed = zigzag(x, 3)
+    assert np.array_equal(mixed["c"].positions, mixed["a"][0])
+    work = np.asarray(mixed["c"].positions).reshape(3, 8).sum(1)
+    assert len(set(work)) == 1
+    back = unzigzag(mixed, 3)
+    assert np.array_equal(back["a"], x["a"])
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 24, 2, 8))
+    c = mixed["c"]
+    actual = dot_product_attention(
+        *zigzag((q, k, v), 3), mask=masks.Causal(), query_coords=c, key_coords=c
+    )
+    expected = dot_product_attention(q, k, v, is_causal=True)
+    assert_close(unzigzag(actual, 3), expected, FORWARD["float32"])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Coords(jnp.ones(3)), TypeError, "positions must be integers, got float32"),
+        (lambda: Coords(jnp.asarray(3)), ValueError, r"\[\*B, T\], got a single number"),
+        (lambda: Coords.arange(3).with_features(valid=jnp.ones(3)), TypeError, "valid must be boo"),
+        (lambda: Coords.arange(3).with_features(x=jnp.ones(4)), ValueError, r"T = 3.*got \[4\]"),
+        (lambda: Coords(jnp.arange(3), x=jnp.ones((3, 2))), ValueError, r"PerHead\(x\)"),
+        (lambda: Coords(jnp.arange(3), arange=jnp.ones(3)), ValueError, "may not be called"),
+        (lambda: Coords.tree([1, 0]), ValueError, "cycle"),
+        (lambda: Coords.tree([5]), ValueError, "one number per node"),
+        (lambda: zigzag(jnp.ones(6), 2, 0), ValueError, "multiple of 2 · shards = 4, got 6"),
+    ],
+)
+def test_what_they_refuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
