@@ -196,9 +196,10 @@ def _batch(primitive: Primitive, args: Any, dims: Any, *, tree: Any, **settings:
     else:
         axes = leaf_axes
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    # The gradient of each example on its own needs an axis of its own.
-    whole = set(active) if primitive is transpose_p else set()
-    alone = any("b" not in axes[i] for i in whole)
+    # A leaf has the shape of its tangent; and the gradient of each example on its own needs an axis
+    # of its own.
+    whole = set(active)
+    alone = primitive is transpose_p and any("b" not in axes[i] for i in whole)
     if alone or any(d is not None and "b" not in a for a, d in zip(axes, dims, strict=True)):
         return _one_by_one(primitive, args, dims, tree=tree, **settings)
     batched = []

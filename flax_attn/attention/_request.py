@@ -89,7 +89,8 @@ def check_request(
             )
         mods.append(_align(function, score_mod, weights_shape))
     if isinstance(normalizer, Sigmoid):
-        mods.append(make_score_mod(_shift, bias=normalizer.bias))
+        of_heads = jnp.asarray(normalizer.bias).reshape((1,) * len(batch) + (-1,))
+        mods.append(make_score_mod(_shift, bias=Aligned(of_heads, "bn")))
     modify = functools.reduce(operator.rshift, mods) if mods else None
 
     lengths = {"query": query_seq_lengths, "key_value": key_value_seq_lengths}
@@ -255,10 +256,9 @@ def _check_normalizer(function: str, normalizer: Normalizer, num_heads: int) -> 
 
 
 def _shift(scores: jax.Array, q: Any, k: Any, head_ids: jax.Array, *, bias: Any) -> jax.Array:
-    """s + b, for one b or one for each head."""
-    del q, k
-    bias = jnp.asarray(bias, scores.dtype)
-    return scores + (bias.reshape(()) if bias.size == 1 else bias[head_ids])
+    """s + b, for one b or one for each head that is here."""
+    del q, k, head_ids
+    return scores + bias.values[..., None, None].astype(scores.dtype)
 
 
 def _check_plan(

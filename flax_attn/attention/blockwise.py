@@ -187,7 +187,7 @@ def tangent(layout: Layout, output: jax.Array, lse: jax.Array, tangents: dict[in
         a = jnp.zeros((*rows.shape, features), problem.scores_dtype)
         a, r = rows.walk(step, (a, jnp.zeros(rows.shape, problem.scores_dtype)))
         if normalizer.coupled:
-            a = a - r[..., None] * o
+            a = a - r[..., None] * o.astype(a.dtype)
         else:
             r = jnp.zeros_like(r)
         return rows.write(results[0], a), rows.write(results[1], r[..., None])

@@ -267,7 +267,7 @@ def test_some_heads_are_those_of_the_whole(implementation, normalizer):
             v[:, :, kv],
             part,
             jnp.array(heads),
-            Softmax(jnp.asarray(SINK[own])),
+            normalizer(jnp.asarray(SINK[own])),
         )
         assert_same(actual, whole[:, :, own])
 
