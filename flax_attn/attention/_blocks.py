@@ -14,7 +14,8 @@ from flax_attn.attention._schedule import Blocks
 from flax_attn.coords import Coords
 from flax_attn.masks import Causal, Full, Mask, make_plan
 
-USUAL, IF_SPARSE = Blocks(512, 512, 2), Blocks(256, 256, 4)
+USUAL, IF_SHORT, IF_SPARSE = Blocks(512, 512, 2), Blocks(512, 512, 1), Blocks(256, 256, 4)
+SHORT = 1024  # keys
 ELSEWHERE = Blocks(128, 128, 4)  # not on a CPU: a tile holds all batch elements and heads
 SPARSE = 0.4  # a mask that leaves less than this share of the blocks
 
@@ -22,7 +23,12 @@ SPARSE = 0.4  # a mask that leaves less than this share of the blocks
 def choose_blocks(problem: Problem, platform: str | None) -> Blocks:
     """Sizes of blocks for a problem on a platform."""
     length_q, length_k, num_heads, num_kv_heads = problem.sizes
-    wanted = (IF_SPARSE if problem.sparse else USUAL) if platform == "cpu" else ELSEWHERE
+    if platform != "cpu":
+        wanted = ELSEWHERE
+    elif length_k <= SHORT:
+        wanted = IF_SHORT
+    else:
+        wanted = IF_SPARSE if problem.sparse else USUAL
     if problem.plan_block is not None:
         query, key = (
             min(size, length)
