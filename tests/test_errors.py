@@ -20,12 +20,14 @@ from flax_attn import (
     make_plan,
     maps,
     masks,
+    merge,
     multi_head_attention,
     nnx,
     positions,
     scaled_dot_product_attention,
     vision,
 )
+from flax_attn.attention import partial
 from flax_attn.normalizers import Entmax
 
 Q, KV = jnp.ones((2, 5, 4, 8)), jnp.ones((2, 7, 2, 8))
@@ -228,6 +230,13 @@ CASES = {
         ValueError,
         r"the query coordinates have no 'segment_ids'.*Coords.from_segments",
     ),
+    "option of a part": (
+        lambda: partial(Q, KV, KV, return_residual=True),
+        TypeError,
+        "partial: 'return_residual' is not an option",
+    ),
+    "nothing to merge": (lambda: merge([]), ValueError, "at least one part, got none"),
+    "merge kind": (lambda: merge([Q]), TypeError, r"must be Partial, got .*partial\(query"),
     "plan kind": (lambda: attend(plan=3), ValueError, "a plan belongs to one Mask"),
     "plan length": (
         lambda: attend(mask=masks.Full(), plan=make_plan(masks.Full(), Coords.arange(9))),

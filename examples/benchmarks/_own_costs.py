@@ -33,6 +33,9 @@ DOCUMENTS = (1, 2, 4, 8, 16)
 LONG, SMOKE_LONG = (131072, 1024), (2048, 64)  # tokens and window of one head
 LONG_LIMIT = 2e9  # bytes, at the peak of the whole process
 BUCKETS = 32
+# Batch, tokens and heads of --threshold.
+SHORT = ((1, 64, 8), (32, 64, 8), (1, 128, 8), (16, 128, 8), (1, 256, 8), (4, 256, 8))
+SHORT += ((8, 197, 12), (1, 384, 8), (1, 512, 8), (1, 1024, 8))
 COMPILES = 3  # of each composition; the median counts
 
 # ------------------------------------------------------------------------------ compositions
@@ -269,6 +272,38 @@ def forward_mode(
                 megabytes(programs["jvp"].temporaries),
             ]
         )
+    table.close()
+
+
+def threshold(
+    dtype: str,
+    work: Sequence[str],
+    *,
+    smoke: bool,
+    machine: Machine,
+    budget: Budget,
+    markdown: bool,
+) -> None:
+    """Seconds of all scores at once, and of `jax.nn`, over those of block by block."""
+    head = [f"blockwise = 1, {dtype}", "", "dense", "jax.nn"]
+    table = Table(head, [24, 8, 6, 6], markdown)
+    sizes = [(1, 16, 2), (1, 32, 2)] if smoke else SHORT
+    names = [(size, causal) for size in sizes for causal in (False, True)]
+    for (batch, length, heads), causal in progress(names, "threshold"):
+        case = Case("short", (batch, length, heads, heads, 64), is_causal=causal)
+        inputs = make_inputs(case)
+        for one in work:
+            compositions = {
+                name: with_options(is_causal=causal, implementation=name)
+                for name in ("blockwise", "dense")
+            }
+            peer = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+            compositions["jax.nn"] = Composition(peer)
+            programs = {n: c.program(inputs, dtype, one) for n, c in compositions.items()}
+            rounds = warm_rounds(programs, machine, budget)
+            ratios = [f"{paired(rounds, n, 'blockwise'):.2f}" for n in ("dense", "jax.nn")]
+            seen = "causal" if causal else "full"
+            table.row([f"({batch}, {length}, {heads}) {seen}", one, *ratios])
     table.close()
 
 

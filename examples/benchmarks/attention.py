@@ -23,6 +23,7 @@ What our own choices cost, each part in one to five minutes:
     python examples/benchmarks/attention.py --growth          # over length; memory
     python examples/benchmarks/attention.py --forward-mode    # jvp
     python examples/benchmarks/attention.py --compile         # seconds until it runs
+    python examples/benchmarks/attention.py --threshold       # all scores at once, or in blocks
 
 `--smoke` does all of it with tiny shapes in less than a minute, and without tokamax and PyTorch.
 `--length` and `--head-dim` give the cases other sizes. Needs `pip install "flax-attn[examples]"`.
@@ -35,12 +36,12 @@ from typing import Any
 import jax
 from _cases import CASES, SMOKE
 from _comparison import MEMORY, PEERS, Comparison, installed_peers, plot, print_comparison
-from _own_costs import compile_times, forward_mode, generality, growth
+from _own_costs import compile_times, forward_mode, generality, growth, threshold
 from _rounds import MAX_ROUNDS, SECONDS, Budget, Machine, say
 
 DTYPES = ("float32", "bfloat16")
 PASSES = ("fwd", "fwd+bwd")
-PARTS = ("generality", "growth", "forward_mode", "compile")
+PARTS = ("generality", "growth", "forward_mode", "compile", "threshold")
 FORWARD_MODE = ("causal-4096", "packed-4096", "window-8192")  # cases
 SMOKE_BUDGET = Budget(fewest=2, most=2)
 
@@ -66,6 +67,7 @@ def parse() -> argparse.Namespace:
     add("--growth", action="store_true", help="time and memory over the length")
     add("--forward-mode", action="store_true", help="what a jvp costs")
     add("--compile", action="store_true", help="seconds until it runs")
+    add("--threshold", action="store_true", help="short sequences by each implementation")
     options = parser.parse_args()
     if options.length is not None and options.length < 16:
         parser.error(f"--length must be at least 16, got {options.length}.")
@@ -105,6 +107,8 @@ def main() -> None:
             elif part == "forward_mode":
                 chosen = options.case or (SMOKE if options.smoke else FORWARD_MODE)
                 forward_mode([cases[name] for name in chosen], dtype, **shared)
+            elif part == "threshold":
+                threshold(dtype, own_work, smoke=options.smoke, **shared)
             else:
                 compile_times(cases, dtype, smoke=options.smoke, markdown=options.markdown)
     if machine.rounds:

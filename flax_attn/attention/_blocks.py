@@ -1,7 +1,8 @@
 """How large the blocks of the blockwise implementation are.
 
-Measured on CPUs by `examples/benchmarks/attention.py`: tiles of 512 × 1024 scores keep the dot
-products busy and stay in the cache; where a mask hides most of the scores, 256 rows waste fewer.
+Measured on CPUs by `examples/benchmarks/attention.py`. XLA gives a dot product to several cores
+only from about 512 × 512 on, and a fused softmax only with several heads: so tiles are large, or
+hold several heads. Where a mask hides much, small blocks waste less.
 """
 
 import functools
@@ -14,17 +15,26 @@ from flax_attn.attention._schedule import Blocks
 from flax_attn.coords import Coords
 from flax_attn.masks import Causal, Full, Mask, make_plan
 
-USUAL, IF_SHORT, IF_SPARSE = Blocks(512, 512, 2), Blocks(512, 512, 1), Blocks(256, 256, 4)
-SHORT = 1024  # keys
+USUAL = Blocks(512, 512, 2)
+IF_SHORT = Blocks(512, 512, 1)
+IF_SHORTER = Blocks(128, 128, 2, heads=8)
+IF_SPARSE = Blocks(256, 256, 2)
+SHORT, SHORTER = 1024, 512  # keys; the second where a mask hides some of them
 ELSEWHERE = Blocks(128, 128, 4)  # not on a CPU: a tile holds all batch elements and heads
 SPARSE = 0.4  # a mask that leaves less than this share of the blocks
+ROWS = 512  # of query heads that share a key head, together
+# A tile may hold several heads up to so many scores; half as many for short sequences, where its
+# memory shows. With gradients more heads take more memory than time.
+SCORES = 2**20
 
 
-def choose_blocks(problem: Problem, platform: str | None) -> Blocks:
-    """Sizes of blocks for a problem on a platform."""
+def choose_blocks(problem: Problem, platform: str | None, gradients: bool = False) -> Blocks:
+    """Sizes of blocks for a problem on a platform, to compute gradients or anything else."""
     length_q, length_k, num_heads, num_kv_heads = problem.sizes
     if platform != "cpu":
         wanted = ELSEWHERE
+    elif length_k <= SHORTER and problem.hides and num_kv_heads >= IF_SHORTER.heads // 2:
+        wanted = IF_SHORTER
     elif length_k <= SHORT:
         wanted = IF_SHORT
     else:
@@ -35,10 +45,19 @@ def choose_blocks(problem: Problem, platform: str | None) -> Blocks:
             for size, length in zip(problem.plan_block, (length_q, length_k), strict=True)
         )
     else:
-        query = even(length_q, max(wanted.query * num_kv_heads // num_heads, 64))
+        groups = num_heads // num_kv_heads
+        query = even(length_q, min(wanted.query, max(ROWS // groups, 64)))
         key = even(length_k, wanted.key)
-    count = math.ceil(length_k / key)
-    return Blocks(query, key, min(wanted.width, 2 ** (count.bit_length() - 1)))
+    rows = query * num_heads // num_kv_heads
+    width = min(wanted.width, 2 ** (math.ceil(length_k / key).bit_length() - 1))
+    scores = SCORES if length_k > SHORT else SCORES // 2
+    heads = wanted.heads if gradients else max(scores // (rows * key * width), wanted.heads)
+    return Blocks(query, key, width, _divisor(num_kv_heads, heads))
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most `limit`."""
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
 
 
 def even(length: int, size: int) -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._problem import Problem, Static, is_aligned, thaw
+from flax_attn.attention._problem import Problem, Static, leaf_axes, thaw
 from flax_attn.attention._schedule import Blocks
 from flax_attn.attention._tiles import Place, Span, add, cut, put, split_heads
 from flax_attn.coords import Aligned
@@ -20,7 +20,8 @@ QUERY, KEY, VALUE, SCALE = range(4)
 class Layout:
     """The leaves of a problem with a single batch axis.
 
-    On a CPU the batch elements and key heads are taken one after the other (`sequential`).
+    On a CPU the batch elements are taken one after the other, and so are the key heads, or a few of
+    them at a time (`sequential`).
     Half-precision arrays are then kept as integers of their bits: XLA would otherwise convert a
     whole array to float32 before it cuts a tile from it in a loop.
 
@@ -29,6 +30,7 @@ class Layout:
       leaves: Its leaves, as stored, with their axes (empty for what is never cut).
       blocks: Sizes of blocks.
       sequential: Whether batch elements and key heads are taken one after the other.
+      heads: Key heads that are taken together.
     """
 
     def __init__(
@@ -39,8 +41,7 @@ class Layout:
         blocks: Blocks,
         sequential: bool,
     ) -> None:
-        tagged = jax.tree.leaves(tree.unflatten(range(len(leaves))), is_leaf=is_aligned)
-        self.axes = [x.axes if is_aligned(x) else "" for x in tagged]
+        self.axes = leaf_axes(tree)
         self.tree, self.blocks, self.sequential = tree, blocks, sequential
         self.dtypes = [leaf.dtype for leaf in leaves]
         self.batch = leaves[QUERY].shape[:-3]
@@ -54,6 +55,7 @@ class Layout:
         self.length_q, self.length_k, self.num_heads, self.num_kv_heads = self.problem.sizes
         self.groups = self.num_heads // self.num_kv_heads
         self.size = math.prod(self.batch)
+        self.heads = blocks.heads if sequential else self.num_kv_heads
 
     def merge(self, values: jax.Array, axes: str) -> jax.Array:
         """All batch axes as one."""
@@ -93,16 +95,13 @@ class Layout:
         """The inverse of `store`."""
         return values if values.dtype == dtype else lax.bitcast_convert_type(values, dtype)
 
-    def cut(self, index: int, place: Place) -> jax.Array:
-        """The tile of a leaf."""
-        return self.restore(cut(self.leaves[index], place), self.dtypes[index])
-
-    def piece_of(self, values: jax.Array, index: int, place: Place) -> jax.Array:
-        """The tile of an array like a leaf that is not among query, key and value."""
+    def piece(self, index: int, place: Place, values: jax.Array | None = None) -> jax.Array:
+        """The tile `[b, k, G, ...]` of a leaf, or of another array like it, as stored."""
         axes = self.axes[index]
+        values = self.leaves[index].values if values is None else values
         if not axes:
-            return values
-        return split_heads(cut(Aligned(values, axes), place), axes, self.groups)
+            return self.restore(values, self.dtypes[index])
+        return split_heads(self.cut(values, axes, place, self.dtypes[index]), axes, self.groups)
 
     def add_piece(self, values: jax.Array, index: int, place: Place, piece: jax.Array) -> jax.Array:
         """Add what has the shape of `piece` to an array like a leaf."""
@@ -117,8 +116,8 @@ class Layout:
         features = self.shapes[index][-1]
         return place.batch.size, place.heads.size, features, self.length_k
 
-    def cut_like(self, values: jax.Array, axes: str, place: Place, dtype: jnp.dtype) -> jax.Array:
-        """The tile of another array, as stored."""
+    def cut(self, values: jax.Array, axes: str, place: Place, dtype: jnp.dtype) -> jax.Array:
+        """The tile of an array as stored."""
         return self.restore(cut(Aligned(values, axes), place), dtype)
 
     def put(self, values: jax.Array, axes: str, place: Place, tile: jax.Array) -> jax.Array:
@@ -128,20 +127,13 @@ class Layout:
     def tile(self, place: Place, replaced: dict[int, jax.Array]) -> Problem:
         """The problem of a tile, without its query, key and value."""
         pieces: list[Any] = []
-        for index, axes in enumerate(self.axes):
+        for index in range(len(self.axes)):
             if index in replaced:
                 pieces.append(replaced[index])
-            elif index in (QUERY, KEY, VALUE):
-                pieces.append(None)
             else:
-                pieces.append(self.piece(index, place) if axes else self.leaves[index].values)
+                apart = index in (QUERY, KEY, VALUE)
+                pieces.append(None if apart else self.piece(index, place))
         return thaw(self.tree.unflatten(pieces))
-
-    def piece(self, index: int, place: Place) -> jax.Array:
-        """The tile of a leaf, `[b, k, G, ...]`."""
-        if not self.axes[index]:
-            return self.leaves[index].values
-        return split_heads(self.cut(index, place), self.axes[index], self.groups)
 
     def for_each(self, body: Callable[[Place, State], State], state: State) -> State:
         """Fold over batch elements and key heads; all at once unless `sequential`."""
@@ -150,8 +142,10 @@ class Layout:
             everything = Span(0, self.size), Span(0, self.num_kv_heads)
             return body(Place(*everything, queries, keys, self.groups), state)
 
-        def one(i: jax.Array, state: State) -> State:
-            batch, head = Span(i // self.num_kv_heads, 1), Span(i % self.num_kv_heads, 1)
-            return body(Place(batch, head, queries, keys, self.groups), state)
+        steps = self.num_kv_heads // self.heads
 
-        return lax.fori_loop(0, self.size * self.num_kv_heads, one, state)
+        def one(i: jax.Array, state: State) -> State:
+            batch, heads = Span(i // steps, 1), Span(i % steps * self.heads, self.heads)
+            return body(Place(batch, heads, queries, keys, self.groups), state)
+
+        return lax.fori_loop(0, self.size * steps, one, state)

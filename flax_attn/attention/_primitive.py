@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from flax_attn._jax import vary_together
 from flax_attn.attention import dense
 from flax_attn.attention._implementations import IMPLEMENTATIONS, choose
-from flax_attn.attention._problem import Problem, freeze, is_aligned, thaw
+from flax_attn.attention._problem import Problem, freeze, leaf_axes, thaw
 
 Arrays = Sequence[jax.Array]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -178,23 +178,14 @@ ad.primitive_transposes[transpose_p] = _transpose_transpose
 # ---- batching
 
 
-def _axes(tree: Any) -> list[str]:
-    """The axes of every leaf, empty for those that are never cut."""
-    tagged = jax.tree.leaves(tree.unflatten(range(tree.num_leaves)), is_leaf=is_aligned)
-    return [x.axes if is_aligned(x) else "" for x in tagged]
-
-
 def _batch(primitive: Primitive, args: Any, dims: Any, *, tree: Any, **settings: Any) -> Any:
     """One more batch axis; or, where what is batched has no batch axis, one call after another."""
-    leaf_axes, active = _axes(tree), settings.get("active", ())
-    count = tree.num_leaves
-    axes = [*leaf_axes, "btnd", "btn"]
+    axes, active, count = leaf_axes(tree), settings.get("active", ()), tree.num_leaves
+    results = ["btnd", "btn"]
     if primitive is tangent_p:
-        axes += [leaf_axes[i] for i in active]
+        axes += results + [axes[i] for i in active]
     elif primitive is transpose_p:
-        axes += ["btnd", "btn"]
-    else:
-        axes = leaf_axes
+        axes += results + results
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     # A leaf has the shape of its tangent; and the gradient of each example on its own needs an axis
     # of its own.
@@ -210,8 +201,8 @@ def _batch(primitive: Primitive, args: Any, dims: Any, *, tree: Any, **settings:
             full = i < 3 or i >= count or i in whole
             x = jnp.broadcast_to(x, (size if full else 1, *x.shape))
         batched.append(x)
-    results = primitive.bind(*batched, tree=tree, **settings)
-    return results, [0] * len(results)
+    out = primitive.bind(*batched, tree=tree, **settings)
+    return out, [0] * len(out)
 
 
 def _one_by_one(primitive: Primitive, args: Any, dims: Any, **settings: Any) -> Any:

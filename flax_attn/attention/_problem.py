@@ -145,6 +145,12 @@ def is_aligned(x: Any) -> bool:
     return isinstance(x, Aligned)
 
 
+def leaf_axes(tree: Any) -> list[str]:
+    """The axes of every leaf of a structure, empty for those that are never cut."""
+    numbered = jax.tree.leaves(tree.unflatten(range(tree.num_leaves)), is_leaf=is_aligned)
+    return [x.axes if is_aligned(x) else "" for x in numbered]
+
+
 def freeze(tree: Any) -> Any:
     """Make the Python numbers of a tree part of its structure."""
     return jax.tree.map(lambda x: Static(x) if isinstance(x, bool | int | float) else x, tree)

@@ -1,6 +1,7 @@
 """The arguments of `dot_product_attention`, checked and brought into canonical form."""
 
 import functools
+import inspect
 import math
 import operator
 from typing import Any
@@ -22,6 +23,14 @@ from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
 
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]
+
+
+def check_options(function: str, options: dict[str, Any]) -> None:
+    """Raise if `options` holds a name that attention does not know."""
+    known = inspect.signature(check_request).parameters
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}: {name!r} is not an option of dot_product_attention here.")
 
 
 def check_request(
@@ -388,8 +397,15 @@ def _check_window(function: str, window: int | Sides | None) -> Sides | None:
         )
     if all(side is None for side in sides):
         return None
-    left, right = (side if side is None else jnp.asarray(side, jnp.int32) for side in sides)
+    left, right = (_as_side(side) for side in sides)
     return left, right
+
+
+def _as_side(side: int | jax.Array | None) -> int | jax.Array | None:
+    """A known number stays one, so that the block map of the window is known, too."""
+    if side is None or isinstance(side, jax.core.Tracer):
+        return side if side is None else jnp.asarray(side, jnp.int32)
+    return int(side)
 
 
 def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...]) -> None:

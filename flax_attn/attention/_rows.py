@@ -10,10 +10,10 @@ from jax import lax
 
 from flax_attn.attention._finite import finite
 from flax_attn.attention._layout import QUERY, Layout
-from flax_attn.attention._schedule import FULL, PARTIAL, Schedule, make_schedule, walk
+from flax_attn.attention._schedule import Schedule, make_schedule, walk
 from flax_attn.attention._tile import Tile, dot
 from flax_attn.attention._tiles import Place, Span, query_rows, rows_query
-from flax_attn.masks.plan import block_kinds
+from flax_attn.masks.plan import FULL, PARTIAL, block_kinds
 
 State = TypeVar("State")
 
@@ -46,7 +46,7 @@ class Rows:
 
     def take(self, values: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """The rows `[b, k, R, d]` of an array `[B, T, N, d]` as stored."""
-        tile = self.layout.cut_like(values, "btnd", self.place, dtype)
+        tile = self.layout.cut(values, "btnd", self.place, dtype)
         return query_rows(tile, self.layout.groups)
 
     def write(self, values: jax.Array, rows: jax.Array) -> jax.Array:
@@ -107,9 +107,9 @@ class Rows:
         def at(state: State, place: Place, masked: bool, fresh: jax.Array | None) -> State:
             return step(state, Tile(self.layout, place, masked, fresh, self.active))
 
-        batch, heads = self.place.batch.start, self.place.heads.start
+        batch, step_k = self.place.batch.start, self.place.heads.start // self.layout.heads
         b, k = self.schedule.starts.shape[:2]
-        row = (batch if b > 1 else 0, heads if k > 1 else 0, self.index)
+        row = (batch if b > 1 else 0, step_k if k > 1 else 0, self.index)
         blocks, length = self.layout.blocks, self.layout.length_k
         return walk(self.schedule, blocks, self.place, row, length, at, state)
 
@@ -132,7 +132,8 @@ def split_scale(layout: Layout) -> tuple[float, Any]:
 def plan_tiles(layout: Layout) -> Schedule:
     """The tiles of all blocks of queries, from the mask's block map."""
     blocks, problem = layout.blocks, layout.problem
-    count_q, count_k = -(-layout.length_q // blocks.query), -(-layout.length_k // blocks.key)
+    count_q = math.ceil(layout.length_q / blocks.query)
+    count_k = math.ceil(layout.length_k / blocks.key)
     if problem.plan is not None:
         kinds = problem.plan.values
     elif problem.hides:
@@ -144,7 +145,7 @@ def plan_tiles(layout: Layout) -> Schedule:
     # One list for all heads that a tile holds.
     b, n = kinds.shape[:2]
     if n > 1:
-        heads = layout.groups if layout.sequential else layout.num_heads
+        heads = layout.heads * layout.groups
         kinds = _common(kinds.reshape(b, -1, heads, count_q, count_k), 2)
     if not layout.sequential:
         kinds = _common(kinds, 0)[None]
@@ -168,7 +169,7 @@ def for_each_rows(
     active: tuple[int, ...] = (),
 ) -> State:
     """Fold over the blocks of queries of one place."""
-    count = -(-layout.length_q // layout.blocks.query)
+    count = math.ceil(layout.length_q / layout.blocks.query)
 
     def one(index: jax.Array, state: State) -> State:
         return body(Rows(layout, schedule, place, index, active), state)

@@ -13,23 +13,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn.attention._tiles import Place, Span
+from flax_attn.masks.plan import EMPTY, FULL
 
 State = TypeVar("State")
-EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
 class Blocks(NamedTuple):
-    """Sizes: of a block of queries, of a block of keys, and how many key blocks a tile may have.
+    """How large tiles are.
 
     Attributes:
       query: Queries in a block.
       key: Keys in a block.
-      width: W, a power of two.
+      width: W, how many key blocks a tile may have, a power of two.
+      heads: Key heads that a tile holds where they are taken one after the other.
     """
 
     query: int
     key: int
     width: int
+    heads: int = 1
 
     @property
     def shapes(self) -> tuple[tuple[int, bool], ...]:

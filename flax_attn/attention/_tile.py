@@ -63,13 +63,12 @@ class Tile:
         return self._keys(VALUE)
 
     def _keys(self, index: int) -> jax.Array:
-        tile = jnp.swapaxes(self.layout.cut(index, self.place), 1, 2)
-        return finite(tile) if self.layout.problem.hides else tile
+        return self.keys_like(self.layout.leaves[index].values)
 
     def keys_like(self, values: jax.Array) -> jax.Array:
         """The tile of an array `[B, S, K, D]` kept like a leaf, `[b, k, s, d]`."""
         dtype = self.layout.problem.dtype
-        tile = jnp.swapaxes(self.layout.cut_like(values, "bskd", self.place, dtype), 1, 2)
+        tile = jnp.swapaxes(self.layout.cut(values, "bskd", self.place, dtype), 1, 2)
         return finite(tile) if self.layout.problem.hides else tile
 
     def add_keys(self, total: jax.Array, tile: jax.Array) -> jax.Array:

@@ -38,7 +38,7 @@ def try_out(function: str, problem: Problem) -> None:
         if isinstance(x, jax.core.Tracer):
             raise TypeError(
                 f"{function}: the mask or score modifier captures an array {x.dtype}"
-                f"{list(x.shape)} of a surrounding transformation, whose gradient would be lost. "
+                f"{list(x.shape)} of a surrounding transformation, which cannot follow it there. "
                 f"Make it a parameter: near(radius=radius) of a relation, or "
                 f"scores.score_mod(function, table=table)."
             )

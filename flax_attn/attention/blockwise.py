@@ -26,7 +26,6 @@ References:
   2022, arXiv:2205.14135.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,14 +57,17 @@ def declines(problem: Problem, platform: str | None) -> str | None:
 
 def better_left(problem: Problem, platform: str | None) -> str | None:
     """Why another implementation is likely to be faster, or None."""
-    length_q, length_k, num_heads, _ = problem.sizes
-    scores = math.prod(problem.batch) * num_heads * length_q * length_k
-    if scores <= DENSE_SCORES:
-        return f"{scores} scores are few enough to be computed at once."
+    del platform
+    length_q, length_k, _, _ = problem.sizes
+    if length_q * length_k <= DENSE_SCORES:
+        return f"{length_q} × {length_k} scores a head are few enough to be computed at once."
     return None
 
 
-DENSE_SCORES = 2**14
+# Of one head. Measured by `examples/benchmarks/attention.py --threshold`: up to 256 × 256 scores
+# a head all heads at once are faster, forward and backward, from 512 × 512 on they are slower; and
+# the scores of a head are then at most four times as large as its 256 queries of 64 features.
+DENSE_SCORES = 2**16
 
 
 def run_forward(leaves: Sequence[jax.Array], tree: Any, platform: str | None) -> Arrays:
@@ -97,11 +99,14 @@ def run_transpose(
     active: tuple[int, ...],
 ) -> Arrays:
     """The cotangents of the leaves `active`."""
-    return transpose(_layout(leaves, tree, platform), output, lse, cotangents, active)
+    layout = _layout(leaves, tree, platform, gradients=True)
+    return transpose(layout, output, lse, cotangents, active)
 
 
-def _layout(leaves: Sequence[jax.Array], tree: Any, platform: str | None) -> Layout:
-    blocks = choose_blocks(thaw(tree.unflatten(leaves)), platform)
+def _layout(
+    leaves: Sequence[jax.Array], tree: Any, platform: str | None, gradients: bool = False
+) -> Layout:
+    blocks = choose_blocks(thaw(tree.unflatten(leaves)), platform, gradients)
     return Layout(list(leaves), tree, blocks=blocks, sequential=platform == "cpu")
 
 
@@ -144,10 +149,7 @@ def tangent(layout: Layout, output: jax.Array, lse: jax.Array, tangents: dict[in
     problem, schedule = layout.problem, plan_tiles(layout)
     normalizer = problem.normalizer
     others = tuple(index for index in tangents if index not in (QUERY, KEY, VALUE, layout.scale))
-    tangents = {
-        i: (layout.merge if i in others else layout.take_in)(x, layout.axes[i])
-        for i, x in tangents.items()
-    }
+    tangents = {i: layout.take_in(x, layout.axes[i]) for i, x in tangents.items()}
     kept = {index: x for index, x in tangents.items() if index not in others}
     output, lse = layout.take_in(output, "btnd"), layout.take_in(lse, "btn")[..., None]
     features = problem.value.values.shape[-1]
@@ -170,9 +172,11 @@ def tangent(layout: Layout, output: jax.Array, lse: jax.Array, tangents: dict[in
             elif KEY in kept:
                 draw = rows.dots(rows.query, tile.keys_like(kept[KEY]))
             if layout.scale in kept:
-                draw = draw + kept[layout.scale].astype(raw.dtype) * rows.products(tile.key)
+                draw = draw + layout.piece(layout.scale, tile.place, kept[layout.scale]).astype(
+                    raw.dtype
+                ) * rows.products(tile.key)
             extras = {i: tile.extras[i] for i in others}
-            dextras = {i: layout.piece_of(tangents[i], i, tile.place) for i in others}
+            dextras = {i: layout.piece(i, tile.place, tangents[i]) for i in others}
             s, ds = jax.jvp(tile.modify, (raw, extras), (draw, dextras))
             s = tile.mask(s, -jnp.inf)
             p = normalizer.weights(s, lse_rows)
@@ -217,6 +221,7 @@ def transpose(
         do = rows.counted(rows.take(d_output, problem.output_dtype)).astype(dtype)
         delta = jnp.sum(do * o.astype(dtype), axis=-1)
         delta = delta - rows.counted(rows.take(d_lse, dtype))[..., 0]
+        delta = lax.optimization_barrier(delta)  # else XLA joins this sum and the dot product dO Vᵀ
         do = do.astype(problem.dtype)
         # Their transposes are kept apart: XLA would fold a transpose into the dot product, which
         # on a CPU then leaves the fast kernels (and fails for bfloat16).

@@ -81,7 +81,8 @@ def dot_product_attention(
       key_coords: What the keys carry, `Coords` of S tokens; default the positions 0 ... S − 1.
       head_ids: Global number of each query head `[N]`, for devices that hold a part of the heads:
         dropout and whatever differs between heads depend on it. Default 0 ... N − 1.
-      plan: The block map of `mask`, made once for many layers by `make_plan`; default made here.
+      plan: The block map of `mask`, made once for many layers by `make_plan`; default made here. It
+        saves time and changes nothing; "dense", which computes every block, has no use for it.
       precision: Precision of both dot products, as in `jax.lax.dot_general`.
       implementation: A name, or several in order of preference: `"blockwise"`, `"dense"` (alias
         `"xla"`). None takes the best for the platform that is compiled for; see `explain`.

@@ -16,7 +16,7 @@ from flax_attn.attention._implementations import (
     declines,
 )
 from flax_attn.attention._problem import Problem
-from flax_attn.attention._request import check_request
+from flax_attn.attention._request import check_options, check_request
 from flax_attn.masks import Mask, Plan
 from flax_attn.masks._intervals import opaque
 from flax_attn.masks.plan import block_kinds
@@ -102,6 +102,7 @@ def explain(
     platform = "cuda" if platform == "gpu" else platform
     names = check_names(function, options.pop("implementation", None))
     options.pop("return_residual", None)
+    check_options(function, options)
     problem = check_request(function, query, key, value, bias, mask, **options)
     chosen = choose(function, problem, names, platform)
     refusals = {}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from flax_attn._pytree import pytree
 from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
-from flax_attn.attention._request import check_request
+from flax_attn.attention._request import check_options, check_request
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Normalizer, Softmax, with_sink
 
@@ -71,6 +71,7 @@ def partial(
       True
     """
     implementation = options.pop("implementation", None)
+    check_options("partial", options)
     problem = check_request("partial", query, key, value, bias, mask, **options)
     problem = problem.with_output(problem.scores_dtype)
     names = check_names("partial", implementation)

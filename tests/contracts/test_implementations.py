@@ -490,7 +490,7 @@ CELLS = list(pairwise(list(MASKS), list(MODIFIERS), list(NORMALIZERS), list(LAYO
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks of few tokens, the last of them ragged; no two in a tile, to compile less."""
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda problem, platform: Blocks(16, 16, 1))
+    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(16, 16, 1))
 
 
 def data_of(mask, modifier, layout, rate):
@@ -776,7 +776,7 @@ def test_any_arguments_and_sizes(implementation, make, sizes, dtype, monkeypatch
     if make is not longer_than_a_block:
         blocks = Blocks(min(16, sizes.t), min(8, sizes.s), 2)
         if make is not a_plan:
-            monkeypatch.setattr(blockwise, "choose_blocks", lambda problem, platform: blocks)
+            monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: blocks)
     wide = leaves_alone(make, sizes)
     half = ("query", "key", "value")
     others = "float64" if dtype == "float64" else "float32"

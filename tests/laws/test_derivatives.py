@@ -29,7 +29,7 @@ def draw(*shape, seed=0):
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda problem, platform: Blocks(4, 4, 1))
+    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(4, 4, 1))
 
 
 SHAPES = {

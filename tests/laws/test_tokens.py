@@ -39,7 +39,7 @@ every_normalizer = pytest.mark.parametrize("normalizer", NORMALIZERS)
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch, x64):
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda problem, platform: Blocks(4, 4, 2))
+    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(4, 4, 2))
 
 
 def draw(*shape, seed=0):

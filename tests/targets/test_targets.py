@@ -1,0 +1,137 @@
+"""Attention compiles for TPUs and GPUs, on a machine that has neither, and stays O(T + S) there.
+
+Needs `libtpu`, and `jax-cuda12-plugin` with `jax-cuda12-pjrt` of the same version as JAX.
+"""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
+
+pytestmark = pytest.mark.targets
+
+B, T, N, K, D = 8, 4096, 8, 2, 64
+
+# What XLA must know of an H200 to compile for it.
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 151397597184 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "H200"
+"""
+
+
+@functools.cache
+def topology(platform: str):
+    """The description of eight devices."""
+    needed = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}[platform]
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {  # or libtpu asks the network what it runs on
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+        }.items():
+            patch.setenv(name, value)
+        if platform == "tpu":
+            return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name="H200", target_config=H200, topology="1x8x1"
+        )
+
+
+def coords(segment_ids):
+    return {name: Coords.from_segments(segment_ids) for name in ("query_coords", "key_coords")}
+
+
+def plain(q, k, v, segment_ids):
+    del segment_ids
+    return dot_product_attention(q, k, v, is_causal=True)
+
+
+def packed(q, k, v, segment_ids):
+    mask = masks.Causal() & masks.SameSegment()
+    return dot_product_attention(q, k, v, mask=mask, **coords(segment_ids))
+
+
+def rich(q, k, v, segment_ids):
+    return dot_product_attention(
+        q,
+        k,
+        v,
+        mask=masks.SameSegment() & masks.Window(1000, 0) | masks.Prefix(16),
+        score_mod=scores.ALiBi.for_heads(N) >> scores.SoftCap(30.0),
+        normalizer=Softmax(sink=jnp.zeros(N)),
+        dropout=Dropout(0.1, jax.random.key(0)),
+        **coords(segment_ids),
+    )
+
+
+def sigmoid(q, k, v, segment_ids):
+    del segment_ids
+    return dot_product_attention(q, k, v, normalizer=Sigmoid(bias=-8.0), is_causal=True)
+
+
+def forward(function):
+    return function
+
+
+def backward(function):
+    def pulled_back(q, k, v, segment_ids):
+        return jax.vjp(lambda *qkv: function(*qkv, segment_ids), q, k, v)[1](q)
+
+    return pulled_back
+
+
+def forward_mode(function):
+    def pushed_forward(q, k, v, segment_ids):
+        return jax.jvp(lambda *qkv: function(*qkv, segment_ids), (q, k, v), (q, k, v))
+
+    return pushed_forward
+
+
+def compiled(function, platform, dtype, axes=()):
+    """The program, with the batch over as many devices as `axes` says."""
+    mesh = Mesh(
+        np.array(topology(platform).devices[: 8 if axes else 1]), ("data",), (AxisType.Auto,)
+    )
+    sharding = NamedSharding(mesh, P(*axes))
+    queries, keys = (
+        jax.ShapeDtypeStruct((B, T, heads, D), dtype, sharding=sharding) for heads in (N, K)
+    )
+    segment_ids = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=sharding)
+    return jax.jit(function).lower(queries, keys, keys, segment_ids).compile()
+
+
+@pytest.mark.parametrize("work", [forward, backward, forward_mode])
+@pytest.mark.parametrize("case", [plain, packed, rich, sigmoid])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_it_compiles_and_holds_no_matrix_of_scores(platform, case, work):
+    program = compiled(work(case), platform, jnp.bfloat16)
+    scores_bytes = B * N * T * T * 4
+    assert program.memory_analysis().temp_size_in_bytes < scores_bytes / 4
+
+
+@pytest.mark.parametrize("work", [forward, backward])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_sharded_batch_needs_no_communication(platform, work):
+    program = compiled(work(packed), platform, jnp.bfloat16, axes=("data",))
+    text = program.as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert f" {collective}" not in text
