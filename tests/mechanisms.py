@@ -3,6 +3,9 @@
 import functools
 import inspect
 import zlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,46 @@ from flax import nnx as flax_nnx
 
 from flax_attn import linen, maps, nnx, vision
 
-# What a map of arrays must know beside its arrays, where it is not the default.
-SETTINGS = {"bam": {"conv_1": {"dilation": 4}, "conv_2": {"dilation": 4}}}
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Facts(NamedTuple):
+    """What the contracts must know of a mechanism, where it is not the usual.
+
+    Attributes:
+      module: Arguments of the Linen and the NNX module.
+      function: Arguments of the function that are not maps.
+      maps: Settings of the maps of arrays, by layer (`{"conv": {"dilation": 4}}`); or what makes
+        the map of the layer's arrays.
+      shapes: Images for the oracle.
+      shape: An image for everything else.
+      others: The further inputs, made from the image.
+      options: A value other than the default for options of the modules, where
+        `tests/contracts/test_options.py` knows none or another; a pair for Linen and NNX.
+      any_size: Whether one function serves images of every height and width.
+      one_place: What it says of an image of one place, if it refuses it.
+    """
+
+    module: Mapping[str, Any] = NONE
+    function: Mapping[str, Any] = NONE
+    maps: Mapping[str, dict[str, Any] | Callable] = NONE
+    shapes: tuple[tuple[int, ...], ...] = ((2, 7, 5, 32), (1, 3, 4, 17), (3, 6, 6, 64))
+    shape: tuple[int, int, int, int] = (2, 4, 5, 32)
+    others: Callable = lambda x: ()
+    options: Mapping[str, Any] = NONE
+    any_size: bool = True
+    one_place: str | None = None
+
+
+FACTS = {
+    "bam": Facts(maps={"conv_1": {"dilation": 4}, "conv_2": {"dilation": 4}}),
+    "simam": Facts(one_place="at least two places"),
+}
+
+
+def facts(name: str) -> Facts:
+    return FACTS.get(name, Facts())
 
 
 def mechanisms() -> list[str]:
@@ -38,6 +79,7 @@ def module_class(package, name: str):
 
 def linen_module(name: str, train: bool = False, **options):
     cls = module_class(linen, name)
+    options = {**facts(name).module, **options}
     if hasattr(cls, "use_running_average"):
         options["use_running_average"] = not train
     return cls(**options)
@@ -45,6 +87,7 @@ def linen_module(name: str, train: bool = False, **options):
 
 def nnx_module(name: str, features: int, **options):
     cls = module_class(nnx, name)
+    options = {**facts(name).module, **options}
     parameters = inspect.signature(cls.__init__).parameters
     if "in_features" in parameters:
         options["in_features"] = features
@@ -53,10 +96,14 @@ def nnx_module(name: str, features: int, **options):
     return cls(**options)
 
 
-def random_variables(module, features: int, seed: int = 0, dtype=np.float64):
-    """The module's variables with every weight and statistic random, by a stable seed."""
-    x = jnp.ones((1, 2, 2, features), jnp.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+def random_variables(name: str, features: int, seed: int = 0, dtype=np.float64, module=None):
+    """Variables with every weight and statistic random, by a stable seed.
+
+    They are those of a mechanism's Linen module, or of one of its modules with other options.
+    """
+    x = jnp.ones((1, *facts(name).shape[1:3], features), jnp.float32)
+    module = linen_module(name) if module is None else module
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, *facts(name).others(x))
 
     def draw(path, leaf):
         name = path[-1].key
@@ -93,12 +140,12 @@ def load(module: flax_nnx.Module, variables) -> flax_nnx.Module:
 
 
 def maps_of(name: str, variables) -> dict:
-    """The function's maps from plain arrays, by the names of its parameters."""
+    """The function's maps and arrays from plain arrays, by the names of its parameters."""
     layers = _layers(jax.tree.map(jnp.asarray, merged(variables)))
-    settings = SETTINGS.get(name, {})
+    settings = facts(name).maps
     bound = {key: _bind(p, settings.get(key, {})) for key, p in layers.items()}
     function = getattr(vision, name)
-    found = {}
+    found = dict(facts(name).function)
     for parameter in inspect.signature(function).parameters:
         if parameter in bound:
             found[parameter] = bound[parameter]
@@ -111,15 +158,21 @@ def maps_of(name: str, variables) -> dict:
 def _layers(tree: dict) -> dict:
     layers = {}
     for key, value in tree.items():
-        if any(isinstance(child, dict) for child in value.values()):
+        if isinstance(value, dict) and any(isinstance(child, dict) for child in value.values()):
             layers.update(_layers(value))
         else:
             layers[key] = value
     return layers
 
 
-def _bind(p: dict, settings: dict):
-    if "kernel" not in p:
+def _bind(p, settings):
+    if callable(settings):
+        return settings(p)
+    if not isinstance(p, dict):
+        return p
+    if "kernel" in p:
+        make = {2: maps.dense, 3: maps.conv1d, 4: maps.conv}[p["kernel"].ndim]
+        return make(p["kernel"], p.get("bias"), **settings)
+    if "mean" in p:
         return maps.batch_norm(p["mean"], p["var"], p["scale"], p["bias"])
-    make = {2: maps.dense, 3: maps.conv1d, 4: maps.conv}[p["kernel"].ndim]
-    return make(p["kernel"], p.get("bias"), **settings)
+    return maps.layer_norm(p.get("scale"), p.get("bias"), **settings)

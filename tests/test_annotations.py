@@ -17,15 +17,16 @@ with install_import_hook(
 import jax, jax.numpy as jnp
 from jaxtyping import TypeCheckError
 from flax_attn import maps, vision, positions
-from tests.mechanisms import linen_module, maps_of, mechanisms, random_variables
+from tests.mechanisms import facts, maps_of, mechanisms, random_variables
 import numpy as np
 
-x = jnp.ones((2, 6, 5, 32)) * jnp.arange(5.0).reshape(5, 1)
 for name in mechanisms():
-    bound = maps_of(name, random_variables(linen_module(name), 32, dtype=np.float32))
-    getattr(vision, name)(x, **bound)
+    image = jnp.ones(facts(name).shape)
+    others = facts(name).others(image)
+    bound = maps_of(name, random_variables(name, image.shape[-1], dtype=np.float32))
+    getattr(vision, name)(image, *others, **bound)
     if hasattr(vision, name + "_gate"):
-        getattr(vision, name + "_gate")(x, **bound)
+        getattr(vision, name + "_gate")(image, *others, **bound)
 q, kv = jnp.ones((2, 3, 5, 4, 8)), jnp.ones((2, 3, 7, 2, 8))
 lengths = jnp.ones((2, 3), int)
 dropout = flax_attn.Dropout(0.1, jax.random.key(0))

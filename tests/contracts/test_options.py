@@ -11,10 +11,14 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 from flax_attn import linen, nnx
-from tests.mechanisms import load, mechanisms, module_class, random_variables
+from tests.mechanisms import facts, load, mechanisms, module_class, random_variables
 from tests.tolerances import FORWARD, assert_close
 
-X = jnp.asarray(np.random.default_rng(0).normal(0.3, 1.5, (3, 9, 8, 32)), jnp.float32)
+
+def image(name):
+    own = facts(name)
+    shape = (3, 9, 8, 32) if own.any_size and own.shape[-1] == 32 else own.shape
+    return jnp.asarray(np.random.default_rng(0).normal(0.3, 1.5, shape), jnp.float32)
 
 
 def linen_norm(**kwargs):
@@ -59,21 +63,29 @@ def cases():
 
 def build(name, **chosen):
     """The Linen and the NNX module with equal options."""
-    linen_options = {k: v[0] if k == "norm" else v for k, v in chosen.items()}
-    nnx_options = {k: v[1] if k == "norm" else v for k, v in chosen.items()}
+    chosen = {**facts(name).module, **chosen}
+    linen_options = {k: v[0] if is_pair(v) else v for k, v in chosen.items()}
+    nnx_options = {k: v[1] if is_pair(v) else v for k, v in chosen.items()}
     cls, other = module_class(linen, name), module_class(nnx, name)
     if hasattr(cls, "use_running_average") and "norm" not in chosen:
         linen_options["use_running_average"] = True
-    known = {"in_features": 32, "rngs": flax_nnx.Rngs(0)}
+    known = {"in_features": facts(name).shape[-1], "rngs": flax_nnx.Rngs(0)}
     asked = inspect.signature(other.__init__).parameters
     made = other(**nnx_options, **{k: v for k, v in known.items() if k in asked})
     made.eval()
     return cls(**linen_options), made
 
 
+def is_pair(value):
+    """Whether Linen and NNX take different values."""
+    return isinstance(value, tuple) and len(value) == 2 and all(map(callable, value))
+
+
 def value(name, option):
+    if option in facts(name).options:
+        return facts(name).options[option]
     if option == "use_bias":
-        return not module_class(linen, name)(**{}).use_bias
+        return not module_class(linen, name)(**facts(name).module).use_bias
     return VALUES[option]
 
 
@@ -89,6 +101,8 @@ def test_linen_and_nnx_have_the_same_options_and_defaults(name):
 
 @pytest.mark.parametrize(("name", "option"), cases())
 def test_each_option_changes_the_module_and_equally(name, option):
+    x, features = image(name), facts(name).shape[-1]
+    others = facts(name).others(x)
     with jax.numpy_dtype_promotion("standard"):
         plain, _ = build(name)
         changed, made = build(name, **{option: value(name, option)})
@@ -96,20 +110,28 @@ def test_each_option_changes_the_module_and_equally(name, option):
             if option == "bias_init" and "use_bias" in options(name):
                 changed, made = build(name, use_bias=True, bias_init=VALUES["bias_init"])
                 plain, _ = build(name, use_bias=True)
-            before, after = (m.init(jax.random.key(0), X)["params"] for m in (plain, changed))
+            before, after = (
+                m.init(jax.random.key(0), x, *others)["params"] for m in (plain, changed)
+            )
             assert flat(before) != flat(after)
             assert kinds(after) == kinds(
                 flax_nnx.to_pure_dict(flax_nnx.state(made, flax_nnx.Param))
             )
             return
-        variables = random_variables(changed, 32, dtype=np.float32)
-        actual = changed.apply(variables, X)
+        variables = random_variables(name, features, dtype=np.float32, module=changed)
+        actual = changed.apply(variables, x, *others)
         other = load(made, variables)
-        assert_close(other(X), actual, FORWARD["bfloat16" if option == "dtype" else "float32"])
-        same = jax.tree.structure(variables) == jax.tree.structure(random_variables(plain, 32))
-        shapes = [np.shape(a) for a in jax.tree.leaves(variables)]
-        if same and shapes == [np.shape(a) for a in jax.tree.leaves(random_variables(plain, 32))]:
-            assert not np.allclose(plain.apply(variables, X), actual, rtol=1e-4, atol=1e-5)
+        tolerance = FORWARD["bfloat16" if option == "dtype" else "float32"]
+        assert_close(other(x, *others), actual, tolerance)
+        usual = random_variables(name, features, module=plain)
+        shapes, usual_shapes = (
+            [np.shape(a) for a in jax.tree.leaves(v)] for v in (variables, usual)
+        )
+        if jax.tree.structure(variables) == jax.tree.structure(usual) and shapes == usual_shapes:
+            before = plain.apply(variables, x, *others)
+            assert before.shape != actual.shape or not np.allclose(
+                before, actual, rtol=1e-4, atol=1e-5
+            )
 
 
 def flat(tree):
@@ -142,11 +164,11 @@ def test_the_default_norm_updates_its_statistics_as_pytorch_does(name):
 
 @pytest.mark.parametrize("name", ["bam", "coordinate_attention"])
 def test_the_phase_may_be_given_at_the_call(name):
-    cls = module_class(linen, name)
-    variables = random_variables(cls(use_running_average=True), 32, dtype=np.float32)
-    expected = cls(use_running_average=True).apply(variables, X)
-    assert_close(cls().apply(variables, X, use_running_average=True), expected, 0)
-    both = functools.partial(cls(use_running_average=True).apply, variables, X)
+    cls, x = module_class(linen, name), image(name)
+    variables = random_variables(name, 32, dtype=np.float32)
+    expected = cls(use_running_average=True).apply(variables, x)
+    assert_close(cls().apply(variables, x, use_running_average=True), expected, 0)
+    both = functools.partial(cls(use_running_average=True).apply, variables, x)
     with pytest.raises(ValueError, match="use_running_average"):
         both(use_running_average=True)
 

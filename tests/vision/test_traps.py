@@ -22,7 +22,7 @@ WIDE = np.asarray(X, np.float64)
 
 def apply(module):
     """The output, and the oracle's by the module's random parameters."""
-    variables = random_variables(module, 32, dtype=np.float32)
+    variables = random_variables("", 32, dtype=np.float32, module=module)
     return module.apply(variables, X), merged(variables)
 
 
@@ -70,7 +70,7 @@ def test_explicit_kernels_and_widths():
 
 
 def test_linen_nnx_and_equinox_layers_are_maps():
-    variables = random_variables(linen_module("squeeze_excite"), 32, dtype=np.float32)
+    variables = random_variables("squeeze_excite", 32, dtype=np.float32)
     expected = vision.squeeze_excite(X, **maps_of("squeeze_excite", variables))
     kernels = [jnp.asarray(variables["params"][n]["kernel"]) for n in ("reduce", "expand")]
 
@@ -110,7 +110,7 @@ def test_bfloat16_pooling_does_not_accumulate_in_bfloat16():
 def test_float16_pooling_does_not_overflow():
     x = jnp.full((1, 64, 64, 4), 60.0, jnp.float16)
     for name in ("squeeze_excite", "channel_attention", "coordinate_attention", "eca"):
-        variables = random_variables(linen_module(name), 4, dtype=np.float32)
+        variables = random_variables(name, 4, dtype=np.float32)
         gate = getattr(vision, f"{name}_gate")(x, **maps_of(name, variables))
         assert np.isfinite(jnp.stack([jnp.max(g) for g in jax.tree.leaves(gate)])).all()
 
@@ -143,7 +143,7 @@ def test_fewer_channels_than_the_reduction_are_refused_not_gated_by_one_half():
 
 
 def test_coordinate_attention_of_a_wide_image_is_not_that_of_its_transpose():
-    variables = random_variables(linen_module("coordinate_attention"), 32, dtype=np.float32)
+    variables = random_variables("coordinate_attention", 32, dtype=np.float32)
     bound = maps_of("coordinate_attention", variables)
     y = vision.coordinate_attention(X, **bound)
     swapped = {
@@ -159,7 +159,7 @@ def test_coordinate_attention_of_a_wide_image_is_not_that_of_its_transpose():
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_numpy_images_of_any_layout_are_images(dtype):
     image = RNG.normal(size=(32, 5, 6, 2)).astype(dtype).transpose(3, 2, 1, 0)
-    variables = random_variables(linen_module("cbam"), 32, dtype=np.float32)
+    variables = random_variables("cbam", 32, dtype=np.float32)
     y = vision.cbam(image, **maps_of("cbam", variables))
     expected = vision.cbam(jnp.asarray(image, y.dtype), **maps_of("cbam", variables))
     assert_close(y, expected, 0)

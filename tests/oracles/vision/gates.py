@@ -1,46 +1,8 @@
-"""The vision mechanisms in float64 NumPy, from the papers' equations.
-
-Each takes an image `[N, H, W, C]` and the parameter tree of the module, statistics included, as
-nested dictionaries, and nothing of the library.
-"""
+"""The gates in float64 NumPy."""
 
 import numpy as np
 
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def relu(x):
-    return np.maximum(x, 0)
-
-
-def hard_swish(x):
-    return x * np.clip(x + 3, 0, 6) / 6
-
-
-def linear(x, p):
-    return x @ p["kernel"] + p.get("bias", 0)
-
-
-def norm(x, p):
-    return (x - p["mean"]) / np.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
-
-
-def conv2d(x, p, dilation=1):
-    """Cross-correlation with zeros around, one place and one tap at a time."""
-    images, height, width, _ = x.shape
-    rows, columns, _, features = p["kernel"].shape
-    out = np.zeros((images, height, width, features))
-    for i in range(height):
-        for j in range(width):
-            for a in range(rows):
-                for b in range(columns):
-                    u = i + dilation * (a - rows // 2)
-                    v = j + dilation * (b - columns // 2)
-                    if 0 <= u < height and 0 <= v < width:
-                        out[:, i, j] += x[:, u, v] @ p["kernel"][a, b]
-    return out + p.get("bias", 0)
+from tests.oracles.vision._layers import conv2d, hard_swish, linear, norm, relu, sigmoid
 
 
 def squeeze_excite(x, p):
