@@ -15,7 +15,6 @@ from flax import nnx as flax_nnx
 
 from flax_attn import linen, maps, nnx, vision
 
-
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
