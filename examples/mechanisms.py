@@ -2,7 +2,7 @@
 
     python examples/mechanisms.py
 
-5 seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
+40 seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
 the image x. Its gate is what its module sows for an image of which every axis has its own size;
 its paper is the first reference of its docstring.
 """
@@ -20,7 +20,9 @@ import flax_attn.linen
 import flax_attn.nnx
 from flax_attn import vision
 
-SIZES = {"B": 2, "H": 6, "W": 5, "C": 64}
+SIZES = {"B": 2, "H": 6, "W": 5, "C": 128}
+# Images that the default windows of these divide.
+PLACES = {"grid_attention": (14, 7), "halo_attention": (16, 8), "window_attention": (14, 7)}
 HEADER = ("Function", "Modules", "Gate", f"Parameters at C = {SIZES['C']}", "Paper")
 
 
@@ -33,12 +35,12 @@ class Row(NamedTuple):
 
 
 def mechanisms() -> dict[str, Callable[..., jax.Array]]:
-    """The functions of `flax_attn.vision` that take an image x, apart from those of the gates."""
+    """The functions of `flax_attn.vision` that take an image x, apart from gates and weights."""
     return {
         name: function
         for name, function in inspect.getmembers(vision, inspect.isfunction)
         if not name.startswith("_")
-        and not name.endswith("_gate")
+        and not (name.endswith(("_gate", "_weights")) and hasattr(vision, name.rpartition("_")[0]))
         and next(iter(inspect.signature(function).parameters), None) == "x"
     }
 
@@ -56,6 +58,7 @@ def build(mechanism: str) -> nnx.Module:
     """The NNX module for C channels with its defaults."""
     cls = module_class(flax_attn.nnx, mechanism)
     known = {"in_features": SIZES["C"], "rngs": nnx.Rngs(0)}
+    known["input_size"] = (SIZES["H"], SIZES["W"])
     asked = inspect.signature(cls.__init__).parameters
     return cls(**{name: value for name, value in known.items() if name in asked})
 
@@ -93,7 +96,10 @@ def row(mechanism: str, function: Callable[..., jax.Array]) -> Row:
     name = type(module).__name__
     if module_class(flax_attn.linen, mechanism).__name__ != name:
         raise LookupError(f"The modules of vision.{mechanism} differ in name.")
-    _, sown = nnx.capture(module, nnx.Intermediate)(jnp.ones(tuple(SIZES.values())))
+    inputs = inspect.signature(module).parameters.values()
+    sizes = SIZES | dict(zip("HW", PLACES.get(mechanism, ()), strict=False))
+    images = [jnp.ones(tuple(sizes.values())) for i in inputs if i.default is i.empty]
+    _, sown = nnx.capture(module, nnx.Intermediate)(*images)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
     shapes = " and ".join(gates(nnx.to_pure_dict(sown)))
     return Row(mechanism, name, shapes or "none", parameters, paper(function))

@@ -55,6 +55,18 @@ WEIGHT_DECAY = 1e-2
 WARMUP = 0.1  # of all steps
 MOMENTUM = 0.9  # of the batch statistics
 HELD_OUT = 0.25
+# What a mechanism is told because its defaults are meant for larger images or more channels.
+SMALL: Mapping[str, dict[str, Any]] = {
+    "efficient_multi_scale_attention": {"groups": 8},
+    "grid_attention": {"grid_size": 4, "num_heads": 4},
+    "halo_attention": {"block_size": 4, "halo_size": 1},
+    "selective_kernel": {"groups": 8},
+    "shuffle_attention": {"groups": 4},
+    "spatial_group_enhance": {"groups": 8},
+    "window_attention": {"window_size": 4, "num_heads": 4},
+}
+# They have no place in a residual block: one returns a vector, one needs a second image.
+NOT_HERE = ("attention_gate", "attention_pool")
 SPLIT_SEED = 0  # --seed changes the training, not the split
 SMOKE_WIDTHS, SMOKE_EPOCHS = (16, 32), 4
 
@@ -67,7 +79,8 @@ def mechanisms() -> list[str]:
         name
         for name, function in inspect.getmembers(vision, inspect.isfunction)
         if not name.startswith("_")
-        and not name.endswith("_gate")
+        and not name.endswith(("_gate", "_weights"))
+        and name not in NOT_HERE
         and next(iter(inspect.signature(function).parameters), None) == "x"
     ]
 
@@ -87,7 +100,9 @@ def module_class(namespace: Any, mechanism: str) -> type:
 class NNXBlock(nnx.Module):
     """Two convolutions; attention comes after the second norm, before the residual sum."""
 
-    def __init__(self, in_features: int, features: int, attention: str, *, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, features: int, attention: str, size: int, *, rngs: nnx.Rngs
+    ):
         conv = functools.partial(nnx.Conv, use_bias=False, rngs=rngs)
         norm = functools.partial(nnx.BatchNorm, features, momentum=MOMENTUM, rngs=rngs)
         strides = 1 if in_features == features else 2
@@ -95,7 +110,7 @@ class NNXBlock(nnx.Module):
         self.norm_1 = norm()
         self.conv_2 = conv(features, features, (3, 3))
         self.norm_2 = norm()
-        self.attention = nnx_attention(attention, features, rngs)
+        self.attention = nnx_attention(attention, features, size, rngs)
         self.shortcut = conv(in_features, features, (1, 1), strides=strides)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -127,8 +142,10 @@ class LinenBlock(nn.Module):
 class NNXNetwork(nnx.Module):
     def __init__(self, widths: tuple[int, ...], attention: str, *, rngs: nnx.Rngs):
         self.stem = nnx.Conv(1, widths[0], (3, 3), rngs=rngs)
+        size = 8
         for i, (before, after) in enumerate(zip((widths[0], *widths), widths, strict=False), 1):
-            setattr(self, f"stage_{i}", NNXBlock(before, after, attention, rngs=rngs))
+            size = size if before == after else size // 2
+            setattr(self, f"stage_{i}", NNXBlock(before, after, attention, size, rngs=rngs))
         self.head = nnx.Linear(widths[-1], 10, rngs=rngs)
         self.num_stages = len(widths)
 
@@ -153,14 +170,15 @@ class LinenNetwork(nn.Module):
         return nn.Dense(10, name="head")(jnp.mean(x, axis=(1, 2)))
 
 
-def nnx_attention(mechanism: str, features: int, rngs: nnx.Rngs) -> Callable:
-    """An NNX module is told the number of channels and where keys come from, if it asks."""
+def nnx_attention(mechanism: str, features: int, size: int, rngs: nnx.Rngs) -> Callable:
+    """An NNX module is told the width and size of the image and the keys' source, if it asks."""
     if mechanism == "none":
         return nnx.identity
     cls = module_class(flax_attn.nnx, mechanism)
-    known = {"in_features": features, "rngs": rngs}
+    known = {"in_features": features, "input_size": (size, size), "rngs": rngs}
     asked = inspect.signature(cls.__init__).parameters
-    return cls(**{name: value for name, value in known.items() if name in asked})
+    told = {name: value for name, value in known.items() if name in asked}
+    return cls(**told, **SMALL.get(mechanism, {}))
 
 
 def linen_attention(mechanism: str, norm: Callable) -> Callable:
@@ -168,8 +186,9 @@ def linen_attention(mechanism: str, norm: Callable) -> Callable:
     if mechanism == "none":
         return lambda x: x
     cls = module_class(flax_attn.linen, mechanism)
+    told = SMALL.get(mechanism, {})
     normalizes = getattr(cls, "norm", None) is not None
-    return cls(norm=norm, name="attention") if normalizes else cls(name="attention")
+    return cls(norm=norm, name="attention", **told) if normalizes else cls(name="attention", **told)
 
 
 # ------------------------------------------------------------------------------ training, twice

@@ -1,7 +1,7 @@
 """Checks shared by the public functions: each raises with the numbers and the fix."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -81,11 +81,74 @@ def reduced_features(
     return reduced
 
 
-def check_odd(module: str, kernel_size: int) -> int:
+def group_features(owner: str, features: int, groups: int, *, parts: int = 1) -> int:
+    """C // (parts · groups): the channels of each part of a group, none left over."""
+    groups = as_integer(owner, "groups", groups)
+    if groups < 1:
+        raise ValueError(f"{owner}: groups must be at least 1, got {groups}.")
+    if features % (parts * groups):
+        divisor = "groups" if parts == 1 else f"{parts} · groups"
+        raise ValueError(
+            f"{owner}: C must be a multiple of {divisor} = {parts * groups}, got C = {features}. "
+            f"Use another number of groups."
+        )
+    return features // (parts * groups)
+
+
+def check_odd(module: str, kernel_size: int, name: str = "kernel_size") -> int:
     """The kernel size, if it has a centre."""
-    size = as_integer(module, "kernel_size", kernel_size)
+    size = as_integer(module, name, kernel_size)
     if size < 1 or size % 2 == 0:
         raise ValueError(
-            f"{module}: kernel_size must be odd and at least 1, got {size}. Use {max(size, 0) + 1}."
+            f"{module}: {name} must be odd and at least 1, got {size}. Use {max(size, 0) + 1}."
         )
     return size
+
+
+def head_features(module: str, features: int, num_heads: int) -> int:
+    """D = C / num_heads, which must be a whole number."""
+    if num_heads < 1:
+        raise ValueError(f"{module}: num_heads must be at least 1, got {num_heads}.")
+    if features % num_heads:
+        raise ValueError(
+            f"{module}: C must be a multiple of num_heads = {num_heads}, got {features}. "
+            f"Use a number of heads that divides it."
+        )
+    return features // num_heads
+
+
+def check_multiple(module: str, name: str, features: int, of: str, groups: int) -> None:
+    """Raise unless `features` channels fall into `groups` equal groups."""
+    if groups < 1:
+        raise ValueError(f"{module}: {of} must be at least 1, got {groups}.")
+    if features % groups:
+        raise ValueError(f"{module}: {name} must be a multiple of {of} = {groups}, got {features}.")
+
+
+def check_reduction(module: str, reduction: int) -> int:
+    """The width and stride of a reduction in space."""
+    size = as_integer(module, "reduction", reduction)
+    if size < 1:
+        raise ValueError(f"{module}: reduction must be at least 1, got {size}.")
+    return size
+
+
+def check_positive(module: str, name: str, number: int) -> int:
+    """The number, if it is whole and at least 1."""
+    size = as_integer(module, name, number)
+    if size < 1:
+        raise ValueError(f"{module}: {name} must be at least 1, got {size}.")
+    return size
+
+
+def dilated_kernels(
+    module: str, kernel_sizes: Sequence[int], dilations: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The odd width and the dilation of each kernel."""
+    if len(kernel_sizes) != len(dilations):
+        raise ValueError(
+            f"{module}: kernel_sizes and dilations must pair up, got {len(kernel_sizes)} and "
+            f"{len(dilations)}."
+        )
+    sizes = [check_odd(module, size, "kernel_sizes") for size in kernel_sizes]
+    return list(zip(sizes, dilations, strict=True))

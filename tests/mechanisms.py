@@ -31,8 +31,12 @@ class Facts(NamedTuple):
       others: The further inputs, made from the image.
       options: A value other than the default for options of the modules, where
         `tests/contracts/test_options.py` knows none or another; a pair for Linen and NNX.
+      untried: Options for which tests of their own are needed.
       any_size: Whether one function serves images of every height and width.
+      symbolic_size: Whether it exports for images of unknown height and width; attention over
+        tokens needs their number.
       one_place: What it says of an image of one place, if it refuses it.
+      after: What is done to the image after its gate has multiplied it.
     """
 
     module: Mapping[str, Any] = NONE
@@ -42,13 +46,249 @@ class Facts(NamedTuple):
     shape: tuple[int, int, int, int] = (2, 4, 5, 32)
     others: Callable = lambda x: ()
     options: Mapping[str, Any] = NONE
+    untried: tuple[str, ...] = ()
     any_size: bool = True
+    symbolic_size: bool = True
     one_place: str | None = None
+    after: Callable = lambda y: y
+
+
+def join_heads(p):
+    """The map of heads `[..., N, D]` by a kernel `[N, D, C]`."""
+    return maps.dense(p["kernel"], p.get("bias"), axes=2)
+
+
+def split_heads(p):
+    """The map to heads `[..., N, D]` by a kernel `[C, N, D]`."""
+    return maps.dense(p["kernel"], p.get("bias"))
+
+
+HEADS = {"query": split_heads, "key": split_heads, "value": split_heads, "out": join_heads}
+
+ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
+
+
+def interleave(y):
+    """The channels 0, C/2, 1, C/2 + 1, ..."""
+    return jnp.stack(jnp.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
+
+
+def depthwise(p):
+    """The convolution of stride 2 that gathers."""
+    return maps.depthwise_conv(p["kernel"], strides=2)
+
+
+def strip(dilation=1):
+    """What makes a depthwise map with biases of a layer's arrays."""
+    return lambda p: maps.depthwise_conv(p["kernel"], p["bias"], dilation=dilation)
 
 
 FACTS = {
+    "attention_gate": Facts(
+        maps={"theta": {"strides": 2, "padding": 0}},
+        others=lambda x: (0.5 * x[..., ::3, ::2, ::-1],),
+        options={"reduction": 4, "strides": 1},
+        one_place="at least one place",
+    ),
     "bam": Facts(maps={"conv_1": {"dilation": 4}, "conv_2": {"dilation": 4}}),
+    "context_anchor_attention": Facts(
+        maps={
+            "row": strip(),
+            "column": strip(),
+            "norm_in": lambda p: maps.batch_norm(**p, epsilon=1e-3),
+            "norm_out": lambda p: maps.batch_norm(**p, epsilon=1e-3),
+        },
+        options={"pool_size": 5},
+    ),
+    "attention_pool": Facts(
+        maps=HEADS,
+        shapes=((2, 4, 5, 32), (1, 4, 5, 24), (3, 4, 5, 64)),
+        shape=(2, 4, 5, 8),
+        options={"num_heads": 4, "out_features": 10, "position_init": ones},
+        any_size=False,
+    ),
+    "focal_modulation": Facts(
+        maps={f"conv_{level}": lambda p: maps.depthwise_conv(p["kernel"]) for level in range(2)},
+        shape=(2, 4, 5, 8),
+        options={"num_levels": 3, "kernel_growth": 4, "normalize_modulator": True},
+    ),
+    "lambda_layer": Facts(
+        module={"kernel_size": 3},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 24), (3, 6, 6, 64)),
+        options={"num_heads": 2, "key_features": 8},
+    ),
+    "outlook_attention": Facts(
+        shapes=((2, 7, 5, 32), (1, 3, 4, 24), (3, 6, 6, 64)),
+        options={"num_heads": 4, "kernel_size": 5, "stride": 2},
+    ),
+    "separable_attention": Facts(shape=(2, 4, 6, 24), options={"patch_size": 2}),
+    "cross_covariance_attention": Facts(
+        maps=HEADS,
+        shapes=((2, 7, 5, 32), (1, 3, 4, 24), (3, 6, 6, 64)),
+        options={"num_heads": 4},
+    ),
+    "spatial_reduction_attention": Facts(
+        maps={**HEADS, "reduce": {"strides": 2, "padding": 0}},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 24), (3, 6, 6, 64)),
+        options={"num_heads": 4, "reduction": 3, "pool_size": 3},
+        one_place="at least one place",
+        symbolic_size=False,
+    ),
+    "efficient_local_attention": Facts(
+        maps={
+            "conv": lambda p: maps.conv1d(p["kernel"], groups=p["kernel"].shape[-1]),
+            "norm": lambda p: maps.group_norm(**p, num_groups=16, spatial_axes=1),
+        },
+        shapes=((2, 7, 5, 32), (1, 3, 4, 16), (3, 6, 6, 64)),
+        options={"group_size": 8, "num_groups": 8},
+    ),
+    "effective_squeeze_excite": Facts(options={"gate_fn": jax.nn.sigmoid}),
+    "frequency_channel_attention": Facts(
+        shapes=((2, 7, 5, 32), (1, 3, 4, 16), (3, 9, 8, 64)),
+        options={"frequencies": 8, "dct_size": (14, 7)},
+    ),
+    "gated_channel_transform": Facts(options={"epsilon": 10.0}),
+    "gather_excite": Facts(
+        module={"gather": "conv", "extent": 4, "reduction": 4},
+        maps={"conv_0": depthwise, "conv_1": depthwise},
+        options={"gather": "mean", "extent": 2},
+    ),
+    "global_context": Facts(
+        module={"reduction": 4},  # layer normalisation of one or two channels says little
+        options={
+            "use_attention": False,
+            "norm": (flax_linen.RMSNorm, flax_nnx.RMSNorm),
+            "expand_kernel_init": jax.nn.initializers.ones,
+        },
+    ),
+    "large_kernel_attention": Facts(
+        maps={"local_conv": strip(), "dilated_conv": strip(dilation=3)},
+        options={"kernel_size": 3, "dilated_kernel_size": 5},
+    ),
+    "large_selective_kernel": Facts(
+        maps={"conv_0": strip(), "conv_1": strip(dilation=3)},
+        options={
+            "kernel_sizes": (3, 7),
+            "dilations": (1, 2),
+            "reduction": 4,
+            "select_kernel_size": 5,
+        },
+    ),
+    "polarized_attention": Facts(
+        shapes=((2, 7, 5, 32), (1, 3, 4, 18), (3, 6, 6, 64)),
+        options={"layout": "sequential", "reduction": 4},
+    ),
+    "scse": Facts(options={"reduction": 4, "combine": "add"}),
+    "selective_kernel": Facts(
+        maps={"conv_0": {"groups": 32}, "conv_1": {"groups": 32, "dilation": 2}},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 64)),
+        shape=(2, 4, 5, 64),
+        options={
+            "out_features": 96,
+            "dilations": (1, 3),
+            "strides": 2,
+            "groups": 16,
+            "reduction": 1,  # up to 512 channels R is 32
+        },
+    ),
+    "separable_large_kernel_attention": Facts(
+        maps={
+            "local_row": strip(),
+            "local_column": strip(),
+            "dilated_row": strip(dilation=3),
+            "dilated_column": strip(dilation=3),
+        },
+        options={"kernel_size": 11},
+    ),
+    "bottleneck_attention": Facts(
+        maps=HEADS,
+        shapes=((2, 4, 5, 32), (1, 4, 5, 16)),
+        options={"num_heads": 2, "scale_positions": False, "position_init": ones},
+        any_size=False,
+    ),
+    "grid_attention": Facts(
+        module={"num_heads": 4, "grid_size": (2, 3)},
+        function={"grid_size": (2, 3)},
+        maps=HEADS,
+        shapes=((2, 4, 6, 32), (1, 2, 3, 16), (1, 6, 3, 64)),
+        shape=(2, 4, 6, 32),
+        options={
+            "num_heads": 2,
+            "grid_size": (4, 2),
+            "use_relative_bias": False,
+            "relative_bias_init": ones,
+        },
+        any_size=False,
+    ),
+    "halo_attention": Facts(
+        module={"num_heads": 4, "block_size": 2},
+        function={"block_size": 2},
+        maps=HEADS,
+        shapes=((2, 4, 6, 32), (1, 2, 2, 16)),
+        shape=(2, 4, 6, 32),
+        options={
+            "num_heads": 2,
+            "block_size": 1,
+            "halo_size": 1,
+            "scale_positions": False,
+            "mask_padding": True,
+            "position_init": ones,
+        },
+        any_size=False,
+    ),
+    "window_attention": Facts(
+        module={"num_heads": 4, "window_size": (3, 2), "shift_size": 1, "pad": True},
+        function={"window_size": (3, 2), "shift_size": 1, "pad": True},
+        maps=HEADS,
+        shapes=((2, 6, 4, 32), (1, 7, 5, 16), (1, 4, 3, 64)),
+        shape=(2, 7, 5, 32),
+        options={
+            "num_heads": 2,
+            "window_size": 2,
+            "shift_size": (1, 0),
+            "use_relative_bias": False,
+            "relative_bias_init": ones,
+        },
+        untried=("pad",),  # without it the same image is refused
+        any_size=False,
+    ),
     "simam": Facts(one_place="at least two places"),
+    "split_attention": Facts(
+        maps={"conv": {"groups": 2}},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 18), (3, 6, 6, 64)),
+        options={
+            "out_features": 96,
+            "radix": 4,
+            "groups": 2,
+            "strides": 2,
+            "reduction": 1,  # up to 64 channels R is 32
+            "min_features": 48,
+        },
+    ),
+    "efficient_multi_scale_attention": Facts(
+        module={"groups": 4},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 20), (3, 6, 6, 64)),
+        options={"groups": 8, "epsilon": 0.5},
+        one_place="at least two places",
+    ),
+    "shuffle_attention": Facts(
+        module={"groups": 4},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 24), (3, 6, 6, 64)),
+        options={"groups": 2, "epsilon": 0.5, "scale_init": ones, "bias_init": zeros},
+        after=interleave,
+    ),
+    "spatial_group_enhance": Facts(
+        module={"groups": 8},
+        shapes=((2, 7, 5, 32), (1, 3, 4, 24), (3, 6, 6, 64)),
+        options={"groups": 4, "epsilon": 0.5, "scale_init": ones, "bias_init": zeros},
+        one_place="at least two places",
+    ),
+    "triplet_attention": Facts(options={"use_spatial": False}),
+    "criss_cross_attention": Facts(options={"recurrence": 1}, symbolic_size=False),
+    "double_attention": Facts(options={"num_descriptors": 5}),
+    "external_attention": Facts(options={"memory_size": 5}),
+    "non_local": Facts(options={"reduction": 4, "subsample": 2, "scale": 2.0}, symbolic_size=False),
+    "position_attention": Facts(symbolic_size=False),
 }
 
 
@@ -57,13 +297,13 @@ def facts(name: str) -> Facts:
 
 
 def mechanisms() -> list[str]:
-    """Public functions of `vision` that take an image and are not gates."""
+    """Public functions of `vision` that take an image and are neither gates nor weights."""
     return [
         name
         for name, function in vars(vision).items()
         if inspect.isfunction(function)
         and not name.startswith("_")
-        and not name.endswith("_gate")
+        and not (name.endswith(("_gate", "_weights")) and hasattr(vision, name.rpartition("_")[0]))
         and next(iter(inspect.signature(function).parameters)) == "x"
     ]
 
@@ -90,6 +330,8 @@ def nnx_module(name: str, features: int, **options):
     parameters = inspect.signature(cls.__init__).parameters
     if "in_features" in parameters:
         options["in_features"] = features
+    if "input_size" in parameters:
+        options["input_size"] = facts(name).shape[1:3]
     if "rngs" in parameters:
         options["rngs"] = flax_nnx.Rngs(0)
     return cls(**options)

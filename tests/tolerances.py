@@ -5,7 +5,7 @@ import numpy as np
 FORWARD = {"float64": 1e-13, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 # Gradients pass the data twice; those of half-precision inputs are themselves rounded.
 GRADIENT = {"float64": 1e-12, "float32": 5e-6, "float16": 4e-3, "bfloat16": 3e-2}
-# Central differences of a float64 oracle: truncation ε² and rounding 1e-16 / ε at ε = 1e-5.
+# Central differences of a float64 oracle: truncation ε² and rounding 1e-16 / ε at ε = 3e-6.
 FINITE_DIFFERENCE = 1e-8
 
 

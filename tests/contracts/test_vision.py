@@ -26,6 +26,7 @@ from tests.mechanisms import (
 from tests.oracles import vision as oracles
 from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
+long = pytest.mark.conformance
 every_mechanism = pytest.mark.parametrize("name", mechanisms())
 every_gate = pytest.mark.parametrize(
     "name", [name for name in mechanisms() if hasattr(vision, f"{name}_gate")]
@@ -77,16 +78,16 @@ def test_function_and_modules_equal_the_oracle_in_float64(name, shape, x64):
     x = image(shape)
     variables = random_variables(name, shape[-1])
     expected = apply_oracle(name, variables, x)
-    faces = {
-        "function": apply_function(name, variables, jnp.asarray(x)),
-        "linen": apply_linen(name, variables, jnp.asarray(x)),
-        "nnx": apply_nnx(name, variables, jnp.asarray(x)),
-    }
+    faces = {"function": apply_function(name, variables, jnp.asarray(x))}
+    with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm asks for it
+        faces["linen"] = apply_linen(name, variables, jnp.asarray(x))
+        faces["nnx"] = apply_nnx(name, variables, jnp.asarray(x))
     for face, actual in faces.items():
         assert actual.dtype == jnp.float64
         assert_close(actual, expected, FORWARD["float64"], face)
 
 
+@long
 @every_mechanism
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_low_precision_stays_so_and_near_the_oracle(name, dtype):
@@ -117,7 +118,7 @@ def test_gradients_equal_differences_of_the_oracle(name, x64):
         moved = jax.tree.map(lambda a, d: a + epsilon * d, (variables, x), direction)
         return np.sum(cotangent * apply_oracle(name, *moved))
 
-    epsilon = 1e-5
+    epsilon = 3e-6
     expected = (shifted(epsilon) - shifted(-epsilon)) / (2 * epsilon)
 
     def loss(variables, x):
@@ -132,6 +133,7 @@ def test_gradients_equal_differences_of_the_oracle(name, x64):
     chex.assert_trees_all_close(tangent, actual, rtol=1e-10)
 
 
+@long
 @every_mechanism
 def test_modules_and_function_have_equal_gradients(name):
     shape = facts(name).shape
@@ -154,6 +156,7 @@ def test_linen_and_nnx_have_one_parameter_tree(name):
     chex.assert_trees_all_equal_shapes(merged(variables), jax.tree.map(jnp.asarray, state))
 
 
+@long
 @every_mechanism
 def test_training_mode_is_the_same_in_linen_and_nnx(name):
     shape = shape_of(name, (4, 5, 5, 32))
@@ -171,6 +174,7 @@ def test_training_mode_is_the_same_in_linen_and_nnx(name):
     )
 
 
+@long
 @every_mechanism
 def test_jit_compiles_once_for_new_weights(name):
     chex.clear_trace_counter()
@@ -190,6 +194,7 @@ def test_jit_compiles_once_for_new_weights(name):
         assert_close(actual, apply_function(name, variables, x), FORWARD["float32"])
 
 
+@long
 @every_mechanism
 def test_vmap_over_images_and_weights_is_a_loop(name):
     shape = facts(name).shape
@@ -201,6 +206,7 @@ def test_vmap_over_images_and_weights_is_a_loop(name):
     assert_close(together, each, FORWARD["float32"])
 
 
+@long
 @every_mechanism
 def test_leading_axes_are_a_batch(name):
     image_shape = facts(name).shape[1:]
@@ -212,6 +218,7 @@ def test_leading_axes_are_a_batch(name):
     assert_close(apply_function(name, variables, x[0, 0]), expected[0], 3 * FORWARD["float32"])
 
 
+@long
 @every_mechanism
 @pytest.mark.parametrize("fill", [0.0, 1.0, -1.0])
 def test_gradients_are_finite_on_constant_images(name, fill):
@@ -246,7 +253,7 @@ def test_the_gate_multiplies_the_input(name):
     gate = getattr(vision, f"{name}_gate")(x, *others, **maps_of(name, variables))
     factors = gate if isinstance(gate, tuple) else (gate,)
     assert all(g.dtype == x.dtype and g.ndim == x.ndim for g in factors)
-    product = functools.reduce(jnp.multiply, factors, x)
+    product = facts(name).after(functools.reduce(jnp.multiply, factors, x))
     assert_close(product, apply_function(name, variables, x), FORWARD["float32"])
 
 
@@ -258,7 +265,8 @@ def test_modules_sow_their_gates(name):
     others = facts(name).others(x)
     y, sown = linen_module(name).apply(variables, x, *others, mutable=["intermediates"])
     gates = jax.tree.leaves(sown["intermediates"])
-    assert_close(functools.reduce(jnp.multiply, gates, x), y, FORWARD["float32"])
+    product = facts(name).after(functools.reduce(jnp.multiply, gates, x))
+    assert_close(product, y, FORWARD["float32"])
 
 
 @every_mechanism
@@ -274,19 +282,20 @@ def test_linen_and_nnx_sow_the_same_and_only_on_request(name):
     _, captured = flax_nnx.capture(other, flax_nnx.Intermediate)(x, *others)
     chex.assert_trees_all_close(
         jax.tree.leaves(flax_nnx.to_pure_dict(captured)),
-        jax.tree.leaves(sown["intermediates"]),
+        jax.tree.leaves(sown.get("intermediates", {})),
         rtol=1e-6,
         atol=1e-6,
     )
 
 
+@long
 @every_mechanism
 def test_it_exports_for_any_batch_and_size(name):
     *_, height, width, features = shape_of(name, (3, 5, 6, 32))
     variables = random_variables(name, features, dtype=np.float32)
     (batch,) = jax.export.symbolic_shape("b")
     symbols = (batch, height, width)
-    if facts(name).any_size:
+    if facts(name).any_size and facts(name).symbolic_size:
         symbols = jax.export.symbolic_shape("b, h, w")
     shape = jax.ShapeDtypeStruct((*symbols, features), jnp.float32)
     exported = jax.export.export(jax.jit(functools.partial(apply_function, name, variables)))(shape)

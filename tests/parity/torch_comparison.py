@@ -41,6 +41,7 @@ class Case:
     statistics: Callable[[nn.Module], dict] = lambda module: {}
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the modules' call
     train: bool = False
+    promotes: bool = False  # whether Flax's layers take statistics in evaluation, too
     invisible: tuple[str, ...] = ()  # weights on which the output cannot depend
 
 
@@ -54,7 +55,7 @@ def precision(case, name, dtype):
     with contextlib.ExitStack() as stack:
         if dtype == "float64":
             stack.enter_context(jax.enable_x64(True))
-        if name != "function" and (case.train or dtype == "bfloat16"):
+        if name != "function" and (case.train or case.promotes or dtype == "bfloat16"):
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
         yield
 

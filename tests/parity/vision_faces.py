@@ -38,7 +38,7 @@ def params(module, read, *, names):
     tree = {}
     for path, layer in layers(module, names):
         weight = read(layer.weight)
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
             converted = {"scale": weight}
         else:
             converted = {"kernel": kernel(weight, layer)}
@@ -149,6 +149,7 @@ def vision_case(
     reference,
     shape,
     *,
+    module=None,
     settings=None,
     function_settings=None,
     names=None,
@@ -157,10 +158,11 @@ def vision_case(
 ):
     """A PyTorch module on NCHW, and our three faces of `function` on NHWC images of `shape`.
 
-    `settings` are the modules' arguments, `function_settings` the function's, `names` the paths of
-    PyTorch's layers where they are not ours.
+    `module` names our modules, where `CLASSES` does not; `settings` are their arguments,
+    `function_settings` the function's, `names` the paths of PyTorch's layers where they are not
+    ours.
     """
-    settings, names, name = settings or {}, names or {}, CLASSES[function]
+    settings, names, name = settings or {}, names or {}, module or CLASSES[function]
     weightless = function is simam
     normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in reference.modules())
 
@@ -198,5 +200,6 @@ def vision_case(
         linen=linen_module,
         nnx=nnx_module,
         train=train,
+        promotes=any(isinstance(m, nn.LayerNorm) for m in reference.modules()),
         invisible=invisible,
     )

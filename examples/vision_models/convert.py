@@ -1,0 +1,103 @@
+"""timm's weights into our models.
+
+    load_timm(model, timm.create_model("seresnet50", pretrained=True).state_dict())
+
+An image in our models is `[H, W, 3]`, in timm's `[3, H, W]`; both are normalised by the mean and
+standard deviation of timm's `default_cfg`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+# A layer's arrays by PyTorch's name and by Flax's.
+LEAVES = {
+    "weight": ("kernel", "scale"),
+    "running_mean": ("mean",),
+    "running_var": ("var",),
+}
+# Layers that timm computes as one, by the name of the one.
+STACKED = {"qkv": ("query", "key", "value"), "kv": ("key", "value")}
+# What PyTorch counts, and what our models compute from their sizes.
+LEFT_OUT = ("num_batches_tracked", "relative_position_index", "attn_mask")
+
+
+def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
+    """Fill a model of this package, in place, with the weights and statistics of timm's model.
+
+    Args:
+      model: A model with `timm_names`, which translate timm's names of layers into ours. May be
+        abstract, `nnx.eval_shape(build)`.
+      state_dict: PyTorch tensors or NumPy arrays, by timm's names.
+
+    Raises:
+      ValueError: If a weight has no place, a place no weight, or the shapes do not fit.
+    """
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    places = {".".join(map(str, path)): place for path, place in nnx.to_flat_state(state)}
+    missing, unknown = dict(places), {}
+    for name, weight in unpacked(state_dict):
+        path = next((p for p in candidates(name, model.timm_names) if p in missing), None)
+        if path is None:
+            unknown[name] = weight
+        else:
+            place = missing.pop(path)
+            place.set_value(jnp.asarray(converted(name, weight, path, place.shape), place.dtype))
+    if unknown or missing:
+        raise ValueError(
+            f"load_timm: state_dict must fill {type(model).__name__}. Weights without a place: "
+            f"{shapes(unknown)}. Places without a weight: {shapes(missing)}. Build both models "
+            f"with the same sizes and the same attention."
+        )
+    nnx.update(model, state)
+
+
+def unpacked(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """The weights as NumPy arrays, with queries, keys and values apart."""
+    for name, tensor in state_dict.items():
+        if name.endswith(LEFT_OUT):
+            continue
+        weight = np.asarray(tensor)
+        layer, _, leaf = name.rpartition(".")
+        outer, _, inner = layer.rpartition(".")
+        if inner in STACKED:
+            parts = STACKED[inner]
+            for part, values in zip(parts, np.split(weight, len(parts)), strict=True):
+                yield f"{outer}.{part}.{leaf}", values
+        else:
+            yield name, weight
+
+
+def candidates(name: str, names: Mapping[str, str]) -> Iterator[str]:
+    """`layer1.0.bn1.weight` -> `stages.0.0.bn1.kernel`, `stages.0.0.bn1.scale`."""
+    path = f".{name}."
+    for theirs, ours in names.items():
+        path = path.replace(f".{theirs}.", f".{ours}.")
+    layer, _, leaf = path.strip(".").rpartition(".")
+    return (f"{layer}.{ours}".lstrip(".") for ours in LEAVES.get(leaf, (leaf,)))
+
+
+def converted(name: str, weight: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Kernels (O, I, *k) -> (*k, I, O), without the k of 1×1 convolutions and with heads apart."""
+    if path.endswith(".kernel"):
+        weight = weight.transpose(*range(2, weight.ndim), 1, 0)
+    if not splits(shape, weight.shape):
+        raise ValueError(
+            f"load_timm: {name} must fit {path} {list(shape)}, got {list(weight.shape)} in Flax's "
+            f"layout. Build both models with the same sizes."
+        )
+    return weight.reshape(shape)
+
+
+def splits(fine: tuple[int, ...], coarse: tuple[int, ...]) -> bool:
+    """Whether `fine` is `coarse` with some axes split, but for axes of size 1."""
+    ends = [set(np.cumprod(shape, dtype=int).tolist()) | {1} for shape in (fine, coarse)]
+    return ends[1] <= ends[0] and np.prod(fine) == np.prod(coarse)
+
+
+def shapes(arrays: Mapping[str, Any]) -> str:
+    """`bn1.scale [64], bn1.bias [64]`, or `none`."""
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()) or "none"

@@ -1,0 +1,78 @@
+"""The vision transformer.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929; the size Ti of
+Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv:2012.12877.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import flax_attn.nnx
+from vision_models.layers import LayerNorm
+from vision_models.transformer import Block, Mlp
+
+
+class VisionTransformer(nnx.Module):
+    """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
+
+    Args:
+      features: M, the width of a token.
+      depth: Number of blocks.
+      num_heads: N; a head has M / N features.
+      image_size: H = W.
+      patch_size: Height and width of the patch that is one token.
+      num_classes: Number of logits.
+      rngs: Keys for the parameters.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        depth: int,
+        num_heads: int,
+        *,
+        image_size: int = 224,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        rngs: nnx.Rngs,
+    ):
+        patch = (patch_size, patch_size)
+        self.num_tokens = 1 + (image_size // patch_size) ** 2
+        self.patches = nnx.Conv(3, features, patch, strides=patch, padding="VALID", rngs=rngs)
+        self.class_token = nnx.Param(jnp.zeros((1, 1, features)))
+        self.positions = flax_attn.nnx.LearnedPositions(self.num_tokens, features, rngs=rngs)
+        self.blocks = nnx.List()
+        for _ in range(depth):
+            attention = flax_attn.nnx.MultiHeadAttention(num_heads, features, rngs=rngs)
+            mlp = Mlp(features, 4 * features, rngs=rngs)
+            self.blocks.append(Block(features, attention, mlp, rngs=rngs))
+        self.norm = LayerNorm(features, epsilon=1e-6, rngs=rngs)
+        self.head = nnx.Linear(features, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Classify normalised images."""
+        x = self.patches(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])  # row after row
+        class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([class_token, x], axis=1)
+        x = x + self.positions(jnp.arange(self.num_tokens))[None]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))
+
+    @property
+    def timm_names(self) -> dict[str, str]:
+        """Our paths of layers, by timm's."""
+        return {
+            "patch_embed.proj": "patches",
+            "cls_token": "class_token",
+            "pos_embed": "positions.embedding",
+            "attn.proj": "attention.out",
+            "attn": "attention",
+        }
+
+
+vit_tiny = functools.partial(VisionTransformer, 192, 12, 3)

@@ -1,0 +1,28 @@
+"""What the mechanisms share in which every place of an image is a token."""
+
+import jax
+import jax.numpy as jnp
+
+from flax_attn.vision._checks import check_returned
+
+
+def as_tokens(image: jax.Array) -> jax.Array:
+    """The places as tokens of one head: `[*B, H, W, D]` -> `[*B, H·W, 1, D]`."""
+    *batch, height, width, features = image.shape
+    return image.reshape(*batch, height * width, 1, features)
+
+
+def check_projected(
+    function: str, map_name: str, projected: jax.Array, image: jax.Array, letters: str
+) -> None:
+    """Raise unless a map has kept the places of an image, and at least one channel."""
+    check_returned(function, map_name, projected, (*image.shape[:-1], projected.shape[-1]), letters)
+    if projected.shape[-1] == 0:
+        raise ValueError(f"{function}: {map_name} must keep at least 1 channel, got 0.")
+
+
+def add_scaled(function: str, x: jax.Array, gamma: jax.Array, branch: jax.Array) -> jax.Array:
+    """γ · branch + x, in the dtype of x; γ is one number."""
+    if jnp.shape(gamma) != ():
+        raise ValueError(f"{function}: gamma must be one number, [], got {list(jnp.shape(gamma))}.")
+    return jnp.asarray(gamma, x.dtype) * branch.astype(x.dtype) + x

@@ -1,0 +1,105 @@
+"""Cutting pictures into windows, and putting them together again."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+from flax_attn.scores import RelativeBias2D
+
+Size = int | tuple[int, int]
+
+
+def as_pair(function: str, name: str, size: Size, least: int) -> tuple[int, int]:
+    """(height, width) of one number for both, or of a pair; each at least `least`."""
+    try:
+        pair = tuple(
+            operator.index(n) for n in (size if isinstance(size, tuple | list) else [size])
+        )
+    except TypeError:
+        raise TypeError(
+            f"{function}: {name} must be one whole number or a pair, got {size!r}."
+        ) from None
+    pair = pair * 2 if len(pair) == 1 else pair
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(
+            f"{function}: {name} must be one number or (height, width), at least {least}, "
+            f"got {size!r}."
+        )
+    return pair
+
+
+def check_divides(
+    function: str, name: str, size: tuple[int, int], x: jax.Array, fix: str = ""
+) -> None:
+    """Raise unless the height and width of a picture are multiples of `size`."""
+    height, width = x.shape[-3:-1]
+    if height % size[0] or width % size[1]:
+        raise ValueError(
+            f"{function}: H and W must be multiples of {name} = {size}, got {height} · {width}. "
+            f"{fix or 'Pad or resize the image.'}"
+        )
+
+
+def to_windows(
+    x: Shaped[Array, "*B H W C"], size: tuple[int, int]
+) -> Shaped[Array, "*B windows places C"]:
+    """Windows of `size`, row by row, and the places of each, row by row."""
+    *batch, height, width, features = x.shape
+    x = x.reshape(*batch, height // size[0], size[0], width // size[1], size[1], features)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, -1, size[0] * size[1], features)
+
+
+def from_windows(
+    windows: Float[Array, "*B windows places C"], size: tuple[int, int], height: int, width: int
+) -> Float[Array, "*B H W C"]:
+    """The picture whose `to_windows` these are."""
+    *batch, _, _, features = windows.shape
+    x = windows.reshape(*batch, height // size[0], width // size[1], *size, features)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, height, width, features)
+
+
+def overlapping(x: Shaped[Array, "..."], axis: int, block: int, halo: int) -> Shaped[Array, "..."]:
+    """The axis L as blocks with `halo` neighbours on both sides, zeros where there are none.
+
+    `[..., L, ...]` -> `[..., L / block, block + 2 halo, ...]`. A few shifted views of the blocks
+    are joined: no gather, so no scatter in the gradient.
+    """
+    axis %= x.ndim
+    count, size = x.shape[axis] // block, block + 2 * halo
+    parts = -(-size // block)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (halo, (parts - 1) * block - halo)
+    blocks = jnp.pad(x, padding)
+    blocks = blocks.reshape(*x.shape[:axis], count + parts - 1, block, *x.shape[axis + 1 :])
+    shifted = [lax.slice_in_dim(blocks, i, i + count, axis=axis) for i in range(parts)]
+    return lax.slice_in_dim(jnp.concatenate(shifted, axis=axis + 1), 0, size, axis=axis + 1)
+
+
+def num_offsets(module: str, name: str, size: Size) -> int:
+    """(2 Mh − 1) · (2 Mw − 1): the rows of the table of relative biases of a window."""
+    height, width = as_pair(module, name, size, 1)
+    return (2 * height - 1) * (2 * width - 1)
+
+
+def with_relative_bias(
+    function: str, attention: Callable[..., Array], table: jax.Array | None, size: tuple[int, int]
+) -> Callable[..., Array]:
+    """`attention` with a learned bias for each offset within a window; as it is without a table."""
+    if table is None:
+        return attention
+    bias = RelativeBias2D(table, size)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
+        if table.shape[1] != query.shape[-2]:
+            raise ValueError(
+                f"{function}: relative_bias must have a column for each of N = {query.shape[-2]} "
+                f"heads, got {list(table.shape)}."
+            )
+        return attention(query, key, value, score_mod=bias, **options)
+
+    return attend

@@ -1,0 +1,95 @@
+"""Focal modulation, of FocalNet."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn.vision._checks import as_image, check_returned
+
+
+def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Φ(x), PyTorch's default; that of `jax.nn.gelu` is an approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def focal_modulation(
+    x: Float[Array, "*B H W C"],
+    query: Map,
+    context: Map,
+    gate: Map,
+    convs: Sequence[Map],
+    modulate: Map,
+    out: Map,
+    *,
+    norm: Map | None = None,
+    normalize_modulator: bool = False,
+    activation_fn: Activation = exact_gelu,
+) -> Float[Array, "*B H W C"]:
+    """Focal modulation: each place is multiplied by contexts of growing reach, each with a gate.
+
+    z_0 = context(x),   z_l = δ(conv_l(z_{l−1})),   z_{L+1} = δ(mean_{H,W} z_L),   g = gate(x)
+    m = Σ_{l=1}^{L+1} g_l ⊙ z_l,   y = out(norm(query(x) ⊙ modulate(m)))
+
+    In the paper the convolutions are depthwise, of 3, 5, ... places, without biases, and L = 2. The
+    gates are linear: they may be of either sign and need not sum to 1. `norm` and the division of m
+    by L + 1 are options of the released code, for its large models.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      query: Map from `[*B, H, W, C]` to `[*B, H, W, D]`.
+      context: Map like `query`.
+      gate: Map from `[*B, H, W, C]` to `[*B, H, W, L + 1]`.
+      convs: L maps of `[*B, H, W, D]`, the narrowest first.
+      modulate: Map of `[*B, H, W, D]`; h in the paper.
+      out: Map from `[*B, H, W, D]` to `[*B, H, W, C]`.
+      norm: Map of `[*B, H, W, D]`; None for none.
+      normalize_modulator: Whether to divide m by L + 1.
+      activation_fn: δ.
+
+    Returns:
+      The output `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, or a map returns another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x, itself = jnp.ones((1, 4, 4, 8)), lambda u: u
+      >>> gate = maps.dense(jnp.full((8, 2), 1 / 8))         # one level, and the mean of all places
+      >>> vision.focal_modulation(
+      ...     x, itself, itself, gate, [itself], itself, itself, activation_fn=itself
+      ... )[0, 0, 0, :2]
+      Array([2., 2.], dtype=float32)
+
+    References:
+      Yang, Li, Dai, Gao, "Focal Modulation Networks", NeurIPS 2022, arXiv:2203.11926, section 3.
+    """
+    function = "focal_modulation"
+    x = as_image(function, x)
+    q, z, gates = query(x), context(x), gate(x)
+    check_returned(function, "query", q, (*x.shape[:-1], q.shape[-1]), "[*B, H, W, D]")
+    check_returned(function, "context", z, q.shape, "[*B, H, W, D]")
+    levels = len(convs)
+    check_returned(function, "gate", gates, (*x.shape[:-1], levels + 1), "[*B, H, W, L + 1]")
+
+    dtype = statistics_dtype(z.dtype)
+    modulator = jnp.zeros(z.shape, dtype)
+    for level, conv in enumerate(convs):
+        z = activation_fn(conv(z))
+        check_returned(function, f"convs[{level}]", z, q.shape, "[*B, H, W, D]")
+        modulator += (gates[..., level : level + 1] * z).astype(dtype)
+    everywhere = activation_fn(jnp.mean(z, axis=(-3, -2), keepdims=True, dtype=dtype))
+    modulator += gates[..., levels:].astype(dtype) * everywhere
+    if normalize_modulator:
+        modulator /= levels + 1
+
+    modulated = q * modulate(modulator.astype(q.dtype))
+    modulated = modulated if norm is None else norm(modulated)
+    y = out(modulated)
+    check_returned(function, "out", y, x.shape, "[*B, H, W, C]")
+    return y.astype(x.dtype)

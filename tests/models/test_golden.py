@@ -1,0 +1,29 @@
+"""Whole models give timm's logits, which are kept, on weights that are made again from their names.
+
+Without PyTorch. That the kept logits are timm's is tests/parity/test_timm_models.py's to check.
+"""
+
+import numpy as np
+import pytest
+
+from tests.models import make_golden
+from tests.models.cases import CASES, COVERED, TOLERANCE, difference, our_logits, random_weights
+from vision_models import MODELS
+
+GOLDEN = make_golden.read()
+
+
+def test_every_model_is_compared():
+    assert MODELS.keys() - CASES.keys() == COVERED
+
+
+def test_every_case_has_its_logits():
+    assert GOLDEN.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_logits_are_timms(name, record_property):
+    weights = random_weights(GOLDEN[name]["shapes"])
+    found = difference(our_logits(CASES[name])(weights), np.array(GOLDEN[name]["logits"]))
+    record_property("difference", found)
+    assert found <= TOLERANCE
