@@ -73,9 +73,9 @@ class Coords:
 
     def __init__(
         self,
-        positions: Int[Array, "*B T"],
-        segment_ids: Int[Array, "*B T"] | None = None,
-        valid: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*#B T"],
+        segment_ids: Int[Array, "*#B T"] | None = None,
+        valid: Bool[Array, "*#B T"] | None = None,
         **features: Any,
     ) -> None:
         self.positions = _integers("positions", positions)

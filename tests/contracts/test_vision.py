@@ -72,7 +72,12 @@ def test_each_mechanism_has_an_oracle_and_both_modules(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [(name, shape) for name in mechanisms() for shape in facts(name).shapes]
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, marks=[long] if i else [])
+        for name in mechanisms()
+        for i, shape in enumerate(facts(name).shapes)
+    ],
 )
 def test_function_and_modules_equal_the_oracle_in_float64(name, shape, x64):
     x = image(shape)
