@@ -125,14 +125,6 @@ def check_multiple(module: str, name: str, features: int, of: str, groups: int) 
         raise ValueError(f"{module}: {name} must be a multiple of {of} = {groups}, got {features}.")
 
 
-def check_reduction(module: str, reduction: int) -> int:
-    """The width and stride of a reduction in space."""
-    size = as_integer(module, "reduction", reduction)
-    if size < 1:
-        raise ValueError(f"{module}: reduction must be at least 1, got {size}.")
-    return size
-
-
 def check_positive(module: str, name: str, number: int) -> int:
     """The number, if it is whole and at least 1."""
     size = as_integer(module, name, number)

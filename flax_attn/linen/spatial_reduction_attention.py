@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_reduction, head_features
+from flax_attn._checks import Activation, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.linen._norm import LayerNorm
@@ -66,7 +66,8 @@ class SpatialReductionAttention(nn.Module, kw_only=True):
         Returns:
           The output `[*B, H, W, C]`.
         """
-        features, size = x.shape[-1], check_reduction("SpatialReductionAttention", self.reduction)
+        features = x.shape[-1]
+        size = check_positive("SpatialReductionAttention", "reduction", self.reduction)
         head_dim = head_features("SpatialReductionAttention", features, self.num_heads)
         settings: dict[str, Any] = {
             "dtype": self.dtype,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, check_reduction, head_features
+from flax_attn._checks import Activation, check_features, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._norm import LayerNorm
@@ -65,7 +65,7 @@ class SpatialReductionAttention(nnx.Module):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        size = check_reduction("SpatialReductionAttention", reduction)
+        size = check_positive("SpatialReductionAttention", "reduction", reduction)
         heads = (num_heads, head_features("SpatialReductionAttention", in_features, num_heads))
         settings: dict[str, Any] = {
             "dtype": dtype,
