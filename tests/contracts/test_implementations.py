@@ -714,6 +714,20 @@ def longer_than_a_block(x, z):
     return given, lambda s: s - x["slopes"].reshape(-1, 1, 1) * far, (i - j <= 150) & (i - j >= -90)
 
 
+def another_reach_of_each_head(x, z):
+    """The lists of tiles differ from head to head."""
+    reach = np.arange(z.n) ** 2
+    near = masks.relation(lambda q, k: abs(q.positions - k.positions) <= q.reach)
+    of_heads = PerHead(jnp.broadcast_to(reach, (z.t, z.n)))
+    given = {
+        "mask": near(),
+        "query_coords": Coords.arange(z.t).with_features(reach=of_heads),
+        "key_coords": Coords.arange(z.s),
+    }
+    far = abs(np.arange(z.t)[:, None] - np.arange(z.s))
+    return given, lambda s: s, far <= reach[:, None, None]
+
+
 def leaves_alone(make, z):
     lead = (1, z.batch[-1]) if len(z.batch) == 2 else (1,)
     x = {
@@ -737,11 +751,12 @@ ALONE = [
     (nothing_at_all, Sizes((1,), 1, 19, 4, 1), "float64"),
     (nothing_at_all, Sizes((3,), 19, 1, 1, 1, 1, 1), "float32"),
     (causal_argument, Sizes((2,), 29, 43, 6, 2, 8, 17), "bfloat16"),
-    (arguments_of_jax_nn, Sizes((2,), 41, 37, 4, 2), "float32"),
+    (arguments_of_jax_nn, Sizes((2,), 41, 37, 8, 4), "float32"),
     (arguments_of_jax_nn, Sizes((2,), 41, 37, 4, 2), "bfloat16"),
-    (arrays_of_every_shape, Sizes((2,), 19, 23, 4, 2), "float64"),
-    (two_batch_axes, Sizes((2, 3), 19, 23, 4, 2), "float32"),
+    (arrays_of_every_shape, Sizes((2,), 19, 23, 8, 4), "float64"),
+    (two_batch_axes, Sizes((2, 3), 19, 23, 4, 4), "float32"),
     (no_batch_axis, Sizes((), 23, 29, 6, 3), "float64"),
+    (another_reach_of_each_head, Sizes((2,), 51, 43, 6, 6), "float32"),
     (a_plan, Sizes((2,), 31, 47, 2, 1), "float32"),
     (longer_than_a_block, Sizes((1,), 163, 283, 4, 2), "float32"),
     (longer_than_a_block, Sizes((1,), 163, 283, 4, 2), "bfloat16"),
@@ -774,7 +789,8 @@ def alone_by_formula(x, make, z):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_any_arguments_and_sizes(implementation, make, sizes, dtype, monkeypatch):
     if make is not longer_than_a_block:
-        blocks = Blocks(min(16, sizes.t), min(8, sizes.s), 2)
+        heads = 2 if sizes.k % 2 == 0 else 1
+        blocks = Blocks(min(16, sizes.t), min(8, sizes.s), 2, heads)
         if make is not a_plan:
             monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: blocks)
     wide = leaves_alone(make, sizes)

@@ -21,7 +21,7 @@ FIRST = 6  # the tokens from here on are poisoned; those before do not see them
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(4, 4, 2))
+    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(4, 4, 2, 2))
 
 
 def draw(*shape, seed=0):
