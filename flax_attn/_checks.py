@@ -65,14 +65,8 @@ def reduced_features(
 ) -> int:
     """R = max(least, C // reduction), or as given; a width of 0 raises."""
     if hidden_features is not None:
-        if hidden_features < 1:
-            raise ValueError(
-                f"{module}: hidden_features must be at least 1, got {hidden_features}."
-            )
-        return hidden_features
-    if reduction < 1:
-        raise ValueError(f"{module}: reduction must be at least 1, got {reduction}.")
-    reduced = max(least, features // reduction)
+        return check_positive(module, "hidden_features", hidden_features)
+    reduced = max(least, features // check_positive(module, "reduction", reduction))
     if reduced == 0:
         raise ValueError(
             f"{module}: C // reduction must be at least 1, got {features} // {reduction} = 0. "
@@ -81,18 +75,35 @@ def reduced_features(
     return reduced
 
 
+def check_positive(owner: str, name: str, number: int) -> int:
+    """The number, if it is whole and at least 1."""
+    size = as_integer(owner, name, number)
+    if size < 1:
+        raise ValueError(f"{owner}: {name} must be at least 1, got {size}.")
+    return size
+
+
+def check_multiple(owner: str, name: str, features: int, of: str, groups: int) -> int:
+    """The channels of each of `groups` equal groups."""
+    groups = check_positive(owner, of, groups)
+    if features % groups:
+        raise ValueError(
+            f"{owner}: {name} must be a multiple of {of} = {groups}, got {name} = {features}. "
+            f"Use another {of}."
+        )
+    return features // groups
+
+
 def group_features(owner: str, features: int, groups: int, *, parts: int = 1) -> int:
     """C // (parts · groups): the channels of each part of a group, none left over."""
-    groups = as_integer(owner, "groups", groups)
-    if groups < 1:
-        raise ValueError(f"{owner}: groups must be at least 1, got {groups}.")
-    if features % (parts * groups):
-        divisor = "groups" if parts == 1 else f"{parts} · groups"
-        raise ValueError(
-            f"{owner}: C must be a multiple of {divisor} = {parts * groups}, got C = {features}. "
-            f"Use another number of groups."
-        )
-    return features // (parts * groups)
+    groups = check_positive(owner, "groups", groups)
+    of = "groups" if parts == 1 else f"{parts} · groups"
+    return check_multiple(owner, "C", features, of, parts * groups)
+
+
+def head_features(owner: str, features: int, num_heads: int) -> int:
+    """D = C / num_heads, which must be a whole number."""
+    return check_multiple(owner, "C", features, "num_heads", num_heads)
 
 
 def check_odd(module: str, kernel_size: int, name: str = "kernel_size") -> int:
@@ -102,34 +113,6 @@ def check_odd(module: str, kernel_size: int, name: str = "kernel_size") -> int:
         raise ValueError(
             f"{module}: {name} must be odd and at least 1, got {size}. Use {max(size, 0) + 1}."
         )
-    return size
-
-
-def head_features(module: str, features: int, num_heads: int) -> int:
-    """D = C / num_heads, which must be a whole number."""
-    if num_heads < 1:
-        raise ValueError(f"{module}: num_heads must be at least 1, got {num_heads}.")
-    if features % num_heads:
-        raise ValueError(
-            f"{module}: C must be a multiple of num_heads = {num_heads}, got {features}. "
-            f"Use a number of heads that divides it."
-        )
-    return features // num_heads
-
-
-def check_multiple(module: str, name: str, features: int, of: str, groups: int) -> None:
-    """Raise unless `features` channels fall into `groups` equal groups."""
-    if groups < 1:
-        raise ValueError(f"{module}: {of} must be at least 1, got {groups}.")
-    if features % groups:
-        raise ValueError(f"{module}: {name} must be a multiple of {of} = {groups}, got {features}.")
-
-
-def check_positive(module: str, name: str, number: int) -> int:
-    """The number, if it is whole and at least 1."""
-    size = as_integer(module, name, number)
-    if size < 1:
-        raise ValueError(f"{module}: {name} must be at least 1, got {size}.")
     return size
 
 

@@ -1,12 +1,11 @@
 """Context anchor attention (CAA)."""
 
 import jax
-import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_odd, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._pooling import window_sum
 
 
 def context_anchor_attention(
@@ -104,15 +103,5 @@ def context_anchor_attention_gate(
 def _window_mean(x: Array, size: int) -> Array:
     """The mean of the size × size places around each, those outside counting as zeros."""
     size = check_odd("context_anchor_attention", size, "pool_size")
-    dtype = statistics_dtype(x.dtype)
-    batch = (1,) * (x.ndim - 3)
-    reach = (size // 2, size // 2)
-    total = lax.reduce_window(
-        x.astype(dtype),
-        np.zeros((), dtype),
-        lax.add,
-        window_dimensions=(*batch, size, size, 1),
-        window_strides=(1,) * x.ndim,
-        padding=(*((0, 0) for _ in batch), reach, reach, (0, 0)),
-    )
-    return (total / size**2).astype(x.dtype)
+    wide = x.astype(statistics_dtype(x.dtype))
+    return (window_sum(wide, size) / size**2).astype(x.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map
+from flax_attn._checks import Map, check_positive
 from flax_attn.attention import Partial, attention_weights, merge, partial
 from flax_attn.masks import Window
 from flax_attn.vision._checks import as_image, check_returned
@@ -71,11 +71,9 @@ def criss_cross_attention(
       ICCV 2019, arXiv:1811.11721, equations 1-2.
     """
     function = "criss_cross_attention"
-    if recurrence < 1:
-        raise ValueError(f"{function}: recurrence must be at least 1, got {recurrence}.")
     x = as_image(function, x)
     steps = []
-    for _ in range(recurrence):
+    for _ in range(check_positive(function, "recurrence", recurrence)):
         q, k, v = query(x), key(x), value(x)
         check_projected(function, "query", q, x, "[*B, H, W, R]")
         check_returned(function, "key", k, q.shape, "[*B, H, W, R]")

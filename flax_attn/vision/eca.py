@@ -5,7 +5,7 @@ import math
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, check_positive
 from flax_attn.vision._checks import as_image, check_returned, spatial_mean
 
 
@@ -81,7 +81,6 @@ def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> 
     References:
       Wang et al., CVPR 2020, arXiv:1910.03151, equation 12.
     """
-    if channels < 1:
-        raise ValueError(f"eca_kernel_size: channels must be at least 1, got {channels}.")
+    channels = check_positive("eca_kernel_size", "channels", channels)
     size = int(abs((math.log2(channels) + beta) / gamma))
     return size if size % 2 else size + 1

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._pooling import even_bins
 
 # The frequencies (u, v) of height and width in a 7×7 plane, the one that serves best alone on
 # ImageNet first.
@@ -161,9 +162,5 @@ def _pooled_cosines(size: int, bins: int, frequency: np.ndarray, dtype: jnp.dtyp
     """What a place of one axis weighs in each frequency, by way of its bins: `[size, F]`."""
     turns = (np.arange(bins)[:, None] + 0.5) * frequency * (bins // 7) / bins
     cosines = np.cos(np.pi * turns) * np.where(frequency == 0, 1, np.sqrt(2)) / np.sqrt(bins)
-    # Bin i reaches from ⌊i size / bins⌋ to ⌈(i + 1) size / bins⌉; the size may be symbolic.
-    place, i = jnp.arange(size)[:, None], jnp.arange(bins)
-    start, stop = i * size // bins, -(-(i + 1) * size // bins)
-    inside = (start[None] <= place) & (place < stop[None])
-    pooling = jnp.where(inside, 1 / (stop - start).astype(dtype), 0)
-    return jnp.matmul(pooling, cosines.astype(dtype), precision="highest")
+    pooling = even_bins(size, bins, dtype)
+    return jnp.einsum("pl,pf->lf", pooling, cosines.astype(dtype), precision="highest")

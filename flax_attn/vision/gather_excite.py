@@ -1,16 +1,17 @@
 """Gather-excite (GE)."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._pooling import window_sum
 from flax_attn.vision._resize import resize_nearest
 
 # A power of 2, the height and width of the whole image, or the whole image whatever its size.
@@ -189,18 +190,6 @@ def _by_mean(x: jax.Array, extent: int | None) -> jax.Array:
     if extent is None:
         return jnp.mean(wide, axis=(-3, -2), keepdims=True)
     extent = check_extent("gather_excite", extent)
+    sums = functools.partial(window_sum, size=2 * extent - 1, stride=extent)
     places = jnp.ones((*x.shape[-3:-1], 1), wide.dtype)
-    return _window_sum(wide, extent) / expand_rank(_window_sum(places, extent), x.ndim)
-
-
-def _window_sum(x: jax.Array, extent: int) -> jax.Array:
-    """Sums over 2e − 1 places along height and width, every e of them, zeros around."""
-    batch = (1,) * (x.ndim - 3)
-    return lax.reduce_window(
-        x,
-        x.dtype.type(0),
-        lax.add,
-        (*batch, 2 * extent - 1, 2 * extent - 1, 1),
-        (*batch, extent, extent, 1),
-        ((0, 0),) * len(batch) + ((extent - 1, extent - 1),) * 2 + ((0, 0),),
-    )
+    return sums(wide) / expand_rank(sums(places), x.ndim)

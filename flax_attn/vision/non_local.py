@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map
+from flax_attn._checks import Map, check_positive
 from flax_attn.attention import attention_weights, dot_product_attention
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._tokens import as_tokens, check_projected
@@ -86,8 +86,7 @@ def non_local(
 
 def _pooled(x: jax.Array, size: int) -> jax.Array:
     """Maxima of windows that do not overlap; rows and columns left over are dropped."""
-    if size < 1:
-        raise ValueError(f"non_local: subsample must be at least 1, got {size}.")
+    size = check_positive("non_local", "subsample", size)
     if size == 1:
         return x
     *batch, height, width, channels = x.shape

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, as_integer, check_odd, head_features, statistics_dtype
+from flax_attn._checks import Map, check_odd, check_positive, head_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 
 
@@ -72,9 +72,7 @@ def outlook_attention(
     """
     function = "outlook_attention"
     x = as_image(function, x)
-    size, stride = check_odd(function, kernel_size), as_integer(function, "stride", stride)
-    if stride < 1:
-        raise ValueError(f"{function}: stride must be at least 1, got {stride}.")
+    size, stride = check_odd(function, kernel_size), check_positive(function, "stride", stride)
     v = value(x)
     check_returned(function, "value", v, (*x.shape[:-1], v.shape[-1]), "[*B, H, W, N · D]")
     head_dim = head_features(function, v.shape[-1], num_heads)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 
 
@@ -63,8 +63,7 @@ def separable_attention(
     function = "separable_attention"
     x = as_image(function, x)
     *batch, height, width, _ = x.shape
-    if patch_size < 1:
-        raise ValueError(f"{function}: patch_size must be at least 1, got {patch_size}.")
+    patch_size = check_positive(function, "patch_size", patch_size)
     if height % patch_size or width % patch_size:
         raise ValueError(
             f"{function}: H and W must be multiples of patch_size = {patch_size}, "

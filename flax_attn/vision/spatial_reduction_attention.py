@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._pooling import even_bins
 
 
 def spatial_reduction_attention(
@@ -95,16 +95,8 @@ def _tokens(x: jax.Array) -> jax.Array:
 
 def _adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     """Means over size × size bins: `[*B, H, W, C]` -> `[*B, P, P, C]`."""
-    if size < 1:
-        raise ValueError(f"spatial_reduction_attention: pool_size must be at least 1, got {size}.")
+    size = check_positive("spatial_reduction_attention", "pool_size", size)
     dtype = statistics_dtype(x.dtype)
-    rows, columns = (jnp.asarray(_bins(length, size), dtype) for length in x.shape[-3:-1])
-    return jnp.einsum("ph,...hwc,qw->...pqc", rows, x.astype(dtype), columns).astype(x.dtype)
-
-
-def _bins(length: int, size: int) -> np.ndarray:
-    """The matrix `[P, L]` of which row p averages the places ⌊p L / P⌋ ... ⌈(p + 1) L / P⌉ − 1."""
-    bins = np.arange(size)[:, None]
-    places = np.arange(length)
-    inside = (bins * length // size <= places) & (places < -(-(bins + 1) * length // size))
-    return inside / inside.sum(axis=1, keepdims=True)
+    rows, columns = (even_bins(length, size, dtype) for length in x.shape[-3:-1])
+    means = jnp.einsum("ph,...hwc,qw->...pqc", rows, x.astype(dtype), columns, precision="highest")
+    return means.astype(x.dtype)

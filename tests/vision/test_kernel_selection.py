@@ -363,11 +363,11 @@ ERRORS = {
     ),
     "selective groups": (
         made(nnx.SelectiveKernel, 48),
-        "SelectiveKernel: C must be a multiple of groups = 32, got 48",
+        "SelectiveKernel: C must be a multiple of groups = 32, got C = 48",
     ),
     "selective groups of the output": (
         made(nnx.SelectiveKernel, out_features=40),
-        "SelectiveKernel: out_features must be a multiple of groups = 32, got 40",
+        "SelectiveKernel: out_features must be a multiple of groups = 32, got out_features = 40",
     ),
     "an even selective kernel": (
         made(nnx.SelectiveKernel, kernel_size=4),
@@ -384,15 +384,15 @@ ERRORS = {
     ),
     "input channels of splits": (
         made(nnx.SplitAttention, 30, radix=2, groups=2),
-        "SplitAttention: C must be a multiple of radix · groups = 4, got 30",
+        "SplitAttention: C must be a multiple of radix · groups = 4, got C = 30",
     ),
     "output channels of cardinal groups": (
         made(nnx.SplitAttention, 32, groups=4, out_features=30),
-        "SplitAttention: out_features must be a multiple of groups = 4, got 30",
+        "SplitAttention: out_features must be a multiple of groups = 4, got out_features = 30",
     ),
     "hidden channels of cardinal groups": (
         made(nnx.SplitAttention, 32, groups=4, hidden_features=6),
-        "SplitAttention: hidden_features must be a multiple of groups = 4, got 6",
+        "SplitAttention: hidden_features must be a multiple of groups = 4, got hidden_features = 6",
     ),
     "an even large kernel": (
         made(nnx.LargeKernelAttention, dilated_kernel_size=6),

@@ -321,9 +321,9 @@ def test_polarized_attention_may_normalise_its_channels_as_other_versions_do():
 
 
 def test_what_cannot_be_polarized_is_refused():
-    with pytest.raises(ValueError, match=r"C must be a multiple of reduction = 2, got 5"):
+    with pytest.raises(ValueError, match=r"C must be a multiple of reduction = 2, got C = 5"):
         linen.PolarizedAttention().init(jax.random.key(0), X[..., :5])
-    with pytest.raises(ValueError, match=r"C must be a multiple of reduction = 2, got 5"):
+    with pytest.raises(ValueError, match=r"C must be a multiple of reduction = 2, got C = 5"):
         nnx.PolarizedAttention(5, rngs=flax_nnx.Rngs(0))
     made = nnx.PolarizedAttention(5, hidden_features=2, rngs=flax_nnx.Rngs(0))
     assert made(X[..., :5]).shape == (2, 6, 5, 5)
@@ -399,9 +399,9 @@ def test_one_channel_per_group_and_one_place_leave_the_bias():
 
 @pytest.mark.parametrize(("option", "number"), [("num_groups", 16), ("group_size", 8)])
 def test_channels_that_do_not_fall_into_groups_are_refused(option, number):
-    with pytest.raises(ValueError, match=f"C must be a multiple of {option} = {number}, got 20"):
+    with pytest.raises(ValueError, match=f"C must be a multiple of {option} = {number}, got C = 20"):
         nnx.EfficientLocalAttention(20, **{"num_groups": 4, option: number}, rngs=flax_nnx.Rngs(0))
-    with pytest.raises(ValueError, match=f"C must be a multiple of {option} = {number}, got 20"):
+    with pytest.raises(ValueError, match=f"C must be a multiple of {option} = {number}, got C = 20"):
         linen.EfficientLocalAttention(**{"num_groups": 4, option: number}).init(
             jax.random.key(0), X[..., :20]
         )

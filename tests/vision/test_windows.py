@@ -404,12 +404,12 @@ BAD = {
     "heads of Swin": (
         lambda: nnx.WindowAttention(48, num_heads=5, rngs=rngs()),
         ValueError,
-        "C must be a multiple of num_heads = 5, got 48",
+        "C must be a multiple of num_heads = 5, got C = 48",
     ),
     "heads of BoTNet": (
         lambda: nnx.BottleneckAttention(30, (4, 4), rngs=rngs()),
         ValueError,
-        "C must be a multiple of num_heads = 4, got 30",
+        "C must be a multiple of num_heads = 4, got C = 30",
     ),
 }
 
