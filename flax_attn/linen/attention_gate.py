@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, Map, reduced_features
 from flax_attn.vision import attention_gate_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class AttentionGate(nn.Module, kw_only=True):
@@ -87,7 +88,7 @@ class AttentionGate(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)
 
     def _normalised(self, layer: nn.Module) -> Map:
         if self.norm is None:

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class BAM(nn.Module, kw_only=True):
@@ -103,4 +104,4 @@ class BAM(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

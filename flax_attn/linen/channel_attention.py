@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import channel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class ChannelAttention(nn.Module, kw_only=True):
@@ -68,4 +69,4 @@ class ChannelAttention(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn.linen._norm import DetectorBatchNorm, with_phase
 from flax_attn.vision import context_anchor_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class ContextAnchorAttention(nn.Module, kw_only=True):
@@ -90,4 +91,4 @@ class ContextAnchorAttention(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import coordinate_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class CoordinateAttention(nn.Module, kw_only=True):
@@ -90,4 +91,4 @@ class CoordinateAttention(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gates)
-        return x * gates[0] * gates[1]
+        return apply_gate(x, *gates)

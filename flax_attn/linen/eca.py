@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn.vision import eca_gate, eca_kernel_size
+from flax_attn.vision._memory import apply_gate
 
 
 class ECA(nn.Module, kw_only=True):
@@ -52,4 +53,4 @@ class ECA(nn.Module, kw_only=True):
         )
         gate = eca_gate(x, conv, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

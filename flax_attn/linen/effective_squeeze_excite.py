@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.vision import effective_squeeze_excite_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class EffectiveSqueezeExcite(nn.Module, kw_only=True):
@@ -51,4 +52,4 @@ class EffectiveSqueezeExcite(nn.Module, kw_only=True):
         )
         gate = effective_squeeze_excite_gate(x, project, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, check_odd
 from flax_attn.vision import efficient_local_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class EfficientLocalAttention(nn.Module, kw_only=True):
@@ -76,4 +77,4 @@ class EfficientLocalAttention(nn.Module, kw_only=True):
         )
         gates = efficient_local_attention_gate(x, conv, norm, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gates)
-        return x * gates[0] * gates[1]
+        return apply_gate(x, *gates)

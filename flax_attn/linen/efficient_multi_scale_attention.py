@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, group_features
 from flax_attn.vision import efficient_multi_scale_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class EfficientMultiScaleAttention(nn.Module, kw_only=True):
@@ -69,4 +70,4 @@ class EfficientMultiScaleAttention(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import frequency_channel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class FrequencyChannelAttention(nn.Module, kw_only=True):
@@ -77,4 +78,4 @@ class FrequencyChannelAttention(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

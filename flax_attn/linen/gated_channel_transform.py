@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flax_attn.vision import gated_channel_transform_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class GatedChannelTransform(nn.Module, kw_only=True):
@@ -42,4 +43,4 @@ class GatedChannelTransform(nn.Module, kw_only=True):
             epsilon=self.epsilon,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.gather_excite import Extent, check_gather, gathering_convs, mean_extent
 
 
@@ -103,4 +104,4 @@ class GatherExcite(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

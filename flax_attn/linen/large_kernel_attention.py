@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd
 from flax_attn.vision import large_kernel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class LargeKernelAttention(nn.Module, kw_only=True):
@@ -78,4 +79,4 @@ class LargeKernelAttention(nn.Module, kw_only=True):
             nn.Dense(features, name="project", **settings),
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

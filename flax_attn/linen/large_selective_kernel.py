@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, dilated_kernels, reduced_features
 from flax_attn.vision import large_selective_kernel_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class LargeSelectiveKernel(nn.Module, kw_only=True):
@@ -86,4 +87,4 @@ class LargeSelectiveKernel(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, reduced_features
 from flax_attn.vision import polarized_attention_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.polarized_attention import Layout
 
 
@@ -81,4 +82,4 @@ class PolarizedAttention(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

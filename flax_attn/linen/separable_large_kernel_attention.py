@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class SeparableLargeKernelAttention(nn.Module, kw_only=True):
@@ -73,4 +74,4 @@ class SeparableLargeKernelAttention(nn.Module, kw_only=True):
             nn.Dense(features, name="project", **settings),
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

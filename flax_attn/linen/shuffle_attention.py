@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, group_features
 from flax_attn.vision import shuffle_attention_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.shuffle_attention import channel_shuffle
 
 
@@ -58,4 +59,4 @@ class ShuffleAttention(nn.Module, kw_only=True):
         }
         gate = shuffle_attention_gate(x, **vectors, epsilon=self.epsilon, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gate)
-        return channel_shuffle(x * gate)
+        return channel_shuffle(apply_gate(x, gate))

@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from flax_attn.vision import simam_gate
+from flax_attn.vision.simam import simam_and_gate
 
 
 class SimAM(nn.Module, kw_only=True):
@@ -26,6 +26,6 @@ class SimAM(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
-        gate = simam_gate(x, e_lambda=self.e_lambda)
+        y, gate = simam_and_gate(x, self.e_lambda)
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return y

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn.vision import spatial_attention_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.spatial_attention import Pooling
 
 
@@ -67,4 +68,4 @@ class SpatialAttention(nn.Module, kw_only=True):
         norm = None if self.norm is None else self.norm(name="norm")
         gate = spatial_attention_gate(x, conv, norm=norm, order=self.order, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

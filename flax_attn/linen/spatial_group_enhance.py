@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, group_features
 from flax_attn.vision import spatial_group_enhance_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class SpatialGroupEnhance(nn.Module, kw_only=True):
@@ -49,4 +50,4 @@ class SpatialGroupEnhance(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

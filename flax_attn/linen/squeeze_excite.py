@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import squeeze_excite_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class SqueezeExcite(nn.Module, kw_only=True):
@@ -66,4 +67,4 @@ class SqueezeExcite(nn.Module, kw_only=True):
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

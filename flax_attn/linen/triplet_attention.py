@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn.linen._norm import SlowBatchNorm, with_phase
 from flax_attn.vision import triplet_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class TripletAttention(nn.Module, kw_only=True):
@@ -77,4 +78,4 @@ class TripletAttention(nn.Module, kw_only=True):
         layers |= {f"norm_{plane}": norm(name=f"norm_{plane}") for plane in planes}
         gate = triplet_attention_gate(x, **layers, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -12,6 +12,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, Map, check_features, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import attention_gate_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class AttentionGate(nnx.Module):
@@ -107,7 +108,7 @@ class AttentionGate(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)
 
 
 def _normalised(layer: Map, norm: Map | None) -> Map:

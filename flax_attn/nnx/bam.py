@@ -12,6 +12,7 @@ from flax_attn._checks import Activation, check_features, check_odd, reduced_fea
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class BAM(nnx.Module):
@@ -116,4 +117,4 @@ class BAM(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -13,6 +13,7 @@ from flax_attn._checks import Activation, check_features, check_odd
 from flax_attn.nnx._norm import DetectorBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import context_anchor_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class ContextAnchorAttention(nnx.Module):
@@ -105,4 +106,4 @@ class ContextAnchorAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -13,6 +13,7 @@ from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import coordinate_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class CoordinateAttention(nnx.Module):
@@ -95,4 +96,4 @@ class CoordinateAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gates)
-        return x * gates[0] * gates[1]
+        return apply_gate(x, *gates)

@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, check_odd
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import eca_gate, eca_kernel_size
+from flax_attn.vision._memory import apply_gate
 
 
 class ECA(nnx.Module):
@@ -63,4 +64,4 @@ class ECA(nnx.Module):
         check_features("ECA", x, self.in_features)
         gate = eca_gate(x, self.conv, gate_fn=self.gate_fn)
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

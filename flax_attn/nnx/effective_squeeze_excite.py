@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import effective_squeeze_excite_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class EffectiveSqueezeExcite(nnx.Module):
@@ -63,4 +64,4 @@ class EffectiveSqueezeExcite(nnx.Module):
         check_features("EffectiveSqueezeExcite", x, self.in_features)
         gate = effective_squeeze_excite_gate(x, self.project, gate_fn=self.gate_fn)
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

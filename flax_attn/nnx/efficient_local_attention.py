@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, check_multiple, check_odd
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import efficient_local_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class EfficientLocalAttention(nnx.Module):
@@ -88,4 +89,4 @@ class EfficientLocalAttention(nnx.Module):
         check_features("EfficientLocalAttention", x, self.in_features)
         gates = efficient_local_attention_gate(x, self.conv, self.norm, gate_fn=self.gate_fn)
         sow(self, "gate", gates)
-        return x * gates[0] * gates[1]
+        return apply_gate(x, *gates)

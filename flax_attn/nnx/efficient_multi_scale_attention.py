@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, check_odd, group_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import efficient_multi_scale_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class EfficientMultiScaleAttention(nnx.Module):
@@ -87,4 +88,4 @@ class EfficientMultiScaleAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

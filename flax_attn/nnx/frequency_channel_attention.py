@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import frequency_channel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class FrequencyChannelAttention(nnx.Module):
@@ -93,4 +94,4 @@ class FrequencyChannelAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

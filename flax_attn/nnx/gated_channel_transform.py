@@ -8,6 +8,7 @@ from flax.typing import Dtype
 from flax_attn._checks import check_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gated_channel_transform_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class GatedChannelTransform(nnx.Module):
@@ -44,4 +45,4 @@ class GatedChannelTransform(nnx.Module):
             x, self.alpha[...], self.gamma[...], self.beta[...], epsilon=self.epsilon
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -12,6 +12,7 @@ from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gather_excite_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.gather_excite import Extent, check_gather, gathering_convs, mean_extent
 
 
@@ -110,4 +111,4 @@ class GatherExcite(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_features, check_odd
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_kernel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class LargeKernelAttention(nnx.Module):
@@ -86,4 +87,4 @@ class LargeKernelAttention(nnx.Module):
         check_features("LargeKernelAttention", x, self.in_features)
         gate = large_kernel_attention_gate(x, self.local_conv, self.dilated_conv, self.project)
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

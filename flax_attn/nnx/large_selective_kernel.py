@@ -17,6 +17,7 @@ from flax_attn._checks import (
 )
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_selective_kernel_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class LargeSelectiveKernel(nnx.Module):
@@ -105,4 +106,4 @@ class LargeSelectiveKernel(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

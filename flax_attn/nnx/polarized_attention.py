@@ -12,6 +12,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, check_multiple, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import polarized_attention_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.polarized_attention import Layout
 
 
@@ -98,4 +99,4 @@ class PolarizedAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class SeparableLargeKernelAttention(nnx.Module):
@@ -86,4 +87,4 @@ class SeparableLargeKernelAttention(nnx.Module):
             self.project,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, group_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import shuffle_attention_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.shuffle_attention import channel_shuffle
 
 
@@ -76,4 +77,4 @@ class ShuffleAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return channel_shuffle(x * gate)
+        return channel_shuffle(apply_gate(x, gate))

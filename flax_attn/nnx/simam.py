@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from flax_attn.nnx._sow import sow
-from flax_attn.vision import simam_gate
+from flax_attn.vision.simam import simam_and_gate
 
 
 class SimAM(nnx.Module):
@@ -27,6 +27,6 @@ class SimAM(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
-        gate = simam_gate(x, e_lambda=self.e_lambda)
+        y, gate = simam_and_gate(x, self.e_lambda)
         sow(self, "gate", gate)
-        return x * gate
+        return y

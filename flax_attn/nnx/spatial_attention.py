@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_attention_gate
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.spatial_attention import Pooling
 
 
@@ -79,4 +80,4 @@ class SpatialAttention(nnx.Module):
             x, self.conv, norm=self.norm, order=self.order, gate_fn=self.gate_fn
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, group_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_group_enhance_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class SpatialGroupEnhance(nnx.Module):
@@ -59,4 +60,4 @@ class SpatialGroupEnhance(nnx.Module):
             x, self.scale[...], self.bias[...], epsilon=self.epsilon, gate_fn=self.gate_fn
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

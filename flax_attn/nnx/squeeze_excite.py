@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import squeeze_excite_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class SqueezeExcite(nnx.Module):
@@ -76,4 +77,4 @@ class SqueezeExcite(nnx.Module):
             x, self.reduce, self.expand, activation_fn=self.activation_fn, gate_fn=self.gate_fn
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

@@ -13,6 +13,7 @@ from flax_attn._checks import Activation, check_odd
 from flax_attn.nnx._norm import SlowBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import triplet_attention_gate
+from flax_attn.vision._memory import apply_gate
 
 
 class TripletAttention(nnx.Module):
@@ -92,4 +93,4 @@ class TripletAttention(nnx.Module):
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return x * gate
+        return apply_gate(x, gate)

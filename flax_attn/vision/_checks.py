@@ -1,9 +1,8 @@
-"""Checks and pooling shared by the vision mechanisms."""
+"""Checks shared by the vision mechanisms."""
 
 import jax
-import jax.numpy as jnp
 
-from flax_attn._checks import as_floating, statistics_dtype
+from flax_attn._checks import as_floating
 
 
 def as_image(function: str, x: jax.Array) -> jax.Array:
@@ -33,13 +32,3 @@ def check_reduced(function: str, hidden: jax.Array) -> None:
         raise ValueError(
             f"{function}: reduce must keep at least 1 channel, got 0. Use a smaller reduction."
         )
-
-
-def spatial_mean(x: jax.Array) -> jax.Array:
-    """Mean over height and width: `[*B, H, W, C]` -> `[*B, C]`, in at least float32."""
-    return jnp.mean(x, axis=(-3, -2), dtype=statistics_dtype(x.dtype))
-
-
-def spatial_max(x: jax.Array) -> jax.Array:
-    """Maximum over height and width, of which ties share the gradient."""
-    return jnp.max(x, axis=(-3, -2)).astype(statistics_dtype(x.dtype))

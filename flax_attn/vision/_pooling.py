@@ -1,8 +1,49 @@
-"""Pooling over parts of an image: windows, and bins that share it evenly."""
+"""Pooling over all of an image, over windows, and over bins that share it evenly."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from flax_attn._checks import statistics_dtype
+from flax_attn.vision._memory import again, apart
+
+
+def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Array:
+    """Mean over some axes, in at least float32, of an image that is read again afterwards."""
+    return jnp.mean(again(x, *after), axis=axis, dtype=statistics_dtype(x.dtype))
+
+
+def spatial_mean(x: jax.Array) -> jax.Array:
+    """Mean over height and width: `[*B, H, W, C]` -> `[*B, C]`, in at least float32."""
+    return mean(x, (-3, -2))
+
+
+def spatial_max(x: jax.Array) -> jax.Array:
+    """Maximum over height and width, of which ties share the gradient."""
+    return largest(x, (-3, -2))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def largest(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """Maximum over some axes, in at least float32, of which ties share the gradient."""
+    return jnp.max(x, axis=axis).astype(statistics_dtype(x.dtype))
+
+
+@largest.defjvp
+def _largest_jvp(
+    axis: int | tuple[int, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    value = largest(x, axis)
+    # Two comparisons rather than one that is kept.
+    first = jnp.expand_dims(value, axis).astype(x.dtype)
+    ties = jnp.sum(x == first, axis=axis, dtype=jnp.int32)
+    share = jnp.expand_dims(1 / ties.astype(value.dtype), axis)
+    seen, second, share = apart(x, first, share)
+    tangent = jnp.where(seen == second, dx.astype(value.dtype) * share, 0)
+    return value, jnp.sum(tangent, axis=axis)
 
 
 def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:

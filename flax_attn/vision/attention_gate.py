@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_floating, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._resize import resize_bilinear
 
 
@@ -62,7 +63,7 @@ def attention_gate(
     gate = attention_gate_gate(
         x, gating, theta, phi, psi, activation_fn=activation_fn, gate_fn=gate_fn
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def attention_gate_gate(

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Map
 from flax_attn.attention import dot_product_attention, multi_head_attention
-from flax_attn.vision._checks import as_image, spatial_mean
+from flax_attn.vision._checks import as_image
+from flax_attn.vision._pooling import spatial_mean
 
 
 def attention_pool(

@@ -7,7 +7,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def bam(
@@ -82,7 +84,7 @@ def bam(
         activation_fn=activation_fn,
         gate_fn=gate_fn,
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def bam_gate(

@@ -4,13 +4,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn.vision._checks import (
-    as_image,
-    check_reduced,
-    check_returned,
-    spatial_max,
-    spatial_mean,
-)
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_max, spatial_mean
 
 
 def channel_attention(
@@ -54,9 +50,8 @@ def channel_attention(
       Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
       arXiv:1807.06521, equation 2.
     """
-    return x * channel_attention_gate(
-        x, reduce, expand, activation_fn=activation_fn, gate_fn=gate_fn
-    )
+    gate = channel_attention_gate(x, reduce, expand, activation_fn=activation_fn, gate_fn=gate_fn)
+    return apply_gate(x, gate)
 
 
 def channel_attention_gate(

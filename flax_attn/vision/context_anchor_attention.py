@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_odd, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import window_sum
 
 
@@ -64,7 +65,7 @@ def context_anchor_attention(
       Cai, Lai, Wang, Wang, Sun, Yao, "Poly Kernel Inception Network for Remote Sensing Detection",
       CVPR 2024, arXiv:2403.06258, section 3.
     """
-    return x * context_anchor_attention_gate(
+    gate = context_anchor_attention_gate(
         x,
         project_in,
         norm_in,
@@ -76,6 +77,7 @@ def context_anchor_attention(
         activation_fn=activation_fn,
         gate_fn=gate_fn,
     )
+    return apply_gate(x, gate)
 
 
 def context_anchor_attention_gate(

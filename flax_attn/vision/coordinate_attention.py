@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import mean
 
 
 def coordinate_attention(
@@ -64,7 +66,7 @@ def coordinate_attention(
         activation_fn=activation_fn,
         gate_fn=gate_fn,
     )
-    return x * height * width
+    return apply_gate(x, height, width)
 
 
 def coordinate_attention_gate(
@@ -79,9 +81,8 @@ def coordinate_attention_gate(
 ) -> tuple[Float[Array, "*B H 1 C"], Float[Array, "*B 1 W C"]]:
     """The two gates of `coordinate_attention`, `[*B, H, 1, C]` and `[*B, 1, W, C]`."""
     x = as_image("coordinate_attention", x)
-    dtype = statistics_dtype(x.dtype)
-    rows = jnp.mean(x, axis=-2, dtype=dtype)
-    columns = jnp.mean(x, axis=-3, dtype=dtype)
+    rows = mean(x, -2)
+    columns = mean(x, -3, rows)
     joint = activation_fn(norm(reduce(jnp.concatenate([rows, columns], axis=-2))))
     check_reduced("coordinate_attention", joint)
     height, width = jnp.split(joint, [rows.shape[-2]], axis=-2)

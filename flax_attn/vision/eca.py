@@ -6,7 +6,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_positive
-from flax_attn.vision._checks import as_image, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def eca(
@@ -43,7 +45,7 @@ def eca(
       Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional
       Neural Networks", CVPR 2020, arXiv:1910.03151, equation 9.
     """
-    return x * eca_gate(x, conv, gate_fn=gate_fn)
+    return apply_gate(x, eca_gate(x, conv, gate_fn=gate_fn))
 
 
 def eca_gate(

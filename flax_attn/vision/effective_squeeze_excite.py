@@ -4,7 +4,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn.vision._checks import as_image, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def effective_squeeze_excite(
@@ -41,7 +43,7 @@ def effective_squeeze_excite(
       Lee, Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation", CVPR 2020,
       arXiv:1911.06667, the section on VoVNetV2.
     """
-    return x * effective_squeeze_excite_gate(x, project, gate_fn=gate_fn)
+    return apply_gate(x, effective_squeeze_excite_gate(x, project, gate_fn=gate_fn))
 
 
 def effective_squeeze_excite_gate(

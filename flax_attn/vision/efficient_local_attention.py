@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import mean
 
 
 def efficient_local_attention(
@@ -53,7 +55,7 @@ def efficient_local_attention(
       arXiv 2024, arXiv:2403.01123, section 3.
     """
     height, width = efficient_local_attention_gate(x, conv, norm, gate_fn=gate_fn)
-    return x * height * width
+    return apply_gate(x, height, width)
 
 
 def efficient_local_attention_gate(
@@ -67,7 +69,7 @@ def efficient_local_attention_gate(
     x = as_image("efficient_local_attention", x)
 
     def strip_gate(axis: int, letters: str) -> jax.Array:
-        strip = jnp.mean(x, axis=axis, dtype=statistics_dtype(x.dtype))
+        strip = mean(x, axis)
         convolved = conv(strip)
         check_returned("efficient_local_attention", "conv", convolved, strip.shape, letters)
         gate = gate_fn(norm(convolved))

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Activation, Map, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._groups import split_groups, standardize_places
+from flax_attn.vision._memory import apply_gate
 
 
 def efficient_multi_scale_attention(
@@ -65,7 +66,7 @@ def efficient_multi_scale_attention(
     gate = efficient_multi_scale_attention_gate(
         x, pointwise, norm_scale, norm_bias, conv, epsilon=epsilon, gate_fn=gate_fn
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def efficient_multi_scale_attention_gate(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import even_bins
 
 # The frequencies (u, v) of height and width in a 7×7 plane, the one that serves best alone on
@@ -83,7 +84,7 @@ def frequency_channel_attention(
         activation_fn=activation_fn,
         gate_fn=gate_fn,
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def frequency_channel_attention_gate(

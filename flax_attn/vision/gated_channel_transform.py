@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._memory import apply_gate
 
 
 def gated_channel_transform(
@@ -49,7 +50,7 @@ def gated_channel_transform(
       Yang, Zhu, Wu, Yang, "Gated Channel Transformation for Visual Recognition", CVPR 2020,
       arXiv:1909.11519, equations 2-4.
     """
-    return x * gated_channel_transform_gate(x, alpha, gamma, beta, epsilon=epsilon)
+    return apply_gate(x, gated_channel_transform_gate(x, alpha, gamma, beta, epsilon=epsilon))
 
 
 def gated_channel_transform_gate(

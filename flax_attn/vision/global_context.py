@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import again, apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def global_context(
@@ -68,7 +70,7 @@ def global_context(
         context = spatial_mean(x)
     else:
         weights = global_context_weights(x, score)
-        context = jnp.sum(weights * x.astype(weights.dtype), axis=(-3, -2))
+        context = jnp.sum(weights * again(x, weights).astype(weights.dtype), axis=(-3, -2))
     hidden = activation_fn(norm(reduce(context)))
     check_reduced("global_context", hidden)
     term = expand(hidden)
@@ -76,7 +78,7 @@ def global_context(
     term = term[..., None, None, :]
     if combine == "add":
         return x + term.astype(x.dtype)
-    return x * jax.nn.sigmoid(term).astype(x.dtype)
+    return apply_gate(x, jax.nn.sigmoid(term).astype(x.dtype))
 
 
 def global_context_weights(x: Float[Array, "*B H W C"], score: Map) -> Float[Array, "*B H W 1"]:

@@ -4,6 +4,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Map
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
 
 
 def large_kernel_attention(
@@ -45,7 +46,7 @@ def large_kernel_attention(
       Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023,
       arXiv:2202.09741, equations 1-2.
     """
-    return x * large_kernel_attention_gate(x, local_conv, dilated_conv, project)
+    return apply_gate(x, large_kernel_attention_gate(x, local_conv, dilated_conv, project))
 
 
 def large_kernel_attention_gate(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
 
 
 def large_selective_kernel(
@@ -61,7 +62,8 @@ def large_selective_kernel(
       Li, Hou, Zheng, Cheng, Yang, Li, "Large Selective Kernel Network for Remote Sensing Object
       Detection", ICCV 2023, arXiv:2303.09030, equations 2-9.
     """
-    return x * large_selective_kernel_gate(x, convs, reduces, select, project, gate_fn=gate_fn)
+    gate = large_selective_kernel_gate(x, convs, reduces, select, project, gate_fn=gate_fn)
+    return apply_gate(x, gate)
 
 
 def large_selective_kernel_gate(

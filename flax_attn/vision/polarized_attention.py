@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn.vision._checks import as_image, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 Layout = Literal["parallel", "sequential"]
 
@@ -82,7 +84,7 @@ def polarized_attention(
         layout=layout,
         gate_fn=gate_fn,
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def polarized_attention_gate(
@@ -111,7 +113,7 @@ def polarized_attention_gate(
         check_returned("polarized_attention", "channel_norm", expanded, _shape(x), "[*B, C]")
     channel = gate_fn(expanded)[..., None, None, :]
 
-    seen = x * channel.astype(x.dtype) if layout == "sequential" else x
+    seen = apply_gate(x, channel.astype(x.dtype)) if layout == "sequential" else x
     spatial = gate_fn(_mixed_by_channel(seen, spatial_query, spatial_value))
     spatial = spatial.astype(channel.dtype)
     gate = channel * spatial if layout == "sequential" else channel + spatial

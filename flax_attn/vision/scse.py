@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def scse(
@@ -62,7 +64,7 @@ def scse(
     gate = scse_gate(
         x, reduce, expand, project, combine=combine, activation_fn=activation_fn, gate_fn=gate_fn
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def scse_gate(

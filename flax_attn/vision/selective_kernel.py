@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._pooling import spatial_mean
 
 
 def selective_kernel(

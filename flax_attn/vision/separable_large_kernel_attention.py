@@ -4,6 +4,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Map
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
 
 
 def separable_large_kernel_attention(
@@ -50,9 +51,10 @@ def separable_large_kernel_attention(
       Lau, Po, Rehman, "Large Separable Kernel Attention: Rethinking the Large Kernel Attention
       Design in CNN", Expert Systems with Applications 2024, arXiv:2309.01439, section 3.
     """
-    return x * separable_large_kernel_attention_gate(
+    gate = separable_large_kernel_attention_gate(
         x, local_row, local_column, dilated_row, dilated_column, project
     )
+    return apply_gate(x, gate)
 
 
 def separable_large_kernel_attention_gate(

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Activation, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._groups import split_groups, standardize_places
+from flax_attn.vision._memory import apply_gate
 
 
 def shuffle_attention(
@@ -74,7 +75,7 @@ def shuffle_attention(
         epsilon=epsilon,
         gate_fn=gate_fn,
     )
-    return channel_shuffle(x * gate)
+    return channel_shuffle(apply_gate(x, gate))
 
 
 def shuffle_attention_gate(

@@ -6,6 +6,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import statistics_dtype
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._memory import again
+from flax_attn.vision._pooling import spatial_mean
 
 
 def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
@@ -34,7 +36,18 @@ def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array
       Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional
       Neural Networks", ICML 2021, equations 5 and 6.
     """
-    return x * simam_gate(x, e_lambda=e_lambda)
+    return simam_and_gate(x, e_lambda)[0]
+
+
+def simam_and_gate(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
+    """The scaled image and its gate, of which reverse mode keeps nothing but x."""
+
+    @jax.checkpoint
+    def scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gate = simam_gate(x, e_lambda=e_lambda)
+        return x * gate, gate
+
+    return scaled(as_image("simam", x))
 
 
 def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
@@ -43,7 +56,9 @@ def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[
     places = x.shape[-3] * x.shape[-2]
     if places == 1:
         raise ValueError("simam: x must have at least two places, got H · W = 1 · 1.")
-    wide = x.astype(statistics_dtype(x.dtype))
-    deviation = jnp.square(wide - jnp.mean(wide, axis=(-3, -2), keepdims=True))
+    dtype = statistics_dtype(x.dtype)
+    mean = spatial_mean(x)[..., None, None, :]
+    deviation = jnp.square(again(x, mean).astype(dtype) - mean)
     variance = jnp.sum(deviation, axis=(-3, -2), keepdims=True) / (places - 1)
+    deviation = jnp.square(again(x, variance).astype(dtype) - mean)
     return jax.nn.sigmoid(deviation / (4 * (variance + e_lambda)) + 0.5).astype(x.dtype)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import largest, mean
 
 Pooling = Literal["mean", "max"]
 
@@ -53,7 +55,7 @@ def spatial_attention(
       Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
       arXiv:1807.06521, equation 3.
     """
-    return x * spatial_attention_gate(x, conv, norm=norm, order=order, gate_fn=gate_fn)
+    return apply_gate(x, spatial_attention_gate(x, conv, norm=norm, order=order, gate_fn=gate_fn))
 
 
 def spatial_attention_gate(
@@ -70,10 +72,9 @@ def spatial_attention_gate(
         raise ValueError(
             f'spatial_attention: order must be ("mean", "max") or ("max", "mean"), got {order}.'
         )
-    dtype = statistics_dtype(x.dtype)
     pooled = {
-        "mean": jnp.mean(x, axis=-1, keepdims=True, dtype=dtype),
-        "max": jnp.max(x, axis=-1, keepdims=True).astype(dtype),
+        "mean": mean(x, -1)[..., None],
+        "max": largest(x, -1)[..., None],
     }
     convolved = conv(jnp.concatenate([pooled[name] for name in order], axis=-1))
     check_returned("spatial_attention", "conv", convolved, (*x.shape[:-1], 1), "[*B, H, W, 1]")

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, expand_rank, group_features, statistics_dtype
-from flax_attn.vision._checks import as_image, spatial_mean
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._groups import split_groups
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def spatial_group_enhance(
@@ -53,7 +55,8 @@ def spatial_group_enhance(
       Li, Hu, Yang, "Spatial Group-wise Enhance: Improving Semantic Feature Learning in
       Convolutional Networks", arXiv 2019, arXiv:1905.09646, section 3.
     """
-    return x * spatial_group_enhance_gate(x, scale, bias, epsilon=epsilon, gate_fn=gate_fn)
+    gate = spatial_group_enhance_gate(x, scale, bias, epsilon=epsilon, gate_fn=gate_fn)
+    return apply_gate(x, gate)
 
 
 def spatial_group_enhance_gate(

@@ -4,7 +4,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn.vision._checks import as_image, check_reduced, check_returned, spatial_mean
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
 
 
 def squeeze_excite(
@@ -47,7 +49,8 @@ def squeeze_excite(
     References:
       Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv:1709.01507, equations 2-4.
     """
-    return x * squeeze_excite_gate(x, reduce, expand, activation_fn=activation_fn, gate_fn=gate_fn)
+    gate = squeeze_excite_gate(x, reduce, expand, activation_fn=activation_fn, gate_fn=gate_fn)
+    return apply_gate(x, gate)
 
 
 def squeeze_excite_gate(

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import largest, mean
 
 
 def triplet_attention(
@@ -67,7 +69,7 @@ def triplet_attention(
     gate = triplet_attention_gate(
         x, conv_cw, norm_cw, conv_hc, norm_hc, conv_hw, norm_hw, gate_fn=gate_fn
     )
-    return x * gate
+    return apply_gate(x, gate)
 
 
 def triplet_attention_gate(
@@ -108,6 +110,5 @@ def triplet_attention_gate(
 
 def _pool(x: Array, axis: int) -> Array:
     """The maximum and the mean over an axis, side by side in a new last one."""
-    dtype = statistics_dtype(x.dtype)
-    largest, mean = jnp.max(x, axis=axis).astype(dtype), jnp.mean(x, axis=axis, dtype=dtype)
-    return jnp.stack([largest, mean], axis=-1)
+    maximum = largest(x, axis)
+    return jnp.stack([maximum, mean(x, axis, maximum)], axis=-1)
