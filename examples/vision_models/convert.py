@@ -6,7 +6,7 @@ An image in our models is `[H, W, 3]`, in timm's `[3, H, W]`; both are normalise
 standard deviation of timm's `default_cfg`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,8 +19,27 @@ LEAVES = {
     "running_mean": ("mean",),
     "running_var": ("var",),
 }
+Split = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+def side_by_side(*names: str) -> Split:
+    """A weight `[parts · C, *I]` as parts of one size, one after the other."""
+    return lambda weight: dict(zip(names, np.split(weight, len(names)), strict=True))
+
+
+def head_by_head(*names: str, head_dim: int) -> Split:
+    """A weight `[N · parts · D, *I]`, where each head has its parts together."""
+
+    def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
+        heads = weight.reshape(-1, len(names), head_dim, *weight.shape[1:])
+        parts = np.moveaxis(heads, 1, 0).reshape(len(names), -1, *weight.shape[1:])
+        return dict(zip(names, parts, strict=True))
+
+    return split
+
+
 # Layers that timm computes as one, by the name of the one.
-STACKED = {"qkv": ("query", "key", "value"), "kv": ("key", "value")}
+STACKED = {"qkv": side_by_side("query", "key", "value"), "kv": side_by_side("key", "value")}
 # What PyTorch counts, and what our models compute from their sizes.
 LEFT_OUT = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
@@ -29,7 +48,8 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     """Fill a model of this package, in place, with the weights and statistics of timm's model.
 
     Args:
-      model: A model with `timm_names`, which translate timm's names of layers into ours. May be
+      model: A model with `timm_names`, which translate timm's names of layers into ours, and
+        `timm_stacked` where it splits other layers than `STACKED`, or in another way. May be
         abstract, `nnx.eval_shape(build)`.
       state_dict: PyTorch tensors or NumPy arrays, by timm's names.
 
@@ -39,7 +59,7 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     places = {".".join(map(str, path)): place for path, place in nnx.to_flat_state(state)}
     missing, unknown = dict(places), {}
-    for name, weight in unpacked(state_dict):
+    for name, weight in unpacked(state_dict, STACKED | getattr(model, "timm_stacked", {})):
         path = next((p for p in candidates(name, model.timm_names) if p in missing), None)
         if path is None:
             unknown[name] = weight
@@ -55,7 +75,9 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     nnx.update(model, state)
 
 
-def unpacked(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def unpacked(
+    state_dict: Mapping[str, Any], stacked: Mapping[str, Split]
+) -> Iterator[tuple[str, np.ndarray]]:
     """The weights as NumPy arrays, with queries, keys and values apart."""
     for name, tensor in state_dict.items():
         if name.endswith(LEFT_OUT):
@@ -63,9 +85,8 @@ def unpacked(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
         weight = np.asarray(tensor)
         layer, _, leaf = name.rpartition(".")
         outer, _, inner = layer.rpartition(".")
-        if inner in STACKED:
-            parts = STACKED[inner]
-            for part, values in zip(parts, np.split(weight, len(parts)), strict=True):
+        if inner in stacked:
+            for part, values in stacked[inner](weight).items():
                 yield f"{outer}.{part}.{leaf}", values
         else:
             yield name, weight

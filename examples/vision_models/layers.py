@@ -1,7 +1,10 @@
 """Layers that the models share, with PyTorch's conventions where Flax's differ."""
 
 import functools
+from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 # PyTorch's momentum of 0.1 weighs the new statistics, Flax's 0.9 the old ones.
@@ -39,6 +42,58 @@ def conv(
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
         rngs=rngs,
     )
+
+
+class ConvStem(nnx.Module):
+    """Square convolutions, each with its norm, and an activation between them.
+
+    Args:
+      widths: Numbers of channels, from the image's on.
+      sizes: Of the kernels.
+      strides: Of the convolutions.
+      activation_fn: δ.
+      rngs: Keys for the parameters.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        activation_fn: Callable[[jax.Array], jax.Array],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.convs, self.norms = nnx.List(), nnx.List()
+        layers = zip(widths[:-1], widths[1:], sizes, strides, strict=True)
+        for before, after, size, stride in layers:
+            self.convs.append(conv(before, after, size, stride, rngs=rngs))
+            self.norms.append(BatchNorm(after, rngs=rngs))
+        self.activation_fn = activation_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From `[B, H, W, widths[0]]` to a map of `widths[-1]` channels, not yet activated."""
+        for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(layer(self.activation_fn(x) if i else x))
+        return x
+
+
+class LayerScale(nnx.Module):
+    """y = γ · x, a factor for each channel."""
+
+    def __init__(self, features: int):
+        self.gamma = nnx.Param(jnp.ones(features))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From `[*B, features]` to the same."""
+        return x * self.gamma[...].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def means(x: jax.Array, stride: int) -> jax.Array:
+    """Of s×s places: from `[B, H, W, C]` to `[B, H / s, W / s, C]`."""
+    batch, height, width, features = x.shape
+    s = stride
+    return jnp.mean(x.reshape(batch, height // s, s, width // s, s, features), axis=(2, 4))
 
 
 def divisible(width: float, divisor: int = 8, least: float = 0.0) -> int:

@@ -1,30 +1,47 @@
 """The block of a vision transformer, around any mixer of tokens or of places."""
 
+import functools
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vision_models.layers import LayerNorm
 
+GELU = functools.partial(jax.nn.gelu, approximate=False)
+
 
 class Mlp(nnx.Module):
-    """The perceptron: y = fc2(GELU(fc1(x)))."""
+    """The perceptron: y = fc2(δ(fc1(x)))."""
 
-    def __init__(self, features: int, hidden_features: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        *,
+        activation_fn: Callable[[jax.Array], jax.Array] = GELU,
+        rngs: nnx.Rngs,
+    ):
         self.fc1 = nnx.Linear(features, hidden_features, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_features, features, rngs=rngs)
+        self.activation_fn = activation_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """From `[*B, features]` to the same."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(self.activation_fn(self.fc1(x)))
 
 
 class Block(nnx.Module):
-    """Normalised first: y = x + attention(norm1(x)), z = y + mlp(norm2(y)).
+    """Normalised first: y = shortcut(x) + attention(norm1(x)), z = y + mlp(norm2(y)).
 
     Args:
       features: Width of a token.
       attention: From tokens or a map to the same.
       mlp: Likewise.
+      in_features: Width of a token before the attention, default `features`.
+      shortcut: From x to what the attention gives, where that has another shape.
+      norm: Makes the norms, called as `norm(features, epsilon=epsilon, rngs=rngs)`.
       epsilon: Of the norms.
       rngs: Keys for the parameters.
     """
@@ -35,15 +52,25 @@ class Block(nnx.Module):
         attention: nnx.Module,
         mlp: nnx.Module,
         *,
+        in_features: int | None = None,
+        shortcut: Callable[[jax.Array], jax.Array] = nnx.identity,
+        norm: Callable[..., nnx.Module] = LayerNorm,
         epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = LayerNorm(features, epsilon=epsilon, rngs=rngs)
+        self.norm1 = norm(in_features or features, epsilon=epsilon, rngs=rngs)
         self.attention = attention
-        self.norm2 = LayerNorm(features, epsilon=epsilon, rngs=rngs)
+        self.shortcut = shortcut
+        self.norm2 = norm(features, epsilon=epsilon, rngs=rngs)
         self.mlp = mlp
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """From `[*B, features]` to the same."""
-        x = x + self.attention(self.norm1(x))
+        """From `[*B, in_features]` to `[*B, features]`."""
+        x = self.shortcut(x) + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def with_class_token(x: jax.Array, class_token: jax.Array) -> jax.Array:
+    """The token `[1, 1, M]`, and after it the map `[B, H, W, M]`, row after row."""
+    first = jnp.broadcast_to(class_token, (x.shape[0], 1, x.shape[-1]))
+    return jnp.concatenate([first, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)

@@ -12,7 +12,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.layers import LayerNorm
-from vision_models.transformer import Block, Mlp
+from vision_models.transformer import Block, Mlp, with_class_token
 
 
 class VisionTransformer(nnx.Module):
@@ -54,10 +54,7 @@ class VisionTransformer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
-        x = self.patches(x)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])  # row after row
-        class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([class_token, x], axis=1)
+        x = with_class_token(self.patches(x), self.class_token[...])
         x = x + self.positions(jnp.arange(self.num_tokens))[None]
         for block in self.blocks:
             x = block(x)

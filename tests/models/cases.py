@@ -46,17 +46,29 @@ CASES = {
     "botnet26t_256": of_one_size("botnet26t_256", 64, attention=("self_attn",)),
     "ecaresnet26t": of_any_size("ecaresnet26t"),
     "efficientnet_b0": of_any_size("efficientnet_b0"),
+    "focalnet_tiny_srf": of_any_size("focalnet_tiny_srf", attention=("modulation",)),
     "gcresnet33ts": of_any_size("gcresnet33ts"),
+    "halonet26t": of_any_size("halonet26t", image_size=256, attention=("self_attn",)),
+    "lambda_resnet26t": of_any_size("lambda_resnet26t", image_size=96, attention=("self_attn",)),
     "mobilenetv3_large_100": of_any_size("mobilenetv3_large_100"),
     "mobilenetv3_small_100": of_any_size("mobilenetv3_small_100"),
+    "mobilevitv2_050": of_any_size("mobilevitv2_050", image_size=128),
     "pvt_v2_b0": of_any_size("pvt_v2_b0"),
     "resnest14d": of_any_size("resnest14d", attention=("fc1", "fc2")),
     "seresnet50": of_any_size("seresnet50"),
     "skresnet18": of_any_size("skresnet18"),
     "swin_tiny_patch4_window7_224": of_one_size("swin_tiny_patch4_window7_224", 224),
+    "test_coatnet": of_one_size("test_coatnet", 64),
+    "test_maxvit": of_one_size("test_maxvit", 64),
     "vit_tiny_patch16_224": of_one_size("vit_tiny_patch16_224", 64),
+    "volo_d1_224": of_one_size("volo_d1_224", 64, attention=("attn.attn",)),
+    "xcit_nano_12_p16_224": of_any_size("xcit_nano_12_p16_224", attention=("qkv", "temperature")),
 }
-COVERED = {"resnet18", "resnet50", "seresnet18"}  # by those with attention, and resnet18_se
+# By those with attention, and resnet18_se; the larger ones by test_coatnet and test_maxvit.
+COVERED = {
+    *("resnet18", "resnet50", "seresnet18"),
+    *("coatnet_nano_rw_224", "maxvit_nano_rw_256"),
+}
 
 
 def generator(name: str) -> np.random.Generator:
@@ -111,7 +123,7 @@ def noisy(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """10 % of noise, of either sign, on the weights of the attention."""
 
     def moved(name, weight):
-        if set(case.attention).isdisjoint(name.split(".")):
+        if not any(f".{part}." in f".{name}." for part in case.attention):
             return weight
         return weight * (1 + 0.1 * generator(f"noise on {name}").choice([-1.0, 1.0], weight.shape))
 

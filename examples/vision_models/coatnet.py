@@ -1,0 +1,95 @@
+"""CoAtNet: stages of convolutions, then stages of attention.
+
+Dai et al., "CoAtNet: Marrying Convolution and Attention for All Data Sizes", NeurIPS 2021,
+arXiv:2106.04803. Every place attends to every place, with a learned bias for each offset. As in
+timm's models called rw, whose attention is as wide as the block's input, not its output; other
+differences are in `hybrid.py`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import flax_attn
+import flax_attn.nnx
+from vision_models.hybrid import HEAD_DIM, Hybrid, MBConv, Shortcut, Stage
+from vision_models.layers import means
+from vision_models.transformer import Block, Mlp
+
+
+class RelativeAttention(nnx.Module):
+    """Attention over the whole map, on means where the block has a stride."""
+
+    def __init__(self, in_features: int, features: int, stride: int, size: int, *, rngs: nnx.Rngs):
+        num_heads = in_features // HEAD_DIM
+        self.attention = flax_attn.nnx.MultiHeadAttention(
+            num_heads, in_features, out_features=features, rngs=rngs
+        )
+        self.relative_bias = nnx.Param(jnp.zeros(((2 * size - 1) ** 2, num_heads)))
+        self.stride = stride
+        self.size = (size, size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From `[B, H, W, in_features]` to `[B, size, size, features]`."""
+        x = means(x, self.stride)
+        y = self.attention(
+            x.reshape(x.shape[0], -1, x.shape[-1]),
+            score_mod=flax_attn.scores.RelativeBias2D(self.relative_bias[...], self.size),
+            query_coords=flax_attn.Coords.grid(*self.size),
+        )
+        return y.reshape(*x.shape[:3], -1)
+
+
+def relative_block(
+    in_features: int, features: int, stride: int, *, size: int, rngs: nnx.Rngs
+) -> Block:
+    """A block whose attention halves the map where the stride is 2, to `size` · `size` places."""
+    shortcut = Shortcut(in_features, features, stride, use_bias=True, rngs=rngs)
+    attention = RelativeAttention(in_features, features, stride, size, rngs=rngs)
+    mlp = Mlp(features, 4 * features, rngs=rngs)
+    return Block(features, attention, mlp, in_features=in_features, shortcut=shortcut, rngs=rngs)
+
+
+class CoAtNet(Hybrid):
+    """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
+
+    Args:
+      stem_widths: Channels of the two convolutions before the stages.
+      features: Channels of each of four stages; a head has 32.
+      depths: Number of blocks of each stage, of convolution in the first two.
+      image_size: H = W, a multiple of 32.
+      num_classes: Number of logits.
+      rngs: Keys for the parameters.
+    """
+
+    def __init__(
+        self,
+        stem_widths: tuple[int, int],
+        features: Sequence[int],
+        depths: Sequence[int],
+        *,
+        image_size: int = 224,
+        num_classes: int = 1000,
+        rngs: nnx.Rngs,
+    ):
+        convolution = functools.partial(MBConv, pooled=True, reduction=4, use_bias=True)
+        blocks = [
+            convolution,
+            convolution,
+            functools.partial(relative_block, size=image_size // 16),
+            functools.partial(relative_block, size=image_size // 32),
+        ]
+        stages = [Stage(*stage) for stage in zip(features, depths, blocks, strict=True)]
+        super().__init__(stem_widths, stages, num_classes=num_classes, rngs=rngs)
+
+    @property
+    def timm_names(self) -> dict[str, str]:
+        """Our paths of layers, by timm's."""
+        return super().timm_names | {"attn": "attention.attention", "norm1.norm": "norm1"}
+
+
+coatnet_nano = functools.partial(CoAtNet, (32, 64), (64, 128, 256, 512), (3, 4, 6, 3))
+coatnet_test = functools.partial(CoAtNet, (16, 32), (32, 64, 96, 128), (1, 1, 2, 1), image_size=160)

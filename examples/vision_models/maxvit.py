@@ -1,0 +1,68 @@
+"""MaxViT: in each block a convolution, attention within windows, and attention across them.
+
+Tu et al., "MaxViT: Multi-Axis Vision Transformer", ECCV 2022, arXiv:2204.01697. `hybrid.py` says
+how timm's models called rw differ from the paper's.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+import flax_attn.nnx
+from vision_models.hybrid import HEAD_DIM, Hybrid, MBConv, Stage
+from vision_models.transformer import Block, Mlp
+
+
+class MultiAxisBlock(nnx.Module):
+    """A convolution, attention within windows, and attention across them."""
+
+    def __init__(
+        self, in_features: int, features: int, stride: int, *, window_size: int, rngs: nnx.Rngs
+    ):
+        num_heads = features // HEAD_DIM
+        within = flax_attn.nnx.WindowAttention(
+            features, num_heads=num_heads, window_size=window_size, rngs=rngs
+        )
+        across = flax_attn.nnx.GridAttention(
+            features, num_heads=num_heads, grid_size=window_size, rngs=rngs
+        )
+        self.conv = MBConv(in_features, features, stride, rngs=rngs)
+        self.within = Block(features, within, Mlp(features, 4 * features, rngs=rngs), rngs=rngs)
+        self.across = Block(features, across, Mlp(features, 4 * features, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From `[B, H, W, in_features]` to `[B, H / stride, W / stride, features]`."""
+        return self.across(self.within(self.conv(x)))
+
+
+class MaxViT(Hybrid):
+    """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
+
+    Args:
+      stem_widths: Channels of the two convolutions before the stages.
+      features: Channels of each stage, multiples of 32: a head has 32.
+      depths: Number of blocks of each stage.
+      image_size: H = W, a multiple of 32; a window has H / 32 · W / 32 places.
+      num_classes: Number of logits.
+      rngs: Keys for the parameters.
+    """
+
+    def __init__(
+        self,
+        stem_widths: tuple[int, int],
+        features: Sequence[int],
+        depths: Sequence[int],
+        *,
+        image_size: int = 256,
+        num_classes: int = 1000,
+        rngs: nnx.Rngs,
+    ):
+        block = functools.partial(MultiAxisBlock, window_size=image_size // 32)
+        stages = [Stage(*sizes, block) for sizes in zip(features, depths, strict=True)]
+        super().__init__(stem_widths, stages, num_classes=num_classes, rngs=rngs)
+
+
+maxvit_nano = functools.partial(MaxViT, (32, 64), (64, 128, 256, 512), (1, 2, 3, 1))
+maxvit_test = functools.partial(MaxViT, (16, 32), (32, 64, 96, 128), (1, 1, 1, 1), image_size=160)

@@ -1,0 +1,120 @@
+"""MobileViT, version 2.
+
+Mehta and Rastegari, "Separable Self-attention for Mobile Vision Transformers", TMLR 2023,
+arXiv:2206.02680. Inverted residuals, and from the third stage on transformers of a map in patches
+of 2×2 places: those with one position in their patch attend to each other.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import flax_attn.nnx
+from vision_models.convert import Split
+from vision_models.inverted_residual import Blocks, make_stages
+from vision_models.layers import BatchNorm, conv
+from vision_models.transformer import Block, Mlp
+
+# Over a whole image, and not over a place as LayerNorm.
+GroupNorm = functools.partial(nnx.GroupNorm, num_groups=1, use_fast_variance=False)
+EPSILON = 1e-5
+
+DEPTHS_AND_STRIDES = ((1, 1), (2, 2), (1, 2), (1, 2), (1, 2))  # of the inverted residuals
+
+
+class MobileViTBlock(nnx.Module):
+    """What a place's neighbours say, then what the image says, at half the width."""
+
+    def __init__(self, features: int, depth: int, *, rngs: nnx.Rngs):
+        width = features // 2
+        self.conv_dw = conv(features, features, 3, groups=features, rngs=rngs)
+        self.bn1 = BatchNorm(features, rngs=rngs)
+        self.conv_in = conv(features, width, 1, rngs=rngs)
+        self.blocks = nnx.List()
+        for _ in range(depth):
+            attention = flax_attn.nnx.SeparableAttention(width, patch_size=2, rngs=rngs)
+            mlp = Mlp(width, 2 * width, activation_fn=jax.nn.silu, rngs=rngs)
+            self.blocks.append(
+                Block(width, attention, mlp, norm=GroupNorm, epsilon=EPSILON, rngs=rngs)
+            )
+        self.norm = GroupNorm(width, epsilon=EPSILON, rngs=rngs)
+        self.conv_out = conv(width, features, 1, rngs=rngs)
+        self.bn2 = BatchNorm(features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From `[B, H, W, features]` to the same; H and W are even."""
+        x = self.conv_in(jax.nn.silu(self.bn1(self.conv_dw(x))))
+        for block in self.blocks:
+            x = block(x)
+        return self.bn2(self.conv_out(self.norm(x)))
+
+
+class MobileViTV2(nnx.Module):
+    """From images `[B, H, W, 3]` to logits `[B, num_classes]`; 64 divides H and W.
+
+    Args:
+      width_multiplier: 1 for 512 channels in the last stage.
+      num_classes: Number of logits.
+      rngs: Keys for the parameters.
+    """
+
+    def __init__(self, width_multiplier: float = 1.0, *, num_classes: int = 1000, rngs: nnx.Rngs):
+        stem, *widths = (int(width_multiplier * c) for c in (32, 64, 128, 256, 384, 512))
+        rows = [
+            (Blocks(depth, 3, stride, 2, features, None, jax.nn.silu),)
+            for (depth, stride), features in zip(DEPTHS_AND_STRIDES, widths, strict=True)
+        ]
+        self.conv_stem = conv(3, stem, 3, 2, rngs=rngs)
+        self.bn_stem = BatchNorm(stem, rngs=rngs)
+        self.stages = make_stages(stem, rows, rngs=rngs)
+        for blocks, features, depth in zip(self.stages[2:], widths[2:], (2, 4, 3), strict=True):
+            blocks.append(MobileViTBlock(features, depth, rngs=rngs))
+        self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Classify normalised images."""
+        x = jax.nn.silu(self.bn_stem(self.conv_stem(x)))
+        for blocks in self.stages:
+            for block in blocks:
+                x = block(x)
+        return self.head(jnp.mean(x, axis=(1, 2)))
+
+    @property
+    def timm_names(self) -> dict[str, str]:
+        """Our paths of layers, by timm's."""
+        return {
+            "stem.conv": "conv_stem",
+            "stem.bn": "bn_stem",
+            "conv1_1x1.conv": "conv_pw",
+            "conv1_1x1.bn": "bn1",
+            "conv2_kxk.conv": "conv_dw",
+            "conv2_kxk.bn": "bn2",
+            "conv3_1x1.conv": "conv_pwl",
+            "conv3_1x1.bn": "bn3",
+            "conv_kxk.conv": "conv_dw",
+            "conv_kxk.bn": "bn1",
+            "conv_1x1": "conv_in",
+            "transformer": "blocks",
+            "attn.out_proj": "attention.out",
+            "attn": "attention",
+            "conv_proj.conv": "conv_out",
+            "conv_proj.bn": "bn2",
+            "head.fc": "head",
+        }
+
+    @property
+    def timm_stacked(self) -> dict[str, Split]:
+        """The parts of a layer that timm computes as one, by its name."""
+
+        def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
+            key, value = np.split(weight[1:], 2)
+            return {"score": weight[:1], "key": key, "value": value}
+
+        return {"qkv_proj": split}
+
+
+mobilevitv2_050 = functools.partial(MobileViTV2, 0.5)
