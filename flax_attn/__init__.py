@@ -7,6 +7,7 @@ from flax_attn import masks as masks
 from flax_attn import positions as positions
 from flax_attn import scores as scores
 from flax_attn import vision as vision
+from flax_attn import visualize as visualize
 from flax_attn.attention import Dropout as Dropout
 from flax_attn.attention import additive_attention as additive_attention
 from flax_attn.attention import attention_weights as attention_weights

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import flax_attn
-from flax_attn import attention, linen, maps, nnx, positions, vision
+from flax_attn import attention, linen, maps, nnx, positions, vision, visualize
 
 ROOT = pathlib.Path(flax_attn.__file__).parent
 
@@ -75,7 +75,7 @@ def test_linen_and_nnx_have_the_same_files_and_names():
 
 
 def public():
-    for package in (flax_attn, attention, maps, positions, vision, linen, nnx):
+    for package in (flax_attn, attention, maps, positions, vision, linen, nnx, visualize):
         for name, thing in vars(package).items():
             module = getattr(thing, "__module__", "")
             own = module.startswith("flax_attn") and not module.startswith("flax_attn._")

@@ -1,0 +1,74 @@
+"""Attention weights of every query and key."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flax_attn.visualize._draw import Array, as_finite, color_bar, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def heat_map(
+    weights: Array,
+    *,
+    query_labels: Sequence[str] | None = None,
+    key_labels: Sequence[str] | None = None,
+    ax: "Axes | Sequence[Axes] | np.ndarray | None" = None,
+) -> "Axes | list[Axes]":
+    """Draw attention weights: a row for each query, a column for each key.
+
+    Heads stand side by side and share one range of colours, from 0 to the greatest weight of all.
+
+    Args:
+      weights: `[T, S]`, or `[N, T, S]` for a picture of each head. A window of the weights of long
+        sequences is what `flax_attn.attention_weights` returns.
+      query_labels: T names of the queries, such as tokens; None numbers them.
+      key_labels: S names of the keys; None numbers them.
+      ax: Where to draw: one for `[T, S]`, N for `[N, T, S]`; None for a new figure.
+
+    Returns:
+      The axes for `[T, S]`, a list of N axes for `[N, T, S]`.
+
+    Raises:
+      ValueError: If a shape does not fit, a batch axis is left, a number is not finite, or there
+        are more or fewer labels or axes than there is to label or to draw.
+      ImportError: If matplotlib is not installed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import flax_attn
+      >>> q, k = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
+      >>> weights = flax_attn.attention_weights(q, k, is_causal=True)
+      >>> [ax.get_title() for ax in flax_attn.visualize.heat_map(weights)]
+      ['head 0', 'head 1', 'head 2', 'head 3']
+    """
+    function = "visualize.heat_map"
+    values = as_finite(function, "weights", weights)
+    if values.ndim not in (2, 3):
+        fix = " Take one of the batch: weights[0]." if values.ndim == 4 else ""
+        raise ValueError(
+            f"{function}: weights must be [T, S] or [N, T, S], got {list(values.shape)}.{fix}"
+        )
+    heads = values.reshape(-1, *values.shape[-2:])
+    for name, labels, count in (
+        ("query_labels", query_labels, heads.shape[1]),
+        ("key_labels", key_labels, heads.shape[2]),
+    ):
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{function}: {name} must be {count} names, got {len(labels)}.")
+    axes = new_axes(function, len(heads)) if ax is None else np.asarray(ax, object).ravel().tolist()
+    if len(axes) != len(heads):
+        raise ValueError(f"{function}: ax must be {len(heads)} axes, got {len(axes)}.")
+
+    for n, (axis, head) in enumerate(zip(axes, heads, strict=True)):
+        drawn = axis.imshow(head, cmap="inferno", vmin=0, vmax=heads.max(), aspect="auto")
+        axis.set(xlabel="key", ylabel="query", title=f"head {n}" if values.ndim == 3 else "")
+        if query_labels is not None:
+            axis.set_yticks(range(len(query_labels)), query_labels)
+        if key_labels is not None:
+            axis.set_xticks(range(len(key_labels)), key_labels, rotation=90)
+    color_bar(drawn, "weight")
+    return axes if values.ndim == 3 else axes[0]
