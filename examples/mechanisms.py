@@ -4,12 +4,15 @@
 
 40 seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
 the image x. Its gate is what its module sows for an image of which every axis has its own size;
-its paper is the first reference of its docstring.
+its paper is the first reference of its docstring. Costs are those that
+`examples/benchmarks/mechanism_costs.py` has measured.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +26,8 @@ from flax_attn import vision
 SIZES = {"B": 2, "H": 6, "W": 5, "C": 128}
 # Images that the default windows of these divide.
 PLACES = {"grid_attention": (14, 7), "halo_attention": (16, 8), "window_attention": (14, 7)}
-HEADER = ("Function", "Modules", "Gate", f"Parameters at C = {SIZES['C']}", "Paper")
+COSTS = Path(__file__).with_name("mechanism_costs.json")
+HEADER = ("Function", "Modules", "Gate", f"Parameters at C = {SIZES['C']}", "Cost", "Paper")
 
 
 class Row(NamedTuple):
@@ -31,6 +35,7 @@ class Row(NamedTuple):
     module: str
     gate: str
     parameters: int
+    cost: str
     paper: str
 
 
@@ -54,11 +59,11 @@ def module_class(namespace: Any, mechanism: str) -> type:
     raise LookupError(f"{namespace.__name__} has no module for vision.{mechanism}.")
 
 
-def build(mechanism: str) -> nnx.Module:
+def build(mechanism: str, height: int = SIZES["H"], width: int = SIZES["W"]) -> nnx.Module:
     """The NNX module for C channels with its defaults."""
     cls = module_class(flax_attn.nnx, mechanism)
     known = {"in_features": SIZES["C"], "rngs": nnx.Rngs(0)}
-    known["input_size"] = (SIZES["H"], SIZES["W"])
+    known["input_size"] = (height, width)
     asked = inspect.signature(cls.__init__).parameters
     return cls(**{name: value for name, value in known.items() if name in asked})
 
@@ -102,7 +107,9 @@ def row(mechanism: str, function: Callable[..., jax.Array]) -> Row:
     _, sown = nnx.capture(module, nnx.Intermediate)(*images)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
     shapes = " and ".join(gates(nnx.to_pure_dict(sown)))
-    return Row(mechanism, name, shapes or "none", parameters, paper(function))
+    costs = json.loads(COSTS.read_text())[mechanism]
+    cost = f"{costs['fwd']:g}, {costs['fwd+bwd']:g}"
+    return Row(mechanism, name, shapes or "none", parameters, cost, paper(function))
 
 
 def rows() -> list[Row]:
@@ -111,9 +118,10 @@ def rows() -> list[Row]:
 
 def table() -> str:
     """The table in GitHub's Markdown."""
-    lines = [HEADER, ("---", "---", "---", "---:", "---")]
+    lines = [HEADER, ("---", "---", "---", "---:", "---:", "---")]
     lines += [
-        (f"`{r.function}`", f"`{r.module}`", r.gate, f"{r.parameters:,}", r.paper) for r in rows()
+        (f"`{r.function}`", f"`{r.module}`", r.gate, f"{r.parameters:,}", r.cost, r.paper)
+        for r in rows()
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

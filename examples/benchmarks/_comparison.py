@@ -24,8 +24,8 @@ from _rounds import (
     take_rounds,
     typical,
 )
-from _torch_worker import FUNCTIONS as TORCH_PEERS
-from _torch_worker import TorchWorker, WorkerError
+from _torch_attention import FUNCTIONS as TORCH_PEERS
+from _worker import Worker, WorkerError
 from tqdm import tqdm
 
 PEERS = (*JAX_PEERS, *TORCH_PEERS)
@@ -77,13 +77,13 @@ class Comparison:
     ) -> Iterator[Row]:
         """Every case in every dtype and pass, with a progress bar."""
         steps = [(case, dtype, work) for case in cases for dtype in dtypes for work in works]
-        worker = TorchWorker(threads=processors())
+        worker = Worker(Path(__file__).with_name("_torch_attention.py"), processors())
         with contextlib.closing(worker), tqdm(steps, unit="row") as bar:
             for case, dtype, work in bar:
                 bar.set_description(f"{case.name} {dtype} {work}")
                 yield self._row(case, dtype, work, worker)
 
-    def _row(self, case: Case, dtype: str, work: str, worker: TorchWorker) -> Row:
+    def _row(self, case: Case, dtype: str, work: str, worker: Worker) -> Row:
         row = Row(case.name, dtype, work, {}, {}, {})
         inputs = make_inputs(case)
         calls: dict[str, Callable[[], float]] = {}
@@ -121,7 +121,7 @@ class Comparison:
         for name in wanted:
             self._machine.own = {worker.process_id()}
             try:
-                worker.load(inputs, dtype, is_causal=case.is_causal, window=case.window)
+                worker.load(inputs, dtype=dtype, is_causal=case.is_causal, window=case.window)
                 results = worker.prepare(name, work == "fwd+bwd")
             except WorkerError as error:
                 row.failures[name] = f"{name}: {error}"

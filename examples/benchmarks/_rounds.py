@@ -115,6 +115,21 @@ def typical(rounds: Sequence[Round], name: Any) -> float:
     return statistics.median(r[name] for r in rounds)
 
 
+def burst(call: Callable[[], Any], seconds: float = 0.03) -> float:
+    """Seconds of one of several calls in a row, after as many that are not timed.
+
+    For short calls: caches and sleeping threads are no part of them.
+    """
+    for _ in range(2):
+        start = now = time.perf_counter()
+        count = 0
+        while now - start < seconds:
+            call()
+            count += 1
+            now = time.perf_counter()
+    return (now - start) / count
+
+
 class Program:
     """A compiled JAX function with its arguments.
 

@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import scse_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._memory import apply_gate, dot_of_one
 
 
 class SCSE(nn.Module, kw_only=True):
@@ -66,7 +66,7 @@ class SCSE(nn.Module, kw_only=True):
             x,
             dense(hidden, name="reduce"),
             dense(features, name="expand"),
-            dense(1, name="project"),
+            dense(1, name="project", dot_general=dot_of_one),
             combine=self.combine,
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,

@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn.vision import spatial_attention_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._memory import apply_gate, conv_of_one
 from flax_attn.vision.spatial_attention import Pooling
 
 
@@ -58,6 +58,7 @@ class SpatialAttention(nn.Module, kw_only=True):
             1,
             (size, size),
             padding=size // 2,
+            conv_general_dilated=conv_of_one,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import scse_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._memory import apply_gate, dot_of_one
 
 
 class SCSE(nnx.Module):
@@ -69,7 +69,7 @@ class SCSE(nnx.Module):
         )
         self.reduce = linear(in_features, hidden)
         self.expand = linear(hidden, in_features)
-        self.project = linear(in_features, 1)
+        self.project = linear(in_features, 1, dot_general=dot_of_one)
         self.combine = combine
         self.activation_fn = activation_fn
         self.in_features = in_features

@@ -13,7 +13,7 @@ from flax_attn._checks import Activation, check_odd
 from flax_attn.nnx._norm import SlowBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import triplet_attention_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._memory import apply_gate, conv_of_one
 
 
 class TripletAttention(nnx.Module):
@@ -67,6 +67,7 @@ class TripletAttention(nnx.Module):
             1,
             (size, size),
             padding=size // 2,
+            conv_general_dilated=conv_of_one,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._memory import again, apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -97,5 +97,6 @@ def scse_gate(
         return (channel + spatial).astype(x.dtype)
     larger, smaller = jnp.maximum(channel, spatial), jnp.minimum(channel, spatial)
     # At x = 0 the scaled images tie, and a maximum shares its gradient between them.
-    gate = jnp.where(x > 0, larger, jnp.where(x < 0, smaller, (channel + spatial) / 2))
+    seen = again(x, channel, spatial)
+    gate = jnp.where(seen > 0, larger, jnp.where(seen < 0, smaller, (channel + spatial) / 2))
     return gate.astype(x.dtype)

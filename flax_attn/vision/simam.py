@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import statistics_dtype
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import again
+from flax_attn.vision._memory import again, apart
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -60,5 +60,6 @@ def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[
     mean = spatial_mean(x)[..., None, None, :]
     deviation = jnp.square(again(x, mean).astype(dtype) - mean)
     variance = jnp.sum(deviation, axis=(-3, -2), keepdims=True) / (places - 1)
+    mean, variance = apart(mean, variance)
     deviation = jnp.square(again(x, variance).astype(dtype) - mean)
     return jax.nn.sigmoid(deviation / (4 * (variance + e_lambda)) + 0.5).astype(x.dtype)

@@ -399,9 +399,13 @@ def test_one_channel_per_group_and_one_place_leave_the_bias():
 
 @pytest.mark.parametrize(("option", "number"), [("num_groups", 16), ("group_size", 8)])
 def test_channels_that_do_not_fall_into_groups_are_refused(option, number):
-    with pytest.raises(ValueError, match=f"C must be a multiple of {option} = {number}, got C = 20"):
+    with pytest.raises(
+        ValueError, match=f"C must be a multiple of {option} = {number}, got C = 20"
+    ):
         nnx.EfficientLocalAttention(20, **{"num_groups": 4, option: number}, rngs=flax_nnx.Rngs(0))
-    with pytest.raises(ValueError, match=f"C must be a multiple of {option} = {number}, got C = 20"):
+    with pytest.raises(
+        ValueError, match=f"C must be a multiple of {option} = {number}, got C = 20"
+    ):
         linen.EfficientLocalAttention(**{"num_groups": 4, option: number}).init(
             jax.random.key(0), X[..., :20]
         )
