@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn.vision._checks import check_returned
+from flax_attn.vision._memory import apply_gate
 
 
 def as_tokens(image: jax.Array) -> jax.Array:
@@ -25,4 +26,4 @@ def add_scaled(function: str, x: jax.Array, gamma: jax.Array, branch: jax.Array)
     """γ · branch + x, in the dtype of x; γ is one number."""
     if jnp.shape(gamma) != ():
         raise ValueError(f"{function}: gamma must be one number, [], got {list(jnp.shape(gamma))}.")
-    return jnp.asarray(gamma, x.dtype) * branch.astype(x.dtype) + x
+    return apply_gate(branch.astype(x.dtype), jnp.asarray(gamma, x.dtype)) + x

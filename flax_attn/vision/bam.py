@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -120,7 +120,7 @@ def bam_gate(
     spatial = project(places)
     check_returned("bam", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
 
-    channel = channel[..., None, None, :]
+    channel = channel[..., None, None, :].astype(statistics_dtype(x.dtype))
     spatial = spatial.astype(channel.dtype)
     gate = gate_fn(channel + spatial if combine == "add" else channel * spatial)
     return (1 + gate).astype(x.dtype)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -82,7 +83,7 @@ def focal_modulation(
     for level, conv in enumerate(convs):
         z = activation_fn(conv(z))
         check_returned(function, f"convs[{level}]", z, q.shape, "[*B, H, W, D]")
-        modulator += (gates[..., level : level + 1] * z).astype(dtype)
+        modulator += apply_gate(z, gates[..., level : level + 1].astype(z.dtype)).astype(dtype)
     everywhere = activation_fn(jnp.mean(z, axis=(-3, -2), keepdims=True, dtype=dtype))
     modulator += gates[..., levels:].astype(dtype) * everywhere
     if normalize_modulator:

@@ -77,7 +77,8 @@ def global_context(
     check_returned("global_context", "expand", term, context.shape, "[*B, C]")
     term = term[..., None, None, :]
     if combine == "add":
-        return x + term.astype(x.dtype)
+        wide = term.astype(statistics_dtype(x.dtype))  # in which its gradient is summed
+        return x + jnp.broadcast_to(wide, x.shape).astype(x.dtype)
     return apply_gate(x, jax.nn.sigmoid(term).astype(x.dtype))
 
 

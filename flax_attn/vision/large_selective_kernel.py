@@ -101,7 +101,7 @@ def large_selective_kernel_gate(
     )
     masks = masks.astype(channels.dtype)
     selected = functools.reduce(
-        jnp.add, (masks[..., i : i + 1] * scale for i, scale in enumerate(scales))
+        jnp.add, (apply_gate(scale, masks[..., i : i + 1]) for i, scale in enumerate(scales))
     )
     gate = project(selected)
     check_returned("large_selective_kernel", "project", gate, x.shape, "[*B, H, W, C]")

@@ -111,7 +111,7 @@ def polarized_attention_gate(
     if channel_norm is not None:
         expanded = channel_norm(expanded)
         check_returned("polarized_attention", "channel_norm", expanded, _shape(x), "[*B, C]")
-    channel = gate_fn(expanded)[..., None, None, :]
+    channel = gate_fn(expanded)[..., None, None, :].astype(statistics_dtype(x.dtype))
 
     seen = apply_gate(x, channel.astype(x.dtype)) if layout == "sequential" else x
     spatial = gate_fn(_mixed_by_channel(seen, spatial_query, spatial_value))

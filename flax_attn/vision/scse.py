@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._memory import again, apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -90,7 +90,7 @@ def scse_gate(
     check_reduced("scse", hidden)
     channel = gate_fn(expand(hidden))
     check_returned("scse", "expand", channel, pooled.shape, "[*B, C]")
-    channel = channel[..., None, None, :]
+    channel = channel[..., None, None, :].astype(statistics_dtype(x.dtype))
     spatial = gate_fn(project(x).astype(channel.dtype))
     check_returned("scse", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
     if combine == "add":

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -96,5 +97,7 @@ def selective_kernel(
     logits_PC = logits.reshape(*batch, len(paths), features)
     gate_PC = jax.nn.softmax(logits_PC.astype(statistics_dtype(logits.dtype)), axis=-2)
     gate = gate_PC[..., None, None, :].astype(x.dtype)
-    y = functools.reduce(jnp.add, (gate[..., i, :, :, :] * path for i, path in enumerate(paths)))
+    y = functools.reduce(
+        jnp.add, (apply_gate(path, gate[..., i, :, :, :]) for i, path in enumerate(paths))
+    )
     return (y, gate) if return_gate else y

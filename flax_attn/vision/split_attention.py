@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -101,5 +102,5 @@ def split_attention(
     logits_11SC = logits_11SKD.reshape(*ones, radix, features)
     gate = jax.nn.sigmoid(logits_11SC) if radix == 1 else jax.nn.softmax(logits_11SC, axis=-2)
     gate = gate.astype(x.dtype)
-    y = jnp.sum(gate * splits_HWSC, axis=-2)
+    y = jnp.sum(apply_gate(splits_HWSC, gate), axis=-2)
     return (y, gate) if return_gate else y

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import largest, mean
@@ -96,7 +96,7 @@ def triplet_attention_gate(
         convolved = norm(conv(plane))
         shape = (*plane.shape[:-1], 1)
         check_returned("triplet_attention", f"conv_{name}", convolved, shape, letters)
-        return gate_fn(convolved)[..., 0]
+        return gate_fn(convolved)[..., 0].astype(statistics_dtype(x.dtype))
 
     plane_cw = jnp.swapaxes(_pool(x, axis=-3), -3, -2)
     gate_cw = plane_gate(plane_cw, conv_cw, norm_cw, "cw", "[*B, C, W, 1]")
