@@ -7,7 +7,7 @@ digits_attention.png. The 1,797 digits of 8×8 pixels come with scikit-learn: no
 
     python examples/train_digits.py --attention eca    # or another mechanism of flax_attn.vision
     python examples/train_digits.py --attention none   # the network without; there is no picture
-    python examples/train_digits.py --attention all    # a table of all of them, in 5 minutes
+    python examples/train_digits.py --attention all    # a table of all of them, one by one
     python examples/train_digits.py --api linen        # the same network in Flax Linen
     python examples/train_digits.py --smoke            # 15 seconds: does it run?
 
