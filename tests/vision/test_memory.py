@@ -165,3 +165,27 @@ def test_a_convolution_to_one_channel_is_that_of_lax(sizes, x64):
             jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(theirs)), strict=True
         ):
             assert_close(actual, expected, GRADIENT["float64"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strides": 2}, {"kernel_dilation": 2, "padding": 2}, {"preferred_element_type": "float32"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_convolution_with_other_options_is_left_to_lax(options):
+    x = jnp.asarray(draw(2, 6, 9, 2), jnp.bfloat16)
+    settings = {"padding": 1, "use_bias": False, "dtype": jnp.bfloat16, **options}
+    conv = functools.partial(flax_nnx.Conv, 2, 1, (3, 3), **settings)
+    plain = conv(rngs=flax_nnx.Rngs(0))
+    ours = conv(conv_general_dilated=conv_of_one, rngs=flax_nnx.Rngs(0))
+    expected = plain(x)
+    assert ours(x).dtype == expected.dtype
+    np.testing.assert_array_equal(ours(x), expected)
+
+
+def test_a_dot_product_in_another_dtype_is_left_to_lax():
+    x, kernel = (jnp.asarray(draw(*s), jnp.bfloat16) for s in ((2, 6, 5, 32), (32, 1)))
+    numbers = (((3,), (0,)), ((), ()))
+    wide = dot_of_one(x, kernel, numbers, preferred_element_type=jnp.float32)
+    expected = lax.dot_general(x, kernel, numbers, preferred_element_type=jnp.float32)
+    np.testing.assert_array_equal(wide, expected)
