@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import largest, mean
 
 
 def large_selective_kernel(
@@ -92,10 +93,8 @@ def large_selective_kernel_gate(
         check_returned("large_selective_kernel", f"reduces[{i}]", scales[i], shape, "[*B, H, W, R]")
 
     channels = jnp.concatenate(scales, axis=-1)
-    dtype = statistics_dtype(channels.dtype)
-    mean = jnp.mean(channels, axis=-1, keepdims=True, dtype=dtype)
-    largest = jnp.max(channels, axis=-1, keepdims=True).astype(dtype)
-    masks = gate_fn(select(jnp.concatenate([mean, largest], axis=-1)))
+    pooled = jnp.stack([mean(channels, -1), largest(channels, -1)], axis=-1)
+    masks = gate_fn(select(pooled))
     check_returned(
         "large_selective_kernel", "select", masks, (*x.shape[:-1], len(convs)), "[*B, H, W, P]"
     )
