@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import LayerNorm
 from flax_attn.vision import global_context, global_context_weights
-from flax_attn.vision._memory import dot_of_one
+from flax_attn.vision._one_channel import dot_of_one
 
 
 class GlobalContext(nn.Module, kw_only=True):

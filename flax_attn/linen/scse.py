@@ -1,7 +1,6 @@
 """scSE as a Linen module."""
 
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
-from flax_attn.vision import scse_gate
-from flax_attn.vision._memory import apply_gate, dot_of_one
+from flax_attn.vision._one_channel import dot_of_one
+from flax_attn.vision.scse import Combine, scse_and_gate
 
 
 class SCSE(nn.Module, kw_only=True):
@@ -40,7 +39,7 @@ class SCSE(nn.Module, kw_only=True):
 
     reduction: int = 2
     hidden_features: int | None = None
-    combine: Literal["max", "add"] = "max"
+    combine: Combine = "max"
     use_bias: bool = True
     activation_fn: Activation = jax.nn.relu
     gate_fn: Activation = jax.nn.sigmoid
@@ -62,14 +61,14 @@ class SCSE(nn.Module, kw_only=True):
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
         )
-        gate = scse_gate(
+        y, gate = scse_and_gate(
             x,
             dense(hidden, name="reduce"),
             dense(features, name="expand"),
             dense(1, name="project", dot_general=dot_of_one),
-            combine=self.combine,
-            activation_fn=self.activation_fn,
-            gate_fn=self.gate_fn,
+            self.combine,
+            self.activation_fn,
+            self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)
-        return apply_gate(x, gate)
+        return y

@@ -10,7 +10,8 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn.vision import spatial_attention_gate
-from flax_attn.vision._memory import apply_gate, conv_of_one
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._one_channel import conv_of_one
 from flax_attn.vision.spatial_attention import Pooling
 
 

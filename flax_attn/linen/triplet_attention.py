@@ -10,8 +10,8 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn.linen._norm import SlowBatchNorm, with_phase
-from flax_attn.vision import triplet_attention_gate
-from flax_attn.vision._memory import apply_gate, conv_of_one
+from flax_attn.vision._one_channel import conv_of_one
+from flax_attn.vision.triplet_attention import triplet_attention_and_gate
 
 
 class TripletAttention(nn.Module, kw_only=True):
@@ -77,6 +77,6 @@ class TripletAttention(nn.Module, kw_only=True):
         planes = ("cw", "hc", "hw") if self.use_spatial else ("cw", "hc")
         layers = {f"conv_{plane}": conv(name=f"conv_{plane}") for plane in planes}
         layers |= {f"norm_{plane}": norm(name=f"norm_{plane}") for plane in planes}
-        gate = triplet_attention_gate(x, **layers, gate_fn=self.gate_fn)
+        y, gate = triplet_attention_and_gate(x, **layers, gate_fn=self.gate_fn)
         self.sow("intermediates", "gate", gate)
-        return apply_gate(x, gate)
+        return y

@@ -13,7 +13,7 @@ from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._norm import LayerNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import global_context, global_context_weights
-from flax_attn.vision._memory import dot_of_one
+from flax_attn.vision._one_channel import dot_of_one
 
 
 class GlobalContext(nnx.Module):

@@ -1,7 +1,6 @@
 """scSE as an NNX module."""
 
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._sow import sow
-from flax_attn.vision import scse_gate
-from flax_attn.vision._memory import apply_gate, dot_of_one
+from flax_attn.vision._one_channel import dot_of_one
+from flax_attn.vision.scse import Combine, scse_and_gate
 
 
 class SCSE(nnx.Module):
@@ -47,7 +46,7 @@ class SCSE(nnx.Module):
         *,
         reduction: int = 2,
         hidden_features: int | None = None,
-        combine: Literal["max", "add"] = "max",
+        combine: Combine = "max",
         use_bias: bool = True,
         activation_fn: Activation = jax.nn.relu,
         gate_fn: Activation = jax.nn.sigmoid,
@@ -78,14 +77,14 @@ class SCSE(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels and the places of an image `[*B, H, W, C]`."""
         check_features("SCSE", x, self.in_features)
-        gate = scse_gate(
+        y, gate = scse_and_gate(
             x,
             self.reduce,
             self.expand,
             self.project,
-            combine=self.combine,
-            activation_fn=self.activation_fn,
-            gate_fn=self.gate_fn,
+            self.combine,
+            self.activation_fn,
+            self.gate_fn,
         )
         sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return y

@@ -12,8 +12,8 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn.nnx._norm import SlowBatchNorm
 from flax_attn.nnx._sow import sow
-from flax_attn.vision import triplet_attention_gate
-from flax_attn.vision._memory import apply_gate, conv_of_one
+from flax_attn.vision._one_channel import conv_of_one
+from flax_attn.vision.triplet_attention import triplet_attention_and_gate
 
 
 class TripletAttention(nnx.Module):
@@ -83,15 +83,15 @@ class TripletAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
-        gate = triplet_attention_gate(
+        y, gate = triplet_attention_and_gate(
             x,
-            self.conv_cw,
-            self.norm_cw,
-            self.conv_hc,
-            self.norm_hc,
-            self.conv_hw,
-            self.norm_hw,
+            conv_cw=self.conv_cw,
+            norm_cw=self.norm_cw,
+            conv_hc=self.conv_hc,
+            norm_hc=self.norm_hc,
+            conv_hw=self.conv_hw,
+            norm_hw=self.norm_hw,
             gate_fn=self.gate_fn,
         )
         sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return y

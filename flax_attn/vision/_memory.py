@@ -1,7 +1,7 @@
-"""What XLA for CPUs must be told to keep no copies of an image, and to convolve few channels."""
+"""What XLA for CPUs must be told to keep no copies of an image; what multiplies it by gates."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,105 +35,97 @@ def again(x: jax.Array, *after: jax.Array) -> jax.Array:
     return x if statistics_dtype(x.dtype) == x.dtype else apart(x, *after)[0]
 
 
-def dot_of_one(
-    lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **settings: Any
-) -> jax.Array:
-    """`jax.lax.dot_general` with a kernel `[C, 1]`, for Flax's layers.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def weighted_sum(x: jax.Array, weights: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """Σ x ⊙ w over some axes, which stay with size 1, in at least float32.
 
-    XLA for CPUs has no such product of bfloat16 and converts the image first; a sum needs no copy.
+    The weights have size 1 where they are constant. Reverse mode keeps nothing but the two.
     """
+    return _sum_of_products(axis, *apart(x, weights))
 
-    def dot(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
 
-    dtype = statistics_dtype(lhs.dtype)
-    asked = {name for name, value in settings.items() if value is not None} - {"precision"}
-    if dtype == lhs.dtype or asked:  # a float32 sum has any precision, but no sharding or dtype
-        return dot(lhs, rhs)
+@weighted_sum.defjvp
+def _weighted_sum_jvp(
+    axis: int | tuple[int, ...],
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x, weights), (dx, dweights) = primals, tangents
 
     @jax.checkpoint
-    def summed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        weights = rhs[:, 0].astype(dtype).reshape((1,) * (lhs.ndim - 1) + (-1,))
-        total = jnp.sum(again(lhs).astype(dtype) * weights, axis=-1, keepdims=True)
-        return total.astype(lhs.dtype)
+    def change(dx: jax.Array, dweights: jax.Array, x: jax.Array, weights: jax.Array) -> jax.Array:
+        x, weights = apart(x, weights)
+        of_weights = _sum_of_products(axis, x, dweights)
+        # Apart, so that their cotangent is not spread over an image for both.
+        return of_weights + apart(_sum_of_products(axis, dx, weights))[0]
 
-    return lax.platform_dependent(lhs, rhs, cpu=summed, default=dot)
-
-
-@jax.custom_jvp
-def apply_gate(x: jax.Array, *gates: jax.Array) -> jax.Array:
-    """x ⊙ g₁ ⊙ g₂ ..., of gates in the dtype of x whose axes have size 1 where they are constant.
-
-    Reverse mode sums the gradient of a gate in at least float32, which JAX's own does not, and
-    keeps nothing but x and the gates.
-    """
-    for gate in gates:
-        x = x * gate
-    return x
+    return weighted_sum(x, weights, axis), change(dx, dweights, x, weights)
 
 
-@apply_gate.defjvp
-def _apply_gate_jvp(
-    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array]:
-    (x, *gates), (dx, *dgates) = primals, tangents
+def _sum_of_products(axis: int | tuple[int, ...], x: jax.Array, weights: jax.Array) -> jax.Array:
     dtype = statistics_dtype(x.dtype)
-    change, seen, factors = jnp.zeros_like(x), x, gates
-    for i, dgate in enumerate(dgates):
-        seen, factors = again(seen, *factors), list(apart(*factors))
-        wide = jnp.broadcast_to(dgate.astype(dtype), x.shape)  # whose transpose is a sum
-        term = apply_gate(seen, *factors[:i], *factors[i + 1 :]) * wide.astype(x.dtype)
-        change = again(change + term)
-    return apply_gate(x, *gates), apply_gate(dx, *gates) + change
+    wide = jnp.broadcast_to(weights.astype(dtype), x.shape)
+    return jnp.sum(x.astype(dtype) * wide, axis=axis, keepdims=True)
 
 
-def conv_of_one(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **settings: Any,
-) -> jax.Array:
-    """`jax.lax.conv_general_dilated` from a few channels to one, for Flax's layers.
+def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable[..., jax.Array]:
+    """The function of an image and of fields, which have size 1 where they are constant.
 
-    On CPUs it is a sum of shifted images `[B, H, W, C]`, which takes a fifth of the time; not with
-    steps, dilations or a result of another size or dtype.
+    `function(x, *fields, *numbers)` computes each entry from those at its place, and is given
+    arrays of at least float32; the result has the dtype of x. Reverse mode sums the gradients of
+    the fields in at least float32 too, which that of JAX does not, and keeps nothing but x and the
+    fields. The sums need no copies on CPUs if the derivatives are made of arithmetic, without
+    comparisons and without other numbers than `numbers`: these XLA would spread over an image.
     """
 
-    def convolved(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **settings)
+    def narrow(x: jax.Array, *fields: jax.Array) -> jax.Array:
+        dtype = statistics_dtype(x.dtype)
+        return function(*(a.astype(dtype) for a in (x, *fields)), *numbers).astype(x.dtype)
 
-    @jax.custom_jvp
-    def summed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        _, height, width, channels = lhs.shape
-        rows, columns = rhs.shape[:2]
-        dtype = statistics_dtype(lhs.dtype)
-        planes = jnp.pad(jnp.moveaxis(lhs.astype(dtype), -1, 0), ((0, 0), (0, 0), *padding))
-        kernel = rhs.astype(dtype)
+    apply = jax.custom_jvp(narrow)
 
-        def of_row(i: jax.Array | int) -> jax.Array:
-            seen = lax.dynamic_slice_in_dim(planes, i, height, axis=2)
-            weights = lax.dynamic_index_in_dim(kernel, i, keepdims=False)
-            return sum(
-                weights[j, c, 0] * seen[c, :, :, j : j + width]
-                for c in range(channels)
-                for j in range(columns)
-            )
+    @apply.defjvp
+    def _(
+        primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        return apply(*primals), _change(function, numbers, tangents, *primals)
 
-        total = lax.fori_loop(1, rows, lambda i, total: total + of_row(i), of_row(0))
-        return total[..., None].astype(lhs.dtype)
-
-    @summed.defjvp
-    def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        (lhs, rhs), (dlhs, drhs) = primals, tangents
-        return summed(lhs, rhs), convolved(dlhs, rhs) + convolved(lhs, drhs)
-
-    shape = jax.eval_shape(convolved, lhs, rhs)
-    once = all(n == 1 for n in (*window_strides, *_dilations(settings)))
-    if not once or shape.dtype != lhs.dtype or shape.shape != (*lhs.shape[:-1], 1):
-        return convolved(lhs, rhs)
-    return lax.platform_dependent(lhs, rhs, cpu=summed, default=convolved)
+    return apply
 
 
-def _dilations(settings: Mapping[str, Any]) -> tuple[int, ...]:
-    return (*(settings.get("lhs_dilation") or ()), *(settings.get("rhs_dilation") or ()))
+@functools.partial(jax.checkpoint, static_argnums=(0, 1))
+def _change(
+    function: Callable[..., jax.Array],
+    numbers: tuple[float, ...],
+    tangents: tuple[jax.Array, ...],
+    *primals: jax.Array,
+) -> jax.Array:
+    """What small changes of its arguments do to an elementwise function."""
+    image = primals[0]
+
+    def wide(array: jax.Array) -> jax.Array:  # its transpose is a sum
+        return jnp.broadcast_to(array.astype(statistics_dtype(image.dtype)), image.shape)
+
+    def part(i: int, arrays: Sequence[jax.Array], tangent: jax.Array) -> jax.Array:
+        def of_one(array: jax.Array) -> jax.Array:
+            return function(*arrays[:i], array, *arrays[i + 1 :])
+
+        return jax.jvp(of_one, (arrays[i],), (wide(tangent),))[1].astype(image.dtype)
+
+    operands = (*primals, *(jnp.full((1,) * image.ndim, n, jnp.float32) for n in numbers))
+    parts = []
+    for i, tangent in enumerate(tangents):
+        operands = apart(*operands)  # nothing of the size of the image is kept for the next
+        parts.append(part(i, [wide(a) for a in operands], tangent))
+    return functools.reduce(lambda change, more: again(change) + more, parts)
+
+
+@elementwise
+def apply_gate(x: jax.Array, *gates: jax.Array) -> jax.Array:
+    """x ⊙ g₁ ⊙ g₂ ..."""
+    return functools.reduce(jnp.multiply, gates, x)
+
+
+add = elementwise(lambda x, term: x + term)
+apply_sum = elementwise(lambda x, *gates: x * functools.reduce(jnp.add, gates))
+gate_sum = elementwise(lambda x, *gates: functools.reduce(jnp.add, gates))

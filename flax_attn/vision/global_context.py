@@ -3,12 +3,11 @@
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import again, apply_gate
+from flax_attn.vision._memory import add, apply_gate, weighted_sum
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -70,15 +69,14 @@ def global_context(
         context = spatial_mean(x)
     else:
         weights = global_context_weights(x, score)
-        context = jnp.sum(weights * again(x, weights).astype(weights.dtype), axis=(-3, -2))
+        context = weighted_sum(x, weights, (-3, -2))[..., 0, 0, :]
     hidden = activation_fn(norm(reduce(context)))
     check_reduced("global_context", hidden)
     term = expand(hidden)
     check_returned("global_context", "expand", term, context.shape, "[*B, C]")
     term = term[..., None, None, :]
     if combine == "add":
-        wide = term.astype(statistics_dtype(x.dtype))  # in which its gradient is summed
-        return x + jnp.broadcast_to(wide, x.shape).astype(x.dtype)
+        return add(x, term)
     return apply_gate(x, jax.nn.sigmoid(term).astype(x.dtype))
 
 

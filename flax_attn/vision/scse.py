@@ -4,12 +4,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import again, apply_gate
+from flax_attn.vision._memory import again, apply_sum, elementwise, gate_sum
 from flax_attn.vision._pooling import spatial_mean
+
+Combine = Literal["max", "add"]
 
 
 def scse(
@@ -18,7 +21,7 @@ def scse(
     expand: Map,
     project: Map,
     *,
-    combine: Literal["max", "add"] = "max",
+    combine: Combine = "max",
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
@@ -61,10 +64,8 @@ def scse(
       Roy, Navab, Wachinger, "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully
       Convolutional Networks", MICCAI 2018, arXiv:1803.02579, section 2.
     """
-    gate = scse_gate(
-        x, reduce, expand, project, combine=combine, activation_fn=activation_fn, gate_fn=gate_fn
-    )
-    return apply_gate(x, gate)
+    gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
+    return _SCALED[combine](x, *gates)
 
 
 def scse_gate(
@@ -73,7 +74,7 @@ def scse_gate(
     expand: Map,
     project: Map,
     *,
-    combine: Literal["max", "add"] = "max",
+    combine: Combine = "max",
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
@@ -82,21 +83,68 @@ def scse_gate(
     g_c + g_s to add. For the maximum, the larger gate where x is positive and the smaller one where
     it is negative.
     """
+    gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
+    return _JOINED[combine](x, *gates)
+
+
+def scse_and_gate(
+    x: jax.Array,
+    reduce: Map,
+    expand: Map,
+    project: Map,
+    combine: Combine,
+    activation_fn: Activation,
+    gate_fn: Activation,
+) -> tuple[jax.Array, jax.Array]:
+    """What both return."""
+    gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
+    return _SCALED[combine](x, *gates), _JOINED[combine](x, *gates)
+
+
+def _gates(
+    x: jax.Array,
+    reduce: Map,
+    expand: Map,
+    project: Map,
+    combine: Combine,
+    activation_fn: Activation,
+    gate_fn: Activation,
+) -> tuple[jax.Array, jax.Array]:
+    """The gate of the channels `[*B, 1, 1, C]`, and that of the places `[*B, H, W, 1]`."""
     x = as_image("scse", x)
-    if combine not in ("max", "add"):
+    if combine not in _JOINED:
         raise ValueError(f'scse: combine must be "max" or "add", got {combine!r}.')
     pooled = spatial_mean(x)
     hidden = activation_fn(reduce(pooled))
     check_reduced("scse", hidden)
     channel = gate_fn(expand(hidden))
     check_returned("scse", "expand", channel, pooled.shape, "[*B, C]")
-    channel = channel[..., None, None, :].astype(statistics_dtype(x.dtype))
-    spatial = gate_fn(project(x).astype(channel.dtype))
+    spatial = gate_fn(project(again(x, channel)))
     check_returned("scse", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
-    if combine == "add":
-        return (channel + spatial).astype(x.dtype)
+    dtype = statistics_dtype(x.dtype)
+    return channel[..., None, None, :].astype(dtype), spatial.astype(dtype)
+
+
+def _larger_gate(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
     larger, smaller = jnp.maximum(channel, spatial), jnp.minimum(channel, spatial)
     # At x = 0 the scaled images tie, and a maximum shares its gradient between them.
-    seen = again(x, channel, spatial)
-    gate = jnp.where(seen > 0, larger, jnp.where(seen < 0, smaller, (channel + spatial) / 2))
-    return gate.astype(x.dtype)
+    return jnp.where(x > 0, larger, jnp.where(x < 0, smaller, (channel + spatial) / 2))
+
+
+@jax.custom_jvp
+def _larger(a: jax.Array, b: jax.Array, half: jax.Array | float) -> jax.Array:
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
+    (a, b, half), (da, db, _) = primals, tangents
+    first = lax.stop_gradient(jnp.sign(a - b))  # 1, −1, or 0 where they share the gradient
+    return _larger(*primals), half * (da + db + first * (da - db))
+
+
+_SCALED = {
+    "max": elementwise(lambda x, c, s, half: _larger(x * c, x * s, half), 0.5),
+    "add": apply_sum,
+}
+_JOINED = {"max": elementwise(_larger_gate), "add": gate_sum}

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import statistics_dtype
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import again, apart
+from flax_attn.vision._memory import apart, elementwise
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -36,30 +35,75 @@ def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array
       Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional
       Neural Networks", ICML 2021, equations 5 and 6.
     """
-    return simam_and_gate(x, e_lambda)[0]
-
-
-def simam_and_gate(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
-    """The scaled image and its gate, of which reverse mode keeps nothing but x."""
-
-    @jax.checkpoint
-    def scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        gate = simam_gate(x, e_lambda=e_lambda)
-        return x * gate, gate
-
-    return scaled(as_image("simam", x))
+    x = as_image("simam", x)
+    return _scale(x, *_statistics(x, e_lambda))
 
 
 def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
     """The gate σ(d / (4 (v + λ)) + ½) of `simam`, `[*B, H, W, C]` in the dtype of x."""
     x = as_image("simam", x)
+    return _gate(x, *_statistics(x, e_lambda))
+
+
+def simam_and_gate(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
+    """Both, of one mean and variance."""
+    x = as_image("simam", x)
+    statistics = _statistics(x, e_lambda)
+    return _scale(x, *statistics), _gate(x, *statistics)
+
+
+def _open(
+    x: jax.Array, mean: jax.Array, factor: jax.Array, half: jax.Array, one: jax.Array
+) -> jax.Array:
+    deviation = x - mean
+    return _sigmoid(deviation * deviation * factor + half, one)
+
+
+_gate = elementwise(_open, 0.5, 1.0)
+_scale = elementwise(lambda x, *others: x * _open(x, *others), 0.5, 1.0)
+
+
+@jax.custom_jvp
+def _sigmoid(x: jax.Array, one: jax.Array | float) -> jax.Array:
+    return one / (one + jnp.exp(-x))
+
+
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
+    y = _sigmoid(*primals)
+    return y, (y - y * y) * tangents[0]
+
+
+def _statistics(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
+    """The mean, and 1 / (4 (v + λ)): `[*B, 1, 1, C]`, in at least float32."""
     places = x.shape[-3] * x.shape[-2]
     if places == 1:
         raise ValueError("simam: x must have at least two places, got H · W = 1 · 1.")
-    dtype = statistics_dtype(x.dtype)
     mean = spatial_mean(x)[..., None, None, :]
-    deviation = jnp.square(again(x, mean).astype(dtype) - mean)
-    variance = jnp.sum(deviation, axis=(-3, -2), keepdims=True) / (places - 1)
-    mean, variance = apart(mean, variance)
-    deviation = jnp.square(again(x, variance).astype(dtype) - mean)
-    return jax.nn.sigmoid(deviation / (4 * (variance + e_lambda)) + 0.5).astype(x.dtype)
+    variance = _squared_deviation(x, mean) / (places - 1)
+    return mean, 1 / (4 * (variance + e_lambda))
+
+
+@jax.custom_jvp
+def _squared_deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """Σ_{H,W} (x − mean)², of the mean."""
+    return jnp.sum(jnp.square(_deviation(x, mean)), axis=(-3, -2), keepdims=True)
+
+
+@_squared_deviation.defjvp
+def _squared_deviation_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    x, mean = primals
+
+    @jax.checkpoint
+    def change(dx: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
+        moved = 2 * _deviation(x, mean) * dx.astype(mean.dtype)  # Σ (x − mean) is 0
+        return jnp.sum(moved, axis=(-3, -2), keepdims=True)
+
+    return _squared_deviation(x, mean), change(tangents[0], x, mean)
+
+
+def _deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
+    x, mean = apart(x, mean)
+    return x.astype(mean.dtype) - mean

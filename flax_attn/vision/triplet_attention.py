@@ -1,6 +1,6 @@
 """Triplet attention."""
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._memory import apply_sum, gate_sum
 from flax_attn.vision._pooling import largest, mean
 
 
@@ -66,10 +66,8 @@ def triplet_attention(
       Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention
       Module", WACV 2021, arXiv:2010.03045, section 3.
     """
-    gate = triplet_attention_gate(
-        x, conv_cw, norm_cw, conv_hc, norm_hc, conv_hw, norm_hw, gate_fn=gate_fn
-    )
-    return apply_gate(x, gate)
+    gates = _gates(x, conv_cw, norm_cw, conv_hc, norm_hc, conv_hw, norm_hw, gate_fn)
+    return apply_sum(x, *gates)
 
 
 def triplet_attention_gate(
@@ -84,6 +82,27 @@ def triplet_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The mean of the gates of `triplet_attention`, `[*B, H, W, C]` in the dtype of x."""
+    gates = _gates(x, conv_cw, norm_cw, conv_hc, norm_hc, conv_hw, norm_hw, gate_fn)
+    return gate_sum(x, *gates)
+
+
+def triplet_attention_and_gate(x: jax.Array, **layers: Any) -> tuple[jax.Array, jax.Array]:
+    """What both return."""
+    gates = _gates(x, **layers)
+    return apply_sum(x, *gates), gate_sum(x, *gates)
+
+
+def _gates(
+    x: jax.Array,
+    conv_cw: Map,
+    norm_cw: Map,
+    conv_hc: Map,
+    norm_hc: Map,
+    conv_hw: Map | None = None,
+    norm_hw: Map | None = None,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> list[jax.Array]:
+    """The gates of the planes, divided by their number."""
     x = as_image("triplet_attention", x)
     if (conv_hw is None) != (norm_hw is None):
         missing = "conv_hw" if conv_hw is None else "norm_hw"
@@ -105,7 +124,7 @@ def triplet_attention_gate(
     if conv_hw is not None and norm_hw is not None:
         gate_hw = plane_gate(_pool(x, axis=-1), conv_hw, norm_hw, "hw", "[*B, H, W, 1]")
         gates.append(gate_hw[..., None])
-    return (functools.reduce(jnp.add, gates) / len(gates)).astype(x.dtype)
+    return [gate / len(gates) for gate in gates]
 
 
 def _pool(x: Array, axis: int) -> Array:

@@ -10,7 +10,8 @@ from flax import nnx as flax_nnx
 from jax import lax
 
 from flax_attn import nnx
-from flax_attn.vision._memory import apply_gate, conv_of_one, dot_of_one
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._one_channel import conv_of_one, dot_of_one
 from flax_attn.vision._pooling import largest
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 

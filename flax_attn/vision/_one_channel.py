@@ -1,0 +1,113 @@
+"""Products and convolutions to one channel, which XLA for CPUs has no fast form of."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_attn._checks import statistics_dtype
+from flax_attn.vision._memory import weighted_sum
+
+
+def dot_of_one(
+    lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **settings: Any
+) -> jax.Array:
+    """`jax.lax.dot_general` with a kernel `[C, 1]`, for Flax's layers.
+
+    XLA for CPUs has no such product of bfloat16 and converts the image first; a sum needs no copy.
+    """
+
+    def dot(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
+
+    dtype = statistics_dtype(lhs.dtype)
+    asked = {name for name, value in settings.items() if value is not None} - {"precision"}
+    if dtype == lhs.dtype or asked:  # a float32 sum has any precision, but no sharding or dtype
+        return dot(lhs, rhs)
+
+    def summed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        weights = rhs[:, 0].reshape((1,) * (lhs.ndim - 1) + (-1,))
+        return weighted_sum(lhs, weights, -1).astype(lhs.dtype)
+
+    return lax.platform_dependent(lhs, rhs, cpu=summed, default=dot)
+
+
+def conv_of_one(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **settings: Any,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` from a few channels to one, for Flax's layers.
+
+    On CPUs it is a sum of shifted images `[B, H, W, C]`, which takes a tenth of the time, and so is
+    its gradient; not with steps, dilations or a result of another size or dtype.
+    """
+
+    def convolved(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **settings)
+
+    @jax.custom_jvp
+    def summed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return _gather(lhs, rhs, padding)
+
+    @summed.defjvp
+    def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        (lhs, rhs), (dlhs, drhs) = primals, tangents
+        return summed(lhs, rhs), _scatter(dlhs, rhs, padding) + convolved(lhs, drhs)
+
+    shape = jax.eval_shape(convolved, lhs, rhs)
+    once = all(n == 1 for n in (*window_strides, *_dilations(settings)))
+    if not once or shape.dtype != lhs.dtype or shape.shape != (*lhs.shape[:-1], 1):
+        return convolved(lhs, rhs)
+    return lax.platform_dependent(lhs, rhs, cpu=summed, default=convolved)
+
+
+def _dilations(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    return (*(settings.get("lhs_dilation") or ()), *(settings.get("rhs_dilation") or ()))
+
+
+def _gather(image: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """Σ k_ijc ⊙ x shifted by i, j: one channel, from rows of the kernel one after another."""
+    _, height, width, channels = image.shape
+    rows, columns = kernel.shape[:2]
+    dtype = statistics_dtype(image.dtype)
+    planes = jnp.pad(jnp.moveaxis(image.astype(dtype), -1, 0), ((0, 0), (0, 0), *padding))
+
+    def of_row(i: jax.Array | int) -> jax.Array:
+        seen = lax.dynamic_slice_in_dim(planes, i, height, axis=2)
+        weights = lax.dynamic_index_in_dim(kernel.astype(dtype), i, keepdims=False)
+        return sum(
+            weights[j, c, 0] * seen[c, :, :, j : j + width]
+            for c in range(channels)
+            for j in range(columns)
+        )
+
+    total = lax.fori_loop(1, rows, lambda i, total: total + of_row(i), of_row(0))
+    return total[..., None].astype(image.dtype)
+
+
+def _scatter(image: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """The same as a sum of padded images, of which JAX's transpose is a sum of shifted ones."""
+    batch, height, width, channels = image.shape
+    rows, columns = kernel.shape[:2]
+    dtype = statistics_dtype(image.dtype)
+    planes = jnp.moveaxis(image.astype(dtype), -1, 0)
+    nothing = jnp.zeros((batch, height + rows - 1, width + columns - 1), dtype)
+
+    def add_row(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        weights = lax.dynamic_index_in_dim(kernel.astype(dtype), i, keepdims=False)
+        row = sum(
+            jnp.pad(weights[j, c, 0] * planes[c], ((0, 0), (0, 0), (columns - 1 - j, j)))
+            for c in range(channels)
+            for j in range(columns)
+        )
+        place = rows - 1 - i
+        return total + lax.dynamic_update_slice_in_dim(nothing, row, place, axis=1), None
+
+    total, _ = lax.scan(add_row, nothing, jnp.arange(rows))
+    top, left = rows - 1 - padding[0][0], columns - 1 - padding[1][0]
+    return total[:, top : top + height, left : left + width, None].astype(image.dtype)
