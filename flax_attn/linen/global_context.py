@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import LayerNorm
 from flax_attn.vision import global_context, global_context_weights
-from flax_attn.vision._one_channel import dot_of_one
+from flax_attn.vision._one_channel import sum_of_one
 
 
 class GlobalContext(nn.Module, kw_only=True):
@@ -70,7 +70,7 @@ class GlobalContext(nn.Module, kw_only=True):
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
         )
-        score = dense(1, name="score", dot_general=dot_of_one) if self.use_attention else None
+        score = dense(1, name="score", dot_general=sum_of_one) if self.use_attention else None
         if score is not None and self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention_weights", global_context_weights(x, score))
         return global_context(

@@ -13,7 +13,7 @@ from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._norm import LayerNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import global_context, global_context_weights
-from flax_attn.vision._one_channel import dot_of_one
+from flax_attn.vision._one_channel import sum_of_one
 
 
 class GlobalContext(nnx.Module):
@@ -75,7 +75,7 @@ class GlobalContext(nnx.Module):
             bias_init=bias_init,
             rngs=rngs,
         )
-        self.score = linear(in_features, 1, dot_general=dot_of_one) if use_attention else None
+        self.score = linear(in_features, 1, dot_general=sum_of_one) if use_attention else None
         self.reduce = linear(in_features, hidden)
         self.norm = norm(hidden, rngs=rngs)
         self.expand = linear(hidden, in_features, kernel_init=expand_kernel_init)

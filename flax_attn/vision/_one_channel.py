@@ -18,20 +18,29 @@ def dot_of_one(
 
     XLA for CPUs has no such product of bfloat16 and converts the image first; a sum needs no copy.
     """
+    if statistics_dtype(lhs.dtype) == lhs.dtype:
+        return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
+    return sum_of_one(lhs, rhs, dimension_numbers, **settings)
+
+
+def sum_of_one(
+    lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **settings: Any
+) -> jax.Array:
+    """The same as a sum in every dtype, on CPUs.
+
+    It takes longer than a product of float32, but no copy of an image that is computed on the way.
+    """
 
     def dot(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
-
-    dtype = statistics_dtype(lhs.dtype)
-    asked = {name for name, value in settings.items() if value is not None} - {"precision"}
-    if dtype == lhs.dtype or asked:  # a float32 sum has any precision, but no sharding or dtype
-        return dot(lhs, rhs)
 
     def summed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         weights = rhs[:, 0].reshape((1,) * (lhs.ndim - 1) + (-1,))
         return weighted_sum(lhs, weights, -1).astype(lhs.dtype)
 
-    return lax.platform_dependent(lhs, rhs, cpu=summed, default=dot)
+    # A sum in float32 has any precision, but not another dtype or sharding.
+    asked = {name for name, value in settings.items() if value is not None} - {"precision"}
+    return dot(lhs, rhs) if asked else lax.platform_dependent(lhs, rhs, cpu=summed, default=dot)
 
 
 def conv_of_one(

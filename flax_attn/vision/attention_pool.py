@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map
+from flax_attn._checks import Map, expand_rank
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._memory import add
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -70,7 +71,7 @@ def attention_pool(
         )
     mean = spatial_mean(x).astype(x.dtype)[..., None, :]
     tokens = jnp.concatenate([mean, x.reshape(*batch, height * width, features)], axis=-2)
-    tokens = tokens + jnp.broadcast_to(positions.astype(x.dtype), tokens.shape)
+    tokens = add(tokens, expand_rank(positions, tokens.ndim))
     y = multi_head_attention(
         tokens[..., :1, :], tokens, query, key, value, out, attention=attention
     )

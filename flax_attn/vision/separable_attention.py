@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate, weighted_sum
 
 
 def separable_attention(
@@ -81,10 +81,8 @@ def separable_attention(
 
     dtype = statistics_dtype(scores.dtype)
     weights_hPwP1 = jax.nn.softmax(in_patches(scores).astype(dtype), axis=(-5, -3))
-    context_1P1PD = jnp.sum(
-        weights_hPwP1 * in_patches(k).astype(dtype), axis=(-5, -3), keepdims=True
-    )
-    mixed = in_patches(activation_fn(v)) * context_1P1PD.astype(v.dtype)
+    context_1P1PD = weighted_sum(in_patches(k), weights_hPwP1, (-5, -3))
+    mixed = apply_gate(in_patches(activation_fn(v)), context_1P1PD)
     y = out(mixed.reshape(v.shape))
     check_returned(function, "out", y, x.shape, "[*B, H, W, C]")
     y = y.astype(x.dtype)
