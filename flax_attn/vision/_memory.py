@@ -2,12 +2,18 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from flax_attn._checks import statistics_dtype
+
+apart_p = Primitive("apart")
+apart_p.multiple_results = True
 
 
 def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -16,15 +22,30 @@ def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     Otherwise it stores what both need, though it be as large as an image and cheap to compute:
     gates that are broadcast, an image of bfloat16 as one of float32.
     """
-    return lax.platform_dependent(*arrays, cpu=_barrier, default=_identity)
+    return tuple(apart_p.bind(*arrays))
 
 
-def _barrier(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return lax.optimization_barrier(arrays)
+def _apart_jvp(primals: Sequence[jax.Array], tangents: Sequence[Any]) -> tuple[list, list]:
+    moving = [t for t in tangents if not isinstance(t, ad.Zero)]
+    moved = iter(apart_p.bind(*moving))
+    return apart_p.bind(*primals), [t if isinstance(t, ad.Zero) else next(moved) for t in tangents]
 
 
-def _identity(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return arrays
+def _apart_transpose(cotangents: Sequence[Any], *arrays: Any) -> list[jax.Array]:
+    return apart_p.bind(*map(ad.instantiate_zeros, cotangents))
+
+
+apart_p.def_impl(lambda *arrays: list(arrays))
+apart_p.def_abstract_eval(lambda *arrays: list(arrays))
+ad.primitive_jvps[apart_p] = _apart_jvp
+ad.primitive_transposes[apart_p] = _apart_transpose
+batching.primitive_batchers[apart_p] = lambda arrays, axes: (apart_p.bind(*arrays), axes)
+mlir.register_lowering(apart_p, lambda context, *arrays: arrays)
+mlir.register_lowering(
+    apart_p,
+    mlir.lower_fun(lambda *arrays: lax.optimization_barrier(arrays), multiple_results=True),
+    platform="cpu",
+)
 
 
 def again(x: jax.Array, *after: jax.Array) -> jax.Array:

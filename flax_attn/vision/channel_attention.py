@@ -1,6 +1,7 @@
 """Channel attention, the first half of CBAM."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
@@ -26,8 +27,8 @@ def channel_attention(
 
     Args:
       x: Image `[*B, H, W, C]`.
-      reduce: Map from `[*B, C]` to `[*B, R]`.
-      expand: Map from `[*B, R]` to `[*B, C]`.
+      reduce: Map from `[2, *B, C]`, the means and the maxima, to `[2, *B, R]`.
+      expand: Map from `[2, *B, R]` to `[2, *B, C]`.
       activation_fn: Between the two.
       gate_fn: From the sum to the gate.
 
@@ -65,12 +66,10 @@ def channel_attention_gate(
     """The gate g of `channel_attention`, `[*B, 1, 1, C]` in the dtype of x."""
     x = as_image("channel_attention", x)
 
-    def perceptron(pooled: Array) -> Array:
-        hidden = activation_fn(reduce(pooled))
-        check_reduced("channel_attention", hidden)
-        expanded = expand(hidden)
-        check_returned("channel_attention", "expand", expanded, pooled.shape, "[*B, C]")
-        return expanded
-
-    gate = gate_fn(perceptron(spatial_mean(x)) + perceptron(spatial_max(x)))
+    pooled = jnp.stack([spatial_mean(x), spatial_max(x)])
+    hidden = activation_fn(reduce(pooled))
+    check_reduced("channel_attention", hidden)
+    expanded = expand(hidden)
+    check_returned("channel_attention", "expand", expanded, pooled.shape, "[2, *B, C]")
+    gate = gate_fn(expanded[0] + expanded[1])
     return gate[..., None, None, :].astype(x.dtype)
