@@ -22,6 +22,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from flax_attn._checks import as_floating, as_integer, expand_rank, statistics_dtype
+from flax_attn._convolution import convolve
 
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
@@ -336,7 +337,7 @@ class _Conv:
             )
         _check_bias(self.name, bias, kernel.shape[-1:])
         batch, space = x.shape[: -rank - 1], "HW"[-rank:]
-        y = lax.conv_general_dilated(
+        y = convolve(
             x.reshape(-1, *x.shape[-rank - 1 :]),
             kernel.astype(x.dtype),
             self.strides,

@@ -86,7 +86,6 @@ class Mechanism(NamedTuple):
     module: str
     reads: int
     options: Mapping[str, Any] = MappingProxyType({})
-    is_gate: bool = True
 
 
 MECHANISMS = {
@@ -105,11 +104,11 @@ MECHANISMS = {
     "triplet_attention": Mechanism("TripletAttention", 2),
     "bam": Mechanism("BAM", 2),
     # Projections and convolutions, not traffic, decide about these.
-    "selective_kernel": Mechanism("SelectiveKernel", 2, is_gate=False),
-    "split_attention": Mechanism("SplitAttention", 2, is_gate=False),
-    "non_local": Mechanism("NonLocal", 2, {"subsample": 2}, is_gate=False),
-    "window_attention": Mechanism("WindowAttention", 1, is_gate=False),
-    "bottleneck_attention": Mechanism("BottleneckAttention", 1, is_gate=False),
+    "selective_kernel": Mechanism("SelectiveKernel", 2),
+    "split_attention": Mechanism("SplitAttention", 2),
+    "non_local": Mechanism("NonLocal", 2, {"subsample": 2}),
+    "window_attention": Mechanism("WindowAttention", 1),
+    "bottleneck_attention": Mechanism("BottleneckAttention", 1),
 }
 SMOKE = ("squeeze_excite", "cbam", "selective_kernel")
 
@@ -227,7 +226,7 @@ def measure(
                 failures[form] = reason
             else:
                 calls[form] = functools.partial(worker.call, form)
-    with_floor = row.work == "fwd" and MECHANISMS[row.name].is_gate
+    with_floor = row.work == "fwd"
     if with_floor:
         calls |= {n: short(p) for n, p in floors(shape, row.dtype, SERIES[row.series]).items()}
     rounds = take_rounds(calls, machine, budget)
@@ -266,7 +265,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         for shape in options.shape:
             for dtype in options.dtype:
                 for work in options.work:
-                    for series in SERIES if MECHANISMS[name].is_gate else ("alone",):
+                    for series in SERIES:
                         yield Row(name, shape, dtype, work, series)
 
 

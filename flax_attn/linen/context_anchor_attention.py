@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.linen._norm import DetectorBatchNorm, with_phase
 from flax_attn.vision import context_anchor_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -74,6 +75,7 @@ class ContextAnchorAttention(nn.Module, kw_only=True):
             nn.Conv,
             features,
             feature_group_count=features,
+            conv_general_dilated=convolve,
             use_bias=self.use_bias,
             bias_init=self.bias_init,
             **settings,

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.vision import focal_modulation
 from flax_attn.vision.focal_modulation import exact_gelu
 
@@ -72,6 +73,7 @@ class FocalModulation(nn.Module, kw_only=True):
                 (size, size),
                 padding=size // 2,
                 feature_group_count=features,
+                conv_general_dilated=convolve,
                 use_bias=False,
                 name=f"conv_{level}",
                 **settings,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd
+from flax_attn._convolution import convolve
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
 
@@ -64,6 +65,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
                 (local, local),
                 padding=local // 2,
                 feature_group_count=features,
+                conv_general_dilated=convolve,
                 name="local_conv",
                 **settings,
             ),
@@ -73,6 +75,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
                 kernel_dilation=self.dilation,
                 padding=self.dilation * (dilated // 2),
                 feature_group_count=features,
+                conv_general_dilated=convolve,
                 name="dilated_conv",
                 **settings,
             ),

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, dilated_kernels, reduced_features
+from flax_attn._convolution import convolve
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._memory import apply_gate
 
@@ -76,13 +77,21 @@ class LargeSelectiveKernel(nn.Module, kw_only=True):
                     kernel_dilation=dilation,
                     padding=dilation * (size // 2),
                     feature_group_count=features,
+                    conv_general_dilated=convolve,
                     name=f"conv_{i}",
                     **settings,
                 )
                 for i, (size, dilation) in enumerate(kernels)
             ],
             [nn.Dense(hidden, name=f"reduce_{i}", **settings) for i in range(len(kernels))],
-            nn.Conv(len(kernels), (width, width), padding=width // 2, name="select", **settings),
+            nn.Conv(
+                len(kernels),
+                (width, width),
+                padding=width // 2,
+                conv_general_dilated=convolve,
+                name="select",
+                **settings,
+            ),
             nn.Dense(features, name="project", **settings),
             gate_fn=self.gate_fn,
         )

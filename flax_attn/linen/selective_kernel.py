@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, check_odd, reduced_features
+from flax_attn._convolution import convolve
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import selective_kernel
 
@@ -102,6 +103,7 @@ class SelectiveKernel(nn.Module, kw_only=True):
                     kernel_dilation=dilation,
                     padding=dilation * (size // 2),
                     feature_group_count=self.groups,
+                    conv_general_dilated=convolve,
                     name=f"conv_{i}",
                     **settings,
                 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn._convolution import convolve
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
 
@@ -53,7 +54,13 @@ class SeparableLargeKernelAttention(nn.Module, kw_only=True):
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,
         }
-        strip = functools.partial(nn.Conv, features, feature_group_count=features, **settings)
+        strip = functools.partial(
+            nn.Conv,
+            features,
+            feature_group_count=features,
+            conv_general_dilated=convolve,
+            **settings,
+        )
         reach = dilation * (dilated // 2)
         gate = separable_large_kernel_attention_gate(
             x,

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, check_odd, reduced_features
+from flax_attn._convolution import convolve
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import split_attention
 
@@ -89,6 +90,7 @@ class SplitAttention(nn.Module, kw_only=True):
         )
         conv = functools.partial(
             nn.Conv,
+            conv_general_dilated=convolve,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,

@@ -9,8 +9,8 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.linen._norm import SlowBatchNorm, with_phase
-from flax_attn.vision._one_channel import conv_of_one
 from flax_attn.vision.triplet_attention import triplet_attention_and_gate
 
 
@@ -67,7 +67,7 @@ class TripletAttention(nn.Module, kw_only=True):
             1,
             (size, size),
             padding=size // 2,
-            conv_general_dilated=conv_of_one,
+            conv_general_dilated=convolve,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.nnx._norm import DetectorBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import context_anchor_attention_gate
@@ -75,6 +76,7 @@ class ContextAnchorAttention(nnx.Module):
             in_features,
             in_features,
             feature_group_count=in_features,
+            conv_general_dilated=convolve,
             use_bias=use_bias,
             bias_init=bias_init,
             **settings,

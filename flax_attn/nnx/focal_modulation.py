@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import focal_modulation
 from flax_attn.vision.focal_modulation import exact_gelu
@@ -81,6 +82,7 @@ class FocalModulation(nnx.Module):
                 (size, size),
                 padding=size // 2,
                 feature_group_count=in_features,
+                conv_general_dilated=convolve,
                 use_bias=False,
                 **settings,
             )

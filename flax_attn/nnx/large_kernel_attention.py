@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -68,6 +69,7 @@ class LargeKernelAttention(nnx.Module):
             (local, local),
             padding=local // 2,
             feature_group_count=in_features,
+            conv_general_dilated=convolve,
             **settings,
         )
         self.dilated_conv = nnx.Conv(
@@ -77,6 +79,7 @@ class LargeKernelAttention(nnx.Module):
             kernel_dilation=dilation,
             padding=dilation * (dilated // 2),
             feature_group_count=in_features,
+            conv_general_dilated=convolve,
             **settings,
         )
         self.project = nnx.Linear(in_features, in_features, **settings)

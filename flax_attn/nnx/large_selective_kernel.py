@@ -15,6 +15,7 @@ from flax_attn._checks import (
     dilated_kernels,
     reduced_features,
 )
+from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._memory import apply_gate
@@ -84,11 +85,19 @@ class LargeSelectiveKernel(nnx.Module):
                 kernel_dilation=dilation,
                 padding=dilation * (size // 2),
                 feature_group_count=in_features,
+                conv_general_dilated=convolve,
                 **settings,
             )
             setattr(self, f"conv_{i}", conv)
             setattr(self, f"reduce_{i}", nnx.Linear(in_features, hidden, **settings))
-        self.select = nnx.Conv(2, len(kernels), (width, width), padding=width // 2, **settings)
+        self.select = nnx.Conv(
+            2,
+            len(kernels),
+            (width, width),
+            padding=width // 2,
+            conv_general_dilated=convolve,
+            **settings,
+        )
         self.project = nnx.Linear(hidden, in_features, **settings)
         self.num_kernels = len(kernels)
         self.in_features = in_features

@@ -15,6 +15,7 @@ from flax_attn._checks import (
     check_odd,
     reduced_features,
 )
+from flax_attn._convolution import convolve
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import selective_kernel
@@ -100,6 +101,7 @@ class SelectiveKernel(nnx.Module):
                 kernel_dilation=dilation,
                 padding=dilation * (size // 2),
                 feature_group_count=groups,
+                conv_general_dilated=convolve,
                 **settings,
             )
             setattr(self, f"conv_{i}", conv)

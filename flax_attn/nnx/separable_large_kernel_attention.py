@@ -9,6 +9,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features
+from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -61,7 +62,12 @@ class SeparableLargeKernelAttention(nnx.Module):
             "rngs": rngs,
         }
         strip = functools.partial(
-            nnx.Conv, in_features, in_features, feature_group_count=in_features, **settings
+            nnx.Conv,
+            in_features,
+            in_features,
+            feature_group_count=in_features,
+            conv_general_dilated=convolve,
+            **settings,
         )
         reach = dilation * (dilated // 2)
         self.local_row = strip(kernel_size=(1, local), padding=(0, local // 2))

@@ -9,10 +9,10 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
+from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision._one_channel import conv_of_one
 from flax_attn.vision.spatial_attention import Pooling
 
 
@@ -64,7 +64,7 @@ class SpatialAttention(nnx.Module):
             1,
             (size, size),
             padding=size // 2,
-            conv_general_dilated=conv_of_one,
+            conv_general_dilated=convolve,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

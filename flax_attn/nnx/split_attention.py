@@ -16,6 +16,7 @@ from flax_attn._checks import (
     check_odd,
     reduced_features,
 )
+from flax_attn._convolution import convolve
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import split_attention
@@ -89,6 +90,7 @@ class SplitAttention(nnx.Module):
         size = check_odd("SplitAttention", kernel_size)
         conv = functools.partial(
             nnx.Conv,
+            conv_general_dilated=convolve,
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,

@@ -1,6 +1,5 @@
 """What gates keep and how exactly their gradients are summed, in programs as they are compiled."""
 
-import functools
 import inspect
 
 import jax
@@ -12,7 +11,7 @@ from jax import lax
 
 from flax_attn import nnx, vision
 from flax_attn.vision._memory import add, apply_gate, apply_sum, weighted_sum
-from flax_attn.vision._one_channel import conv_of_one, dot_of_one
+from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision._pooling import largest
 from tests.mechanisms import (
     facts,
@@ -229,44 +228,6 @@ def test_a_dot_product_to_one_channel_is_that_of_lax():
         pull(cotangent), wide_pull(cotangent.astype(jnp.float32)), strict=True
     ):
         assert_close(actual, gradient, GRADIENT["bfloat16"])
-
-
-@pytest.mark.parametrize("sizes", [(1, 1), (3, 3), (7, 7), (5, 3), (2, 4)])
-def test_a_convolution_to_one_channel_is_that_of_lax(sizes, x64):
-    x, kernel = jnp.asarray(draw(2, 6, 9, 2)), jnp.asarray(draw(*sizes, 2, 1))
-    padding = [((size - 1) // 2, size // 2) for size in sizes]
-    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    ours = functools.partial(conv_of_one, window_strides=(1, 1), padding=padding, **settings)
-    theirs = functools.partial(
-        lax.conv_general_dilated, window_strides=(1, 1), padding=padding, **settings
-    )
-    cotangent = jnp.asarray(draw(2, 6, 9, 1))
-    for transform in (
-        lambda f: f(x, kernel),
-        lambda f: jax.vjp(f, x, kernel)[1](cotangent),
-        lambda f: jax.jvp(f, (x, kernel), (x + 1, kernel - 1)),
-        lambda f: jax.vmap(f, in_axes=(0, None))(x[:, None], kernel),
-    ):
-        for actual, expected in zip(
-            jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(theirs)), strict=True
-        ):
-            assert_close(actual, expected, GRADIENT["float64"])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"strides": 2}, {"kernel_dilation": 2, "padding": 2}, {"preferred_element_type": "float32"}],
-    ids=lambda options: next(iter(options)),
-)
-def test_a_convolution_with_other_options_is_left_to_lax(options):
-    x = jnp.asarray(draw(2, 6, 9, 2), jnp.bfloat16)
-    settings = {"padding": 1, "use_bias": False, "dtype": jnp.bfloat16, **options}
-    conv = functools.partial(flax_nnx.Conv, 2, 1, (3, 3), **settings)
-    plain = conv(rngs=flax_nnx.Rngs(0))
-    ours = conv(conv_general_dilated=conv_of_one, rngs=flax_nnx.Rngs(0))
-    expected = plain(x)
-    assert ours(x).dtype == expected.dtype
-    np.testing.assert_array_equal(ours(x), expected)
 
 
 def test_a_dot_product_in_another_dtype_is_left_to_lax():
