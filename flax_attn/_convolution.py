@@ -158,9 +158,9 @@ def _wide(*arrays: jax.Array) -> list[jax.Array]:
     return [a.astype(statistics_dtype(a.dtype)) for a in arrays]
 
 
-def _nothing(shape: tuple[int, ...], image: jax.Array, weights: jax.Array) -> jax.Array:
-    """Zeros to begin a loop with, on whose devices they differ as its result does."""
-    return vary_together([jnp.zeros(shape, image.dtype), image, weights])[0]
+def _nothing(like: jax.Array, weights: jax.Array) -> jax.Array:
+    """Zeros to begin a loop with, on whose devices they lie and differ as its result does."""
+    return vary_together([jnp.zeros_like(like), like, weights])[0]
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
@@ -205,8 +205,8 @@ def _pieces(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.Arra
     wide, weights = _wide(image, kernel)
     planes = _unstack(jnp.moveaxis(wide, -1, 0), channels)
     (down, right), (below, beside) = geometry.dilation, geometry.reach(kernel)
-    batch, height, width = planes[0].shape
-    nothing = _nothing((out, batch, height + below, width + beside), wide, weights)
+    room = jnp.pad(planes[0], ((0, 0), (0, below), (0, beside)))
+    nothing = _nothing(jnp.stack([room] * out), weights)
     zero, whole = jnp.zeros((), wide.dtype), (0, 0, 0)
 
     def piece(weight: jax.Array, plane: jax.Array, j: int) -> jax.Array:
@@ -298,6 +298,6 @@ def _tap_by_tap(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.
         shifted = lax.dynamic_slice(seen, start, (batch, height, width, channels))
         return total + weight * shifted, None
 
-    nothing = _nothing((batch, height, width, channels), wide, weights)
+    nothing = _nothing(lax.slice(seen, (0, 0, 0, 0), (batch, height, width, channels)), weights)
     total, _ = lax.scan(add_tap, nothing, (jnp.arange(len(each)), each))
     return total.astype(geometry.dtype)

@@ -87,6 +87,11 @@ class EfficientLocalAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the rows and columns of an image `[*B, H, W, C]`."""
         check_features("EfficientLocalAttention", x, self.in_features)
-        gates = efficient_local_attention_gate(x, self.conv, self.norm, gate_fn=self.gate_fn)
+
+        def norm(strips: jax.Array) -> jax.Array:  # Flax's takes one leading axis for the batch
+            flat = strips.reshape(-1, *strips.shape[-2:])
+            return self.norm(flat).reshape(strips.shape)
+
+        gates = efficient_local_attention_gate(x, self.conv, norm, gate_fn=self.gate_fn)
         sow(self, "gate", gates)
         return apply_gate(x, *gates)

@@ -49,11 +49,14 @@ def _ties(x: jax.Array, value: jax.Array, axis: int | tuple[int, ...]) -> jax.Ar
 
     (Numbers that differ by less than the smallest normal one are alike.)
     """
-    tiny = jnp.finfo(value.dtype).tiny
-    least, wide = apart(jnp.full_like(value, tiny), value)
-    below = jnp.minimum(wide - again(x, value).astype(value.dtype), least)
-    others = jnp.sum(below, axis=axis, keepdims=True) / tiny
-    return x.size // value.size - others
+    finfo = jnp.finfo(value.dtype)
+    limits = (jnp.full_like(value, n) for n in (finfo.tiny, finfo.min))
+    least, lowest, top = apart(*limits, jnp.clip(value, finfo.min, finfo.max))
+    # The minimum is x. It keeps LLVM from joining a product that x may be with the difference: at
+    # the maximum that would be the product's rounding error, not 0.
+    seen = jnp.maximum(jnp.minimum(again(x, value).astype(value.dtype), top), lowest)
+    others = jnp.sum(jnp.minimum(top - seen, least), axis=axis, keepdims=True) / finfo.tiny
+    return jnp.maximum(x.size // value.size - others, 1)
 
 
 def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:

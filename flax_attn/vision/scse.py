@@ -126,9 +126,9 @@ def _gates(
 
 
 def _larger_gate(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
-    larger, smaller = jnp.maximum(channel, spatial), jnp.minimum(channel, spatial)
-    # At x = 0 the scaled images tie, and a maximum shares its gradient between them.
-    return jnp.where(x > 0, larger, jnp.where(x < 0, smaller, (channel + spatial) / 2))
+    # The larger where x is positive, the smaller where it is negative, and half of each at 0, where
+    # the scaled images tie and a maximum shares its gradient between them.
+    return (channel + spatial + jnp.sign(x) * jnp.abs(channel - spatial)) / 2
 
 
 @jax.custom_jvp

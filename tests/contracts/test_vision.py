@@ -27,6 +27,8 @@ from tests.oracles import vision as oracles
 from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
 long = pytest.mark.conformance
+# What `tests/conftest.py` leaves out to compile quickly.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 every_mechanism = pytest.mark.parametrize("name", mechanisms())
 every_gate = pytest.mark.parametrize(
     "name", [name for name in mechanisms() if hasattr(vision, f"{name}_gate")]
@@ -218,9 +220,33 @@ def test_leading_axes_are_a_batch(name):
     x = jnp.asarray(image((3, 2, *image_shape), dtype=np.float32))
     variables = random_variables(name, image_shape[-1], dtype=np.float32)
     expected = apply_function(name, variables, x.reshape(6, *image_shape))
-    actual = apply_function(name, variables, x)
-    assert_close(actual.reshape(expected.shape), expected, FORWARD["float32"])
-    assert_close(apply_function(name, variables, x[0, 0]), expected[0], 3 * FORWARD["float32"])
+    with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm asks for it
+        for apply in (apply_function, apply_linen, apply_nnx):
+            actual = apply(name, variables, x)
+            assert_close(actual.reshape(expected.shape), expected, FORWARD["float32"], apply)
+            actual = apply(name, variables, x[0, 0])
+            assert_close(actual, expected[0], 3 * FORWARD["float32"], apply)
+
+
+@long
+@every_mechanism
+def test_gradients_are_the_same_when_compiled_with_what_comes_before(name):
+    """Fused into one another and optimised by LLVM: a product may be joined with a difference."""
+    x = jnp.asarray(image(facts(name).shape, dtype=np.float32))
+    variables = jax.tree.map(jnp.asarray, random_variables(name, x.shape[-1], dtype=np.float32))
+
+    def loss(variables, x):
+        y = apply_function(name, variables, 0.7 * x)
+        return jnp.sum(jnp.sin(y) * jnp.linspace(0.5, 1.5, y.size).reshape(y.shape))
+
+    gradient = jax.grad(loss, (0, 1))
+    compiled = jax.jit(gradient).lower(variables, x).compile(compiler_options=OPTIMIZED)
+    for actual, expected in zip(
+        jax.tree.leaves(compiled(variables, x)),
+        jax.tree.leaves(gradient(variables, x)),
+        strict=True,
+    ):
+        assert_close(actual, expected, GRADIENT["float32"])
 
 
 @long

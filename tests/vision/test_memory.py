@@ -83,6 +83,25 @@ def test_the_gradient_of_a_gate_takes_little_memory_too(name, dtype):
     assert temporaries(run, state, x, x) < GATES[name]
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
+@pytest.mark.parametrize("axis", [-1, (-3, -2)])
+def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dtype):
+    """LLVM joins the product with a difference, which is then not 0 at the maximum."""
+    x = jnp.asarray(draw(4, 5, 7, 8), dtype)
+    factor = jnp.asarray(0.7, dtype)
+    gradient = jax.grad(lambda x: jnp.sum(largest(x * factor, axis)))
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    found = jax.jit(gradient).lower(x).compile(compiler_options=options)(x)
+    expected = jax.grad(lambda x: jnp.sum(jnp.max(x * factor, axis).astype(jnp.float32)))(x)
+    assert_close(found, expected, GRADIENT[dtype])
+
+
+def test_the_maximum_may_be_infinite():
+    x = jnp.asarray([[jnp.inf, 1.0], [-jnp.inf, -jnp.inf], [3.0, 3.0]])
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(largest(x, -1))))(x)
+    np.testing.assert_array_equal(gradient, [[1, 0], [0.5, 0.5], [0.5, 0.5]])
+
+
 @about_cpus
 def test_the_count_of_ties_keeps_no_map_of_comparisons():
     x = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
