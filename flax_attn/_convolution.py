@@ -108,6 +108,8 @@ def _form(
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, given.pop("dimension_numbers", None))
     if layout != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) or lhs.dtype != rhs.dtype:
         return None
+    if any(jax.typeof(lhs).sharding.spec[1:3]):
+        return None  # an explicit mesh splits height or width, which no shift crosses
     groups = given.pop("feature_group_count", 1)
     dilation = tuple(given.pop("rhs_dilation", (1, 1)))
     once = all(n == 1 for n in (*strides, *given.pop("lhs_dilation", ())))

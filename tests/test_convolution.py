@@ -162,6 +162,24 @@ def test_each_form_runs_on_a_mesh(name, check_vma, x64):
         assert_close(actual, expected, GRADIENT["float64"])
 
 
+@pytest.mark.parametrize("axis", ["batch", "height"])
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_runs_on_an_explicit_mesh(name, axis, x64):
+    shape, size, settings, _ = FORMS[name]
+    x, kernel = draw(shape[0], 8, *shape[2:]), draw(*size)
+    ours, theirs = both((1, 1), "SAME", settings)
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Explicit,))
+    spec = P("devices") if axis == "batch" else P(None, "devices")
+    # By the image: there lax itself asks for a sharding of the kernel's gradient.
+    gradient = lambda f: jax.jit(jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(f(x, k)))))
+    expected = gradient(theirs)(x, kernel)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+        found = gradient(ours)(split, kernel)
+    for a, e in zip(found, expected, strict=True):
+        assert_close(np.asarray(a), e, GRADIENT["float64"])
+
+
 def test_flax_layers_take_it():
     x = draw(2, 6, 9, 4).astype(jnp.float32)
     settings = {"feature_group_count": 4, "kernel_dilation": 2, "padding": 2}
