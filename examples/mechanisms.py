@@ -23,7 +23,7 @@ import flax_attn.linen
 import flax_attn.nnx
 from flax_attn import vision
 
-SIZES = {"B": 2, "H": 6, "W": 5, "C": 128}
+SIZES = {"B": 3, "H": 6, "W": 5, "C": 128}
 # Images that the default windows of these divide.
 PLACES = {"grid_attention": (14, 7), "halo_attention": (16, 8), "window_attention": (14, 7)}
 COSTS = Path(__file__).with_name("mechanism_costs.json")

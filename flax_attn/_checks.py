@@ -89,7 +89,7 @@ def check_multiple(owner: str, name: str, features: int, of: str, groups: int) -
     if features % groups:
         raise ValueError(
             f"{owner}: {name} must be a multiple of {of} = {groups}, got {name} = {features}. "
-            f"Use another {of}."
+            f"Choose {of.rsplit(maxsplit=1)[-1]} so that {of} divides {name}."
         )
     return features // groups
 
@@ -104,6 +104,18 @@ def group_features(owner: str, features: int, groups: int, *, parts: int = 1) ->
 def head_features(owner: str, features: int, num_heads: int) -> int:
     """D = C / num_heads, which must be a whole number."""
     return check_multiple(owner, "C", features, "num_heads", num_heads)
+
+
+def heads_of_32(owner: str, features: int, num_heads: int | None) -> tuple[int, int]:
+    """N and D = C / N; by default, heads of 32 channels."""
+    if num_heads is None:
+        num_heads = features // 32
+        if num_heads == 0:
+            raise ValueError(
+                f"{owner}: num_heads must be given for fewer than 32 channels, got C = {features}. "
+                f"The default is C // 32."
+            )
+    return num_heads, head_features(owner, features, num_heads)
 
 
 def check_odd(module: str, kernel_size: int, name: str = "kernel_size") -> int:
@@ -126,4 +138,10 @@ def dilated_kernels(
             f"{len(dilations)}."
         )
     sizes = [check_odd(module, size, "kernel_sizes") for size in kernel_sizes]
-    return list(zip(sizes, dilations, strict=True))
+    return list(zip(sizes, check_dilations(module, dilations), strict=True))
+
+
+def check_dilations(module: str, dilations: Sequence[int]) -> list[int]:
+    """The dilations, of which there is one at least and each is positive."""
+    check_positive(module, "the number of dilations", len(dilations))
+    return [check_positive(module, "dilations", dilation) for dilation in dilations]

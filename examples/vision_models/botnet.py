@@ -25,7 +25,10 @@ def bottleneck_attention(
 def botnet26t(
     *, image_size: int = 256, num_classes: int = 1000, rngs: nnx.Rngs
 ) -> BottleneckResNet:
-    """For images of one size, H = W = image_size, since every offset has a row in its tables."""
+    """For images of one size, since every offset has a row in its tables.
+
+    H = W = image_size, a multiple of 32.
+    """
     attention = functools.partial(bottleneck_attention, image_size=image_size)
     return BottleneckResNet(
         STAGES_26T, self_attention=attention, num_classes=num_classes, rngs=rngs

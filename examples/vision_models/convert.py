@@ -51,11 +51,17 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
       model: A model with `timm_names`, which translate timm's names of layers into ours, and
         `timm_stacked` where it splits other layers than `STACKED`, or in another way. May be
         abstract, `nnx.eval_shape(build)`.
-      state_dict: PyTorch tensors or NumPy arrays, by timm's names.
+      state_dict: PyTorch tensors or NumPy arrays, by timm's names: `timm_model.state_dict()`.
 
     Raises:
+      TypeError: If `state_dict` is not a mapping.
       ValueError: If a weight has no place, a place no weight, or the shapes do not fit.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"load_timm: state_dict must be a mapping, got {type(state_dict).__name__}. "
+            f"Pass model.state_dict()."
+        )
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     places = {".".join(map(str, path)): place for path, place in nnx.to_flat_state(state)}
     missing, unknown = dict(places), {}
@@ -82,7 +88,7 @@ def unpacked(
     for name, tensor in state_dict.items():
         if name.endswith(LEFT_OUT):
             continue
-        weight = np.asarray(tensor)
+        weight = as_numpy(tensor)
         layer, _, leaf = name.rpartition(".")
         outer, _, inner = layer.rpartition(".")
         if inner in stacked:
@@ -90,6 +96,14 @@ def unpacked(
                 yield f"{outer}.{part}.{leaf}", values
         else:
             yield name, weight
+
+
+def as_numpy(tensor: Any) -> np.ndarray:
+    """An array of a dtype that NumPy has, of a PyTorch tensor too."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach()
+        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+    return np.asarray(tensor)
 
 
 def candidates(name: str, names: Mapping[str, str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ NUM_HEADS, KEY_FEATURES = 4, 16
 
 
 def lambda_layer(features: int, stride: int, reduction: int, *, rngs: nnx.Rngs) -> Pooled:
-    """`LambdaLayer`, for maps of any size."""
+    """`LambdaLayer`, for maps of any size; with a stride, of even sides."""
     attention = flax_attn.nnx.LambdaLayer(
         features, num_heads=NUM_HEADS, key_features=KEY_FEATURES, norm=BatchNorm, rngs=rngs
     )

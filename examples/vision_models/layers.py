@@ -93,7 +93,21 @@ def means(x: jax.Array, stride: int) -> jax.Array:
     """Of s×s places: from `[B, H, W, C]` to `[B, H / s, W / s, C]`."""
     batch, height, width, features = x.shape
     s = stride
+    if height % s or width % s:
+        raise ValueError(
+            f"This model halves its maps: their sides must be even, got {height} · {width}. "
+            f"Resize the images."
+        )
     return jnp.mean(x.reshape(batch, height // s, s, width // s, s, features), axis=(2, 4))
+
+
+def check_image_size(model: nnx.Module, x: jax.Array, image_size: int) -> None:
+    """Raise unless the images have the size that the model was built for."""
+    if x.shape[1:] != (image_size, image_size, 3):
+        raise ValueError(
+            f"{type(model).__name__}: images must be [B, H, W, 3] with H = W = image_size = "
+            f"{image_size}, got {list(x.shape)}. Build the model with another image_size."
+        )
 
 
 def divisible(width: float, divisor: int = 8, least: float = 0.0) -> int:

@@ -82,7 +82,7 @@ class PyramidVisionTransformerV2(nnx.Module):
       features: Width of a place of each stage.
       depths: Number of blocks of each stage.
       num_heads: N of each stage.
-      reductions: R of each stage, which must divide the sides of its maps.
+      reductions: R of each stage; rows and columns beyond the last full R are seen by no query.
       expansions: Width of each stage's perceptrons, relative to a place's.
       num_classes: Number of logits.
       rngs: Keys for the parameters.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import flax_attn.nnx
-from vision_models.layers import LayerNorm
+from vision_models.layers import LayerNorm, check_image_size
 from vision_models.transformer import Block, Mlp
 
 EPSILON = 1e-5
@@ -78,8 +78,9 @@ class SwinTransformer(nnx.Module):
       features: C, the width of a place of the first stage; each stage doubles it.
       depths: Number of blocks of each stage.
       num_heads: N of each stage.
-      image_size: H = W.
-      window_size: M, which must divide the maps that are larger.
+      image_size: H = W, such as 32 · M: the sides of the maps, a 4th, 8th, 16th and 32nd of it, are
+        multiples of M or less than it.
+      window_size: M.
       num_classes: Number of logits.
       rngs: Keys for the parameters.
     """
@@ -95,6 +96,7 @@ class SwinTransformer(nnx.Module):
         num_classes: int = 1000,
         rngs: nnx.Rngs,
     ):
+        self.image_size = image_size
         self.patches = nnx.Conv(3, features, (4, 4), strides=4, padding="VALID", rngs=rngs)
         self.patch_norm = LayerNorm(features, epsilon=EPSILON, rngs=rngs)
         self.stages = nnx.List()
@@ -109,6 +111,7 @@ class SwinTransformer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_image_size(self, x, self.image_size)
         x = self.patch_norm(self.patches(x))
         for stage in self.stages:
             x = stage(x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import flax_attn.nnx
-from vision_models.layers import LayerNorm
+from vision_models.layers import LayerNorm, check_image_size
 from vision_models.transformer import Block, Mlp, with_class_token
 
 
@@ -40,6 +40,7 @@ class VisionTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         patch = (patch_size, patch_size)
+        self.image_size = image_size
         self.num_tokens = 1 + (image_size // patch_size) ** 2
         self.patches = nnx.Conv(3, features, patch, strides=patch, padding="VALID", rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, features)))
@@ -54,6 +55,7 @@ class VisionTransformer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_image_size(self, x, self.image_size)
         x = with_class_token(self.patches(x), self.class_token[...])
         x = x + self.positions(jnp.arange(self.num_tokens))[None]
         for block in self.blocks:

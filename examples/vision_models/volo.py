@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import flax_attn.nnx
-from vision_models.layers import ConvStem, LayerNorm
+from vision_models.layers import ConvStem, LayerNorm, check_image_size
 from vision_models.transformer import Block, Mlp, with_class_token
 
 EPSILON = 1e-5
@@ -75,6 +75,7 @@ class VisionOutlooker(nnx.Module):
         rngs: nnx.Rngs,
     ):
         fine, coarse = features
+        self.image_size = image_size
         width, size = STEM_FEATURES, image_size // 16
         self.stem = ConvStem((3, width, width, width), (7, 3, 3), (2, 1, 1), nnx.relu, rngs=rngs)
         patches = functools.partial(nnx.Conv, padding="VALID", rngs=rngs)
@@ -100,6 +101,7 @@ class VisionOutlooker(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_image_size(self, x, self.image_size)
         x = self.patches(nnx.relu(self.stem(x)))
         outlookers, *stages = self.stages
         for block in outlookers:

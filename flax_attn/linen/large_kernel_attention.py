@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_odd
+from flax_attn._checks import check_odd, check_positive
 from flax_attn._convolution import convolve
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -72,7 +72,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
             nn.Conv(
                 features,
                 (dilated, dilated),
-                kernel_dilation=self.dilation,
+                kernel_dilation=check_positive("LargeKernelAttention", "dilation", self.dilation),
                 padding=self.dilation * (dilated // 2),
                 feature_group_count=features,
                 conv_general_dilated=convolve,

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_multiple, check_odd, reduced_features
+from flax_attn._checks import (
+    Activation,
+    check_dilations,
+    check_multiple,
+    check_odd,
+    reduced_features,
+)
 from flax_attn._convolution import convolve
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import selective_kernel
@@ -82,6 +88,7 @@ class SelectiveKernel(nn.Module, kw_only=True):
             least=self.min_features,
         )
         size = check_odd("SelectiveKernel", self.kernel_size)
+        check_dilations("SelectiveKernel", self.dilations)
         norm = with_phase(
             "SelectiveKernel", self.norm, self.use_running_average, use_running_average
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import head_features
+from flax_attn._checks import heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.vision import window_attention
@@ -66,8 +66,7 @@ class WindowAttention(nn.Module, kw_only=True):
           The image `[*B, H, W, C]`.
         """
         features = x.shape[-1]
-        num_heads = features // 32 if self.num_heads is None else self.num_heads
-        head_dim = head_features("WindowAttention", features, num_heads)
+        num_heads, head_dim = heads_of_32("WindowAttention", features, self.num_heads)
         settings: dict[str, Any] = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,

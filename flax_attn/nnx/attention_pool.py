@@ -12,6 +12,7 @@ from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import attention_pool
+from flax_attn.vision._windows import as_pair
 
 
 class AttentionPool(nnx.Module):
@@ -57,7 +58,7 @@ class AttentionPool(nnx.Module):
         position_init: Initializer = nnx.initializers.variance_scaling(1.0, "fan_out", "normal"),
         rngs: nnx.Rngs,
     ):
-        height, width = input_size
+        height, width = as_pair("AttentionPool", "input_size", input_size, 1)
         heads = (num_heads, head_features("AttentionPool", in_features, num_heads))
         linear = functools.partial(
             nnx.LinearGeneral,

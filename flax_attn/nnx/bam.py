@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, check_odd, reduced_features
+from flax_attn._checks import (
+    Activation,
+    check_features,
+    check_odd,
+    check_positive,
+    reduced_features,
+)
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
@@ -70,6 +76,7 @@ class BAM(nnx.Module):
     ):
         hidden = reduced_features("BAM", in_features, reduction, hidden_features)
         size = check_odd("BAM", kernel_size)
+        check_positive("BAM", "dilation", dilation)
         settings: dict[str, Any] = {
             "use_bias": use_bias,
             "dtype": dtype,

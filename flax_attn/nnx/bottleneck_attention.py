@@ -12,6 +12,7 @@ from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import bottleneck_attention
+from flax_attn.vision._windows import as_pair
 
 
 class BottleneckAttention(nnx.Module):
@@ -78,7 +79,7 @@ class BottleneckAttention(nnx.Module):
         self.query = project()
         self.key = project()
         self.value = project()
-        height, width = input_size
+        height, width = as_pair("BottleneckAttention", "input_size", input_size, 1)
         self.relative_height = table(height)
         self.relative_width = table(width)
         self.in_features = in_features

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, head_features
+from flax_attn._checks import check_features, heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._sow import sow_on_request
@@ -58,8 +58,7 @@ class GridAttention(nnx.Module):
         relative_bias_init: Initializer = nnx.initializers.normal(0.02),
         rngs: nnx.Rngs,
     ):
-        num_heads = in_features // 32 if num_heads is None else num_heads
-        head_dim = head_features("GridAttention", in_features, num_heads)
+        num_heads, head_dim = heads_of_32("GridAttention", in_features, num_heads)
         settings: dict[str, Any] = {
             "dtype": dtype,
             "param_dtype": param_dtype,

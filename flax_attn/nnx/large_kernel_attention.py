@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, check_odd
+from flax_attn._checks import check_features, check_odd, check_positive
 from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_kernel_attention_gate
@@ -76,7 +76,7 @@ class LargeKernelAttention(nnx.Module):
             in_features,
             in_features,
             (dilated, dilated),
-            kernel_dilation=dilation,
+            kernel_dilation=check_positive("LargeKernelAttention", "dilation", dilation),
             padding=dilation * (dilated // 2),
             feature_group_count=in_features,
             conv_general_dilated=convolve,

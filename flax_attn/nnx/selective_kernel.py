@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import (
     Activation,
+    check_dilations,
     check_features,
     check_multiple,
     check_odd,
@@ -84,6 +85,7 @@ class SelectiveKernel(nnx.Module):
             "SelectiveKernel", features, reduction, hidden_features, least=min_features
         )
         size = check_odd("SelectiveKernel", kernel_size)
+        check_dilations("SelectiveKernel", dilations)
         settings: dict[str, Any] = {
             "use_bias": use_bias,
             "dtype": dtype,
