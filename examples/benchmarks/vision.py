@@ -1,6 +1,6 @@
 """How long the vision mechanisms take and what they allocate, beside PyTorch and memory traffic.
 
-    python examples/benchmarks/vision.py                           # half an hour on 2 quiet cores
+    python examples/benchmarks/vision.py                           # an hour on 2 quiet cores
     python examples/benchmarks/vision.py --mechanism cbam                # three minutes
 
 A mechanism runs alone, and six times in one program, as in a network: there the image stays where
@@ -15,15 +15,17 @@ and to write it once, by a product with one number, alone and six times in one p
 are what the compiled program allocates besides arguments and results, in percent of the image; six
 backward passes keep five images at least.
 
-On 2 cores of an Intel Xeon with AMX you will see, large images, alone and six in a program:
+On 2 cores of an AMD EPYC you will see, large images, alone and six in a program:
 
-    squeeze_excite        float32     1.0, 2.0 × PyTorch    with gradients    2.1, 3.1
-    squeeze_excite        bfloat16    2.5, 3.6                                2.4, 3.4
-    cbam                  float32     1.3, 2.4                                3.1, 3.7
-    cbam                  bfloat16    2.5, 4.4                                3.2
-    coordinate_attention  float32     1.8, 3.0                                3.2, 4.7
+    squeeze_excite        float32     0.9, 2.1 × PyTorch    with gradients    1.9, 2.6
+    squeeze_excite        bfloat16    2.5, 6.5                                2.6, 3.7
+    cbam                  float32     1.2, 2.5                                4.5, 3.0
+    cbam                  bfloat16    1.7, 3.8                                5.4
+    global_context        float32     1.6, 2.8                                2.0, 2.5
+    simam                 float32     4.0, 4.4                                3.9, 5.0
+    coordinate_attention  float32     1.9, 3.7                                3.1, 3.3
 
-and with small ones 0.5 to 2.1 forward, 1.1 to 2.8 with gradients.
+and with small ones 0.6 to 2.8 forward, 0.8 to 3 with gradients.
 
 `--compile-time` compares the seconds until a ResNet-50 runs with and without each mechanism.
 `--smoke` does some of it with tiny images in a minute. Needs `pip install "flax-attn[examples]"`;

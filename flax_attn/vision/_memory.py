@@ -101,7 +101,8 @@ def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable
 
     def narrow(x: jax.Array, *fields: jax.Array) -> jax.Array:
         dtype = statistics_dtype(x.dtype)
-        return function(*(a.astype(dtype) for a in (x, *fields)), *numbers).astype(x.dtype)
+        operands = (x, *apart(*fields))  # which are spread over the image anew
+        return function(*(a.astype(dtype) for a in operands), *numbers).astype(x.dtype)
 
     apply = jax.custom_jvp(narrow)
 
