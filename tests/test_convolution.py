@@ -14,7 +14,12 @@ from flax_attn._convolution import _form, convolve
 from tests.tolerances import GRADIENT, assert_close
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-PADDINGS = [((3, 3), (3, 3)), ((0, 1), (5, 2)), ((7, 0), (0, 8)), "SAME", "VALID"]
+long = pytest.mark.conformance
+PADDINGS = [
+    ((3, 3), (3, 3)),
+    ((0, 1), (5, 2)),
+    *(pytest.param(padding, marks=long) for padding in (((7, 0), (0, 8)), "SAME", "VALID")),
+]
 FORMS = {  # an image, a kernel, settings; whether its value has a form of its own
     "one channel of two": ((2, 9, 20, 2), (3, 7, 2, 1), {}, True),
     "one channel of two, dilated": ((2, 9, 20, 2), (3, 7, 2, 1), {"rhs_dilation": (2, 3)}, True),
@@ -69,6 +74,7 @@ def test_each_form_is_the_convolution_with_its_derivatives(name, padding, x64):
         assert_same(ours, theirs, transform)
 
 
+@long
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_is_mapped_and_differentiated_twice(name, x64):
     shape, size, settings, _ = FORMS[name]
@@ -138,7 +144,7 @@ def test_groups_may_have_steps(x64):
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=long)])
 def test_each_form_runs_on_a_mesh(name, check_vma, x64):
     shape, size, settings, _ = FORMS[name]
     x, kernel = draw(*shape), draw(*size)
@@ -162,6 +168,7 @@ def test_each_form_runs_on_a_mesh(name, check_vma, x64):
         assert_close(actual, expected, GRADIENT["float64"])
 
 
+@long
 @pytest.mark.parametrize("axis", ["batch", "height"])
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_runs_on_an_explicit_mesh(name, axis, x64):

@@ -53,7 +53,11 @@ def simam_and_gate(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]
 
 
 def _open(
-    x: jax.Array, mean: jax.Array, factor: jax.Array, half: jax.Array, one: jax.Array
+    x: jax.Array,
+    mean: jax.Array,
+    factor: jax.Array,
+    half: jax.Array | float,
+    one: jax.Array | float,
 ) -> jax.Array:
     deviation = x - mean
     return _sigmoid(deviation * deviation * factor + half, one)
