@@ -74,13 +74,29 @@ def convolve(
     **settings: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, in a faster form on CPUs where there is one."""
+    settings = {n: tuple(x) if isinstance(x, list) else x for n, x in settings.items()}
+    strides = tuple(window_strides)
+    padding = padding if isinstance(padding, str) else tuple((a, b) for a, b in padding)
+    if _form(lhs, rhs, strides, padding, settings) is None:
+        return lax.conv_general_dilated(lhs, rhs, strides, padding, **settings)
+    return _convolve(strides, padding, tuple(settings.items()), lhs, rhs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # traced once for all layers of a size
+def _convolve(
+    strides: tuple[int, ...],
+    padding: str | tuple[tuple[int, int], ...],
+    settings: tuple[tuple[str, Any], ...],
+    lhs: jax.Array,
+    rhs: jax.Array,
+) -> jax.Array:
+    """A convolution that has a form of its own."""
+    given = dict(settings)
+    form = _form(lhs, rhs, strides, padding, given)
+    assert form is not None
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **settings)
-
-    form = _form(lhs, rhs, window_strides, padding, settings)
-    if form is None:
-        return plain(lhs, rhs)
+        return lax.conv_general_dilated(lhs, rhs, strides, padding, **given)
 
     @jax.custom_jvp
     def fast(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -127,7 +143,8 @@ def _form(
     joined = functools.partial(
         _without_groups, groups, window_strides=strides, padding=padding, **settings
     )
-    if height * width == 1:
+    nothing_left = any(isinstance(n, int) and n < 1 for n in geometry.size(lhs, rhs))
+    if height * width == 1 or nothing_left:
         return None
     if once and groups == 1 and channels * out <= FEW:
         return Form(
@@ -196,7 +213,8 @@ def _shifts(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.Arra
             [_sum(_entry(row, j, c, o) * x for j, c, x in shifted) for o in range(out)]
         )
 
-    total = lax.fori_loop(1, rows, lambda i, total: total + of_row(i), of_row(0))
+    nothing = _nothing(jnp.stack([planes[0, :, :height, :width]] * out), weights)
+    total = lax.fori_loop(0, rows, lambda i, total: total + of_row(i), nothing)
     return jnp.moveaxis(total, 0, -1).astype(geometry.dtype)
 
 
@@ -215,6 +233,7 @@ def _pieces(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.Arra
         left = right * j
         return lax.pad(weight * plane, zero, (whole, whole, (beside - left, left, 0)))
 
+    @jax.checkpoint
     def add_row(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         row = lax.dynamic_index_in_dim(weights, i, keepdims=False)
         pieces = [

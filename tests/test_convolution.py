@@ -127,6 +127,8 @@ def test_no_convolution_of_groups_is_left_in_the_gradient_of_a_kernel(name):
         ((2, 9, 8, 8), (3, 3, 1, 8), (2, 2), {"feature_group_count": 8}),
         ((2, 9, 8, 8), (3, 3, 1, 16), (1, 1), {"feature_group_count": 8}),
         ((2, 9, 8, 8), (3, 3, 8, 8), (1, 1), {}),
+        ((2, 3, 3, 2), (7, 3, 2, 1), (1, 1), {}),  # wider than the image: nothing is left
+        ((2, 3, 3, 4), (3, 7, 1, 4), (1, 1), {"feature_group_count": 4}),
     ],
 )
 def test_other_convolutions_are_left_to_lax(shape, size, strides, settings):

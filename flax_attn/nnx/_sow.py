@@ -9,15 +9,20 @@ from typing import Any
 from flax import nnx
 
 
+def is_captured(module: nnx.Module) -> bool:
+    """Whether `module` runs inside `nnx.capture`."""
+    return hasattr(module, "__captures__")
+
+
 def sow(module: nnx.Module, name: str, value: Any) -> None:
     """Store `value` if `module` runs inside `nnx.capture`."""
-    if hasattr(module, "__captures__"):
+    if is_captured(module):
         module.sow(nnx.Intermediate, name, value)
 
 
 def sow_on_request(module: nnx.Module, name: str, value: Any) -> None:
     """Store `value`, which was asked for; raise outside `nnx.capture`."""
-    if not hasattr(module, "__captures__"):
+    if not is_captured(module):
         raise ValueError(
             f"{type(module).__name__}: {name} can be sown only inside nnx.capture. Write "
             f"nnx.capture(model, nnx.Intermediate)(...)."

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._norm import LayerNorm
-from flax_attn.nnx._sow import sow
+from flax_attn.nnx._sow import is_captured, sow
 from flax_attn.vision import global_context, global_context_weights
 from flax_attn.vision._one_channel import sum_of_one
 
@@ -86,7 +86,7 @@ class GlobalContext(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Give an image `[*B, H, W, C]` its context."""
         check_features("GlobalContext", x, self.in_features)
-        if self.score is not None:
+        if self.score is not None and is_captured(self):
             sow(self, "attention_weights", global_context_weights(x, self.score))
         return global_context(
             x,

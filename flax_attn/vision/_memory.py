@@ -71,16 +71,22 @@ def _weighted_sum_jvp(
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    (x, weights), (dx, dweights) = primals, tangents
+    return weighted_sum(*primals, axis), _change_of_sum(axis, *tangents, *primals)
 
-    @jax.checkpoint
-    def change(dx: jax.Array, dweights: jax.Array, x: jax.Array, weights: jax.Array) -> jax.Array:
-        x, weights = apart(x, weights)
-        of_weights = _sum_of_products(axis, x, dweights)
-        # Apart, so that their cotangent is not spread over an image for both.
-        return of_weights + apart(_sum_of_products(axis, dx, weights))[0]
 
-    return weighted_sum(x, weights, axis), change(dx, dweights, x, weights)
+@functools.partial(jax.jit, static_argnums=0)  # traced once, however many layers have it
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _change_of_sum(
+    axis: int | tuple[int, ...],
+    dx: jax.Array,
+    dweights: jax.Array,
+    x: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
+    x, weights = apart(x, weights)
+    of_weights = _sum_of_products(axis, x, dweights)
+    # Apart, so that their cotangent is not spread over an image for both.
+    return of_weights + apart(_sum_of_products(axis, dx, weights))[0]
 
 
 def _sum_of_products(axis: int | tuple[int, ...], x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -115,6 +121,7 @@ def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable
     return apply
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 @functools.partial(jax.checkpoint, static_argnums=(0, 1))
 def _change(
     function: Callable[..., jax.Array],

@@ -24,18 +24,13 @@ def dot_of_one(
 def sum_of_one(
     lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **settings: Any
 ) -> jax.Array:
-    """The same as a sum in every dtype, on CPUs.
+    """The same as a sum in every dtype.
 
-    It takes longer than a product of float32, but no copy of an image that is computed on the way.
+    On CPUs it takes longer than a product of float32, but no copy of an image that is computed on
+    the way.
     """
-
-    def dot(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
-
-    def summed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        weights = rhs[:, 0].reshape((1,) * (lhs.ndim - 1) + (-1,))
-        return weighted_sum(lhs, weights, -1).astype(lhs.dtype)
-
     # A sum in float32 has any precision, but not another dtype or sharding.
-    asked = {name for name, value in settings.items() if value is not None} - {"precision"}
-    return dot(lhs, rhs) if asked else lax.platform_dependent(lhs, rhs, cpu=summed, default=dot)
+    if {name for name, value in settings.items() if value is not None} - {"precision"}:
+        return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
+    weights = rhs[:, 0].reshape((1,) * (lhs.ndim - 1) + (-1,))
+    return weighted_sum(lhs, weights, -1).astype(lhs.dtype)

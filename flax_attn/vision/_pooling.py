@@ -35,13 +35,19 @@ def largest(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
 def _largest_jvp(
     axis: int | tuple[int, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    value = largest(x, axis)
+    value = largest(*primals, axis)
+    return value, _change_of_largest(axis, *tangents, *primals, value)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once, however many layers have it
+def _change_of_largest(
+    axis: int | tuple[int, ...], dx: jax.Array, x: jax.Array, value: jax.Array
+) -> jax.Array:
     wide = jnp.expand_dims(value, axis)
     share = 1 / lax.stop_gradient(_ties(x, wide, axis))
     seen, first, share = apart(x, wide.astype(x.dtype), share)
     tangent = jnp.where(seen == first, dx.astype(share.dtype) * share, 0)
-    return value, jnp.sum(tangent, axis=axis)
+    return jnp.sum(tangent, axis=axis)
 
 
 def _ties(x: jax.Array, value: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:

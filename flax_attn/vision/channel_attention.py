@@ -71,5 +71,5 @@ def channel_attention_gate(
     check_reduced("channel_attention", hidden)
     expanded = expand(hidden)
     check_returned("channel_attention", "expand", expanded, pooled.shape, "[2, *B, C]")
-    gate = gate_fn(expanded[0] + expanded[1])
+    gate = gate_fn(jnp.sum(expanded, axis=0))
     return gate[..., None, None, :].astype(x.dtype)
