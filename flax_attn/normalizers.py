@@ -109,7 +109,7 @@ class Softmax(Normalizer):
         # softmax and both dot products around it in one loop on a CPU.
         peak = jax.lax.stop_gradient(peak)
         shift = jnp.maximum(peak, jnp.finfo(scores.dtype).min)
-        weights = jnp.exp(scores - shift)
+        weights = jnp.exp(_below(scores, shift))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         if sink is not None:
             total = total + jnp.exp(sink - shift)
@@ -126,7 +126,7 @@ class Softmax(Normalizer):
         peak, total = statistics
         new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
         shift = _finite_shift(new_peak)
-        weights = jnp.exp(scores - shift[..., None])
+        weights = jnp.exp(_below(scores, shift[..., None]))
         factor = jnp.exp(peak - shift)
         return (new_peak, total * factor + jnp.sum(weights, axis=-1)), factor, weights
 
@@ -145,6 +145,24 @@ class Softmax(Normalizer):
         """∂p/∂s = p."""
         del scores
         return weights
+
+
+@jax.custom_jvp
+def _below(scores: jax.Array, peak: jax.Array) -> jax.Array:
+    """s − m, which is 0 at the peak m and nowhere above.
+
+    The minimum is s. It keeps LLVM from joining a product that s may be with the difference: at the
+    peak that would be the product's rounding error, which of large scores is large.
+    """
+    return jnp.minimum(scores, peak) - peak
+
+
+@_below.defjvp
+def _below_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (scores, peak), (dscores, dpeak) = primals, tangents
+    return _below(scores, peak), dscores - dpeak
 
 
 def _finite_shift(peak: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Pooling over all of an image, over windows, and over bins that share it evenly."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,8 @@ def _ties(x: jax.Array, value: jax.Array, axis: int | tuple[int, ...]) -> jax.Ar
     # the maximum that would be the product's rounding error, not 0.
     seen = jnp.maximum(jnp.minimum(again(x, value).astype(value.dtype), top), lowest)
     others = jnp.sum(jnp.minimum(top - seen, least), axis=axis, keepdims=True) / finfo.tiny
-    return jnp.maximum(x.size // value.size - others, 1)
+    axes = [axis] if isinstance(axis, int) else axis
+    return jnp.maximum(math.prod(x.shape[a] for a in axes) - others, 1)
 
 
 def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:

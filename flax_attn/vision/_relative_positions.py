@@ -22,7 +22,7 @@ def check_tables(
         if table.ndim != 2 or table.shape[0] != 2 * size - 1:
             raise ValueError(
                 f"{function}: {name} must be [2 {letter} − 1, D] = [{2 * size - 1}, D], got "
-                f"{list(table.shape)}. A table serves one size: resize the picture, or the table."
+                f"{list(table.shape)}. A table serves one {letter}: resample it."
             )
 
 

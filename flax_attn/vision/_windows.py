@@ -50,8 +50,9 @@ def to_windows(
 ) -> Shaped[Array, "*B windows places C"]:
     """Windows of `size`, row by row, and the places of each, row by row."""
     *batch, height, width, features = x.shape
-    x = x.reshape(*batch, height // size[0], size[0], width // size[1], size[1], features)
-    return jnp.swapaxes(x, -4, -3).reshape(*batch, -1, size[0] * size[1], features)
+    rows, columns = height // size[0], width // size[1]
+    x = x.reshape(*batch, rows, size[0], columns, size[1], features)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, rows * columns, size[0] * size[1], features)
 
 
 def from_windows(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, expand_rank
+from flax_attn._checks import Map, as_floating, expand_rank
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import add
@@ -45,7 +45,7 @@ def attention_pool(
     Raises:
       ValueError: If `x` is not an image, or its size is not that of the positions, or a map returns
         another shape.
-      TypeError: If `x` is not a floating-point array.
+      TypeError: If `x` or `positions` is not a floating-point array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +62,7 @@ def attention_pool(
     """
     function = "attention_pool"
     x = as_image(function, x)
+    positions = as_floating(function, "positions", positions)
     *batch, height, width, features = x.shape
     if positions.shape != (1 + height * width, features):
         raise ValueError(

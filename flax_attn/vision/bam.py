@@ -40,7 +40,8 @@ def bam(
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[*B, C]` to `[*B, R]`.
       reduce_norm: Map of `[*B, R]`. Batch normalisation of a single pooled vector (a batch of 1 in
-        training) leaves nothing but its bias.
+        training) leaves nothing but its bias, and shrinks its running
+        variance. (PyTorch raises.)
       expand: Map from `[*B, R]` to `[*B, C]`.
       convs: Maps, the first from `[*B, H, W, C]` to `[*B, H, W, R]`, the others of `[*B, H, W, R]`.
       conv_norms: Maps of `[*B, H, W, R]`, one for each of `convs`.

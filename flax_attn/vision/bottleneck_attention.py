@@ -1,5 +1,6 @@
 """Bottleneck attention (BoTNet's multi-head self-attention over a picture)."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -78,8 +79,8 @@ def bottleneck_attention(
         return attention(q, k, v, scale=scale)
 
     def join(heads: jax.Array) -> jax.Array:
-        return heads.reshape(*heads.shape[:-2], -1)
+        return heads.reshape(*heads.shape[:-2], math.prod(heads.shape[-2:]))
 
     tokens = x.reshape(*batch, height * width, features)
     y = multi_head_attention(tokens, tokens, query, key, value, join, attention=attend)
-    return y.reshape(*batch, height, width, -1).astype(x.dtype)
+    return y.reshape(*batch, height, width, y.shape[-1]).astype(x.dtype)

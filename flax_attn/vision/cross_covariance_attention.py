@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, expand_rank, statistics_dtype
+from flax_attn._checks import Map, as_floating, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 
 
@@ -38,7 +38,8 @@ def cross_covariance_attention(
       out: Map from `[*B, H, W, N, D]` to `[*B, H, W, C]`.
       temperature: τ, one factor for each head `[N]`.
       epsilon: ε, the least length. Below it, as in a channel that is 0 everywhere, a channel is
-        divided by ε, and its gradient is finite.
+        divided by ε, and its gradient is finite. (It is as large as 1 / ε, which in float16 must
+        be less than 65,504.)
       return_weights: Whether to return A too.
 
     Returns:
@@ -46,8 +47,9 @@ def cross_covariance_attention(
       for float64 input), of which the rows sum to 1.
 
     Raises:
-      ValueError: If `x` is not an image, or a map or `temperature` has another shape.
-      TypeError: If `x` is not a floating-point array.
+      ValueError: If `x` is not an image, a map or `temperature` has another shape, or `epsilon` is
+        not above 0.
+      TypeError: If `x` or `temperature` is not a floating-point array.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -68,6 +70,9 @@ def cross_covariance_attention(
     """
     function = "cross_covariance_attention"
     x = as_image(function, x)
+    temperature = as_floating(function, "temperature", temperature)
+    if not epsilon > 0:
+        raise ValueError(f"{function}: epsilon must be above 0, got {epsilon}.")
     q, k, v = query(x), key(x), value(x)
     if q.ndim != x.ndim + 1 or q.shape[:-2] != x.shape[:-1]:
         raise ValueError(
@@ -102,4 +107,5 @@ def _inverse_length(q: jax.Array, epsilon: float) -> jax.Array:
     The maximum is taken of squares: at 0 the gradient of a square root is not a number.
     """
     squares = jnp.sum(jnp.square(q.astype(statistics_dtype(q.dtype))), axis=(-4, -3))
-    return lax.rsqrt(jnp.maximum(squares, epsilon**2))
+    long = squares > epsilon**2  # asked twice: of ε² the second derivative would overflow
+    return jnp.where(long, lax.rsqrt(jnp.where(long, squares, 1)), 1 / epsilon)

@@ -89,8 +89,12 @@ def focal_modulation(
     if normalize_modulator:
         modulator /= levels + 1
 
-    modulated = q * modulate(modulator.astype(q.dtype))
-    modulated = modulated if norm is None else norm(modulated)
+    modulator = modulate(modulator.astype(q.dtype))
+    check_returned(function, "modulate", modulator, q.shape, "[*B, H, W, D]")
+    modulated = q * modulator
+    if norm is not None:
+        modulated = norm(modulated)
+        check_returned(function, "norm", modulated, q.shape, "[*B, H, W, D]")
     y = out(modulated)
     check_returned(function, "out", y, x.shape, "[*B, H, W, C]")
     return y.astype(x.dtype)

@@ -96,7 +96,7 @@ def halo_attention(
         for name, projection in (("query", query), ("key", key), ("value", value))
     )
     height, width, heads, head_dim = q.shape[-4:]
-    q = to_windows(q.reshape(*x.shape[:-1], -1), blocks)
+    q = to_windows(q.reshape(*x.shape[:-1], heads * head_dim), blocks)
     q = q.reshape(*q.shape[:-1], heads, head_dim)
     k, v = _with_halo(k, block, halo), _with_halo(v, block, halo)
     q, k = with_relative_positions(function, q, k, tables, blocks, windows, scaled=scale_positions)
@@ -105,7 +105,7 @@ def halo_attention(
         inside = _with_halo(jnp.ones((height, width, 1, 1), bool), block, halo)
         coords = Coords.arange(k.shape[-3]).with_features(valid=inside[..., 0, 0])
     attended = attention(q, k, v, scale=head_dim**-0.5, key_coords=coords)
-    attended = attended.reshape(*attended.shape[:-2], -1)
+    attended = attended.reshape(*attended.shape[:-2], heads * v.shape[-1])
     return from_windows(attended, blocks, height, width).astype(x.dtype)
 
 

@@ -82,14 +82,15 @@ def lambda_layer(
     weights_HWK = jax.nn.softmax(k.astype(dtype), axis=(-3, -2))
     content_KD = jnp.einsum("...hwk,...hwd->...kd", weights_HWK, v.astype(dtype))
     lambdas_DHWK = position_DHWK.astype(dtype) + _to_planes(content_KD)
-    queries_NK = q.reshape(*places, q.shape[-1] // depth, depth)
+    heads = q.shape[-1] // depth
+    queries_NK = q.reshape(*places, heads, depth)
     y_ND = jnp.einsum(
         "...hwnk,...dhwk->...hwnd",
         queries_NK,
         lambdas_DHWK.astype(q.dtype),
         preferred_element_type=dtype,
     )
-    return y_ND.reshape(*places, -1).astype(x.dtype)
+    return y_ND.reshape(*places, heads * v.shape[-1]).astype(x.dtype)
 
 
 def _to_planes(content_KD: jax.Array) -> jax.Array:

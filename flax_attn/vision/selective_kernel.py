@@ -41,7 +41,8 @@ def selective_kernel(
       conv_norms: P maps of `[*B, H', W', C']`.
       reduce: Map from `[*B, C']` to `[*B, R]`.
       reduce_norm: Map of `[*B, R]`. Batch normalisation of a single pooled vector (a batch of 1 in
-        training) leaves nothing but its bias.
+        training) leaves nothing but its bias, and shrinks its running
+        variance. (PyTorch raises.)
       select: Map from `[*B, R]` to `[*B, P · C']`, kernel by kernel.
       activation_fn: After each normalisation.
       return_gate: Whether to return a too.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -44,7 +44,8 @@ def split_attention(
       reduce: Map from `[*B, 1, 1, C']` to `[*B, 1, 1, R]`: a 1×1 convolution of K groups, or a
         dense map if K is 1.
       reduce_norm: Map of `[*B, 1, 1, R]`. Batch normalisation of a single pooled vector (a batch of
-        1 in training) leaves nothing but its bias.
+        1 in training) leaves nothing but its bias, and shrinks its running
+        variance. (PyTorch raises.)
       expand: Map from `[*B, 1, 1, R]` to `[*B, 1, 1, S · C']`, of K groups, each split by split.
       radix: S, the number of splits.
       groups: K, the number of cardinal groups.
@@ -74,10 +75,8 @@ def split_attention(
       Split-Attention Networks", CVPR Workshops 2022, arXiv:2004.08955, equations 1-2.
     """
     x = as_image("split_attention", x)
-    if radix < 1 or groups < 1:
-        raise ValueError(
-            f"split_attention: radix and groups must be at least 1, got {radix} and {groups}."
-        )
+    radix = check_positive("split_attention", "radix", radix)
+    groups = check_positive("split_attention", "groups", groups)
     splits = activation_fn(conv_norm(conv(x))).astype(x.dtype)
     channels = splits.shape[-1]
     shape = (*x.shape[:-3], *splits.shape[-3:])

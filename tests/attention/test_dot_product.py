@@ -15,6 +15,7 @@ from flax_attn import Dropout, Softmax, dot_product_attention, scaled_dot_produc
 from tests.oracles import attention as oracles
 from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 B, T, S, N, K, D, DV = 2, 5, 7, 4, 2, 8, 6
 
 
@@ -555,3 +556,21 @@ def test_numpy_arrays_of_any_layout_are_arrays(dtype):
     expected = dot_product_attention(*map(jnp.asarray, arrays))
     actual = dot_product_attention(*arrays, mask=np.ones((T, S), bool), bias=np.zeros(S))
     assert_close(actual, expected, FORWARD[str(actual.dtype)])
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("size", [3e3, 3e5])
+def test_weights_of_huge_scores_are_those_of_an_average(implementation, size):
+    """LLVM may join the scale with the difference from the peak, whose weight is then not 1."""
+    q, k = (jnp.asarray(size * draw(2, 64, 2, 6, seed=seed, dtype=np.float32)) for seed in (0, 1))
+    attend = functools.partial(dot_product_attention, implementation=implementation)
+
+    def loss(q, k, v):
+        y = attend(q, k, v)
+        return jnp.sum(y), y
+
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+    compiled = gradient.lower(q, k, jnp.ones_like(q)).compile(compiler_options=OPTIMIZED)
+    gradients, y = compiled(q, k, jnp.ones_like(q))
+    np.testing.assert_allclose(y, 1, rtol=1e-6)
+    chex.assert_tree_all_finite(gradients)

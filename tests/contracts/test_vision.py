@@ -248,6 +248,22 @@ def test_gradients_are_the_same_when_compiled_with_what_comes_before(name, x64):
     assert_close(actual, expected, GRADIENT["float64"])
 
 
+@every_mechanism
+def test_an_empty_batch_has_an_empty_result_and_gradients_of_zeros(name):
+    shape = (0, *facts(name).shape[1:])
+    variables = jax.tree.map(jnp.asarray, random_variables(name, shape[-1], dtype=np.float32))
+
+    def loss(variables, x):
+        y = apply_function(name, variables, x)
+        return jnp.sum(y), y
+
+    gradient = jax.grad(loss, (0, 1), has_aux=True)
+    (dvariables, dx), y = jax.eval_shape(gradient, variables, jnp.zeros(shape))
+    assert y.shape[0] == 0
+    assert dx.shape == shape
+    assert jax.tree.map(jnp.shape, dvariables) == jax.tree.map(jnp.shape, variables)
+
+
 @long
 @every_mechanism
 @pytest.mark.parametrize("fill", [0.0, 1.0, -1.0])

@@ -373,7 +373,7 @@ ERRORS = {
         made(nnx.SelectiveKernel, kernel_size=4),
         "SelectiveKernel: kernel_size must be odd and at least 1, got 4. Use 5.",
     ),
-    "no radix": (split(radix=0), "radix and groups must be at least 1, got 0 and 1"),
+    "no radix": (split(radix=0), "radix must be at least 1, got 0"),
     "no multiple of radix and groups": (
         split(radix=3, groups=2),
         "a multiple of radix · groups = 3 · 2 channels, got 32",

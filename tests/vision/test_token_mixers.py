@@ -74,6 +74,22 @@ def test_cross_covariance_of_a_channel_of_zeros_has_a_finite_gradient():
     assert np.isfinite(y).all()
 
 
+def test_cross_covariance_refuses_what_is_no_temperature_and_no_length():
+    with pytest.raises(TypeError, match="temperature must be floating point, got int32"):
+        xca(X, temperature=jnp.ones(2, jnp.int32))
+    with pytest.raises(ValueError, match=r"epsilon must be above 0, got 0\.0"):
+        xca(X, epsilon=0.0)
+
+
+def test_cross_covariance_of_a_channel_of_zeros_has_finite_second_derivatives():
+    x = X.at[..., 3].set(0)
+
+    def slope(x):
+        return jax.grad(lambda x: jnp.sum(jnp.square(xca(x))))(x)
+
+    assert np.isfinite(jax.jvp(slope, (x,), (jnp.ones_like(x),))[1]).all()
+
+
 def test_cross_covariance_lengths_do_not_overflow_in_float16():
     x = jnp.full((1, 32, 32, 4), 30.0, jnp.float16)  # a squared length of 9e5
     y, weights = xca(x, return_weights=True)
@@ -305,6 +321,15 @@ def test_an_even_focal_kernel_is_refused():
         linen.FocalModulation(kernel_growth=1).init(jax.random.key(0), X)
     with pytest.raises(ValueError, match=r"L \+ 1\] = \[2, 6, 4, 1\], got \[2, 6, 4, 16\]"):
         vision.focal_modulation(X, itself, itself, itself, [], itself, itself)
+
+
+@pytest.mark.parametrize("part", ["modulate", "norm"])
+def test_maps_of_focal_modulation_that_broadcast_are_refused(part):
+    first_image = {"modulate": itself, "norm": itself, part: lambda m: m[:1]}
+    modulate, norm = first_image["modulate"], first_image["norm"]
+    gate = dense(X.shape[-1], 1)
+    with pytest.raises(ValueError, match=rf"{part} must return .*, got \[1, 6, 4, 16\]"):
+        vision.focal_modulation(X, itself, itself, gate, [], modulate, itself, norm=norm)
 
 
 # The lambda layer

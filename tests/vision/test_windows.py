@@ -178,10 +178,10 @@ def test_position_terms_are_scaled_like_the_rest_unless_told_otherwise():
 @pytest.mark.parametrize("size", [(2, 5), (4, 7)])
 def test_tables_of_another_size_are_refused_not_sliced(size):
     given, _ = arguments("bottleneck_attention")
-    with pytest.raises(ValueError, match=r"must be \[2 [HW] − 1, D\].*resize the picture"):
+    with pytest.raises(ValueError, match=r"must be \[2 [HW] − 1, D\].*resample it"):
         vision.bottleneck_attention(picture(1, *size), **given)
     made = nnx.BottleneckAttention(FEATURES, (4, 5), rngs=flax_nnx.Rngs(0))
-    with pytest.raises(ValueError, match="A table serves one size"):
+    with pytest.raises(ValueError, match="resample it"):
         made(picture(1, *size))
     variables = random_variables("bottleneck_attention", FEATURES, dtype=np.float32)
     with pytest.raises(flax.errors.ScopeParamShapeError):
