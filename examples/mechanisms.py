@@ -2,7 +2,7 @@
 
     python examples/mechanisms.py
 
-40 seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
+Ten seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
 the image x. Its gate is what its module sows for an image of which every axis has its own size;
 its paper is the first reference of its docstring. Costs are those that
 `examples/benchmarks/mechanism_costs.py` has measured.
@@ -97,16 +97,21 @@ def paper(function: Callable[..., jax.Array]) -> str:
 
 
 def row(mechanism: str, function: Callable[..., jax.Array]) -> Row:
-    module = build(mechanism)
-    name = type(module).__name__
+    name = module_class(flax_attn.nnx, mechanism).__name__
     if module_class(flax_attn.linen, mechanism).__name__ != name:
         raise LookupError(f"The modules of vision.{mechanism} differ in name.")
-    inputs = inspect.signature(module).parameters.values()
     sizes = SIZES | dict(zip("HW", PLACES.get(mechanism, ()), strict=False))
-    images = [jnp.ones(tuple(sizes.values())) for i in inputs if i.default is i.empty]
-    _, sown = nnx.capture(module, nnx.Intermediate)(*images)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
-    shapes = " and ".join(gates(nnx.to_pure_dict(sown)))
+
+    def run() -> tuple[Any, Any]:
+        module = build(mechanism)
+        inputs = inspect.signature(module).parameters.values()
+        images = [jnp.ones(tuple(sizes.values())) for i in inputs if i.default is i.empty]
+        _, sown = nnx.capture(module, nnx.Intermediate)(*images)
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param)), nnx.to_pure_dict(sown)
+
+    weights, sown = jax.eval_shape(run)  # only the shapes are asked for
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    shapes = " and ".join(gates(sown))
     costs = json.loads(COSTS.read_text())[mechanism]
     cost = f"{costs['fwd']:g}, {costs['fwd+bwd']:g}"
     return Row(mechanism, name, shapes or "none", parameters, cost, paper(function))

@@ -15,13 +15,18 @@ def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
-    """The array, of NumPy or JAX, as one of JAX; `TypeError` unless it is real floating point."""
+def check_array(owner: str, name: str, array: jax.Array) -> None:
+    """Raise unless an array, of NumPy or JAX, has come."""
     if not hasattr(array, "dtype"):
         raise TypeError(
-            f"{function}: {name} must be an array, got {type(array).__name__}. "
+            f"{owner}: {name} must be an array, got {type(array).__name__}. "
             f"Wrap it: jnp.asarray({name})."
         )
+
+
+def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
+    """The array, of NumPy or JAX, as one of JAX; `TypeError` unless it is real floating point."""
+    check_array(function, name, array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{function}: {name} must be floating point, got {array.dtype}. "
@@ -51,9 +56,10 @@ def as_integer(function: str, name: str, number: int) -> int:
         raise TypeError(f"{function}: {name} must be one whole number, got {number!r}.") from None
 
 
-def check_features(module: str, x: jax.Array, features: int) -> None:
-    """Raise unless the module was made for the width of `x`."""
-    if x.shape[-1] != features:
+def check_features(module: str, x: jax.Array, features: int, name: str = "x") -> None:
+    """Raise unless `x` is an array of the width that the module was made for."""
+    check_array(module, name, x)
+    if x.shape[-1:] != (features,):
         raise ValueError(
             f"{module}: the input must have the {features} channels that the module was made for, "
             f"got {list(x.shape)}."
@@ -75,21 +81,34 @@ def reduced_features(
     return reduced
 
 
+def output_features(module: str, features: int, out_features: int | None) -> int:
+    """The width of the output, which is C unless it is given."""
+    if out_features is None:
+        return features
+    return check_positive(module, "out_features", out_features)
+
+
+def check_at_least(owner: str, name: str, number: int, least: int) -> int:
+    """The number, if it is whole and at least `least`."""
+    size = as_integer(owner, name, number)
+    if size < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {size}.")
+    return size
+
+
 def check_positive(owner: str, name: str, number: int) -> int:
     """The number, if it is whole and at least 1."""
-    size = as_integer(owner, name, number)
-    if size < 1:
-        raise ValueError(f"{owner}: {name} must be at least 1, got {size}.")
-    return size
+    return check_at_least(owner, name, number, 1)
 
 
 def check_multiple(owner: str, name: str, features: int, of: str, groups: int) -> int:
     """The channels of each of `groups` equal groups."""
     groups = check_positive(owner, of, groups)
     if features % groups:
+        chosen = " and ".join(factor for factor in of.split(" · ") if not factor.isdigit())
         raise ValueError(
             f"{owner}: {name} must be a multiple of {of} = {groups}, got {name} = {features}. "
-            f"Choose {of.rsplit(maxsplit=1)[-1]} so that {of} divides {name}."
+            f"Choose {chosen} so that {of} divides {name}."
         )
     return features // groups
 
@@ -132,6 +151,8 @@ def dilated_kernels(
     module: str, kernel_sizes: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[int, int]]:
     """The odd width and the dilation of each kernel."""
+    kernel_sizes = _as_list(module, "kernel_sizes", kernel_sizes)
+    dilations = _as_list(module, "dilations", dilations)
     if len(kernel_sizes) != len(dilations):
         raise ValueError(
             f"{module}: kernel_sizes and dilations must pair up, got {len(kernel_sizes)} and "
@@ -143,5 +164,16 @@ def dilated_kernels(
 
 def check_dilations(module: str, dilations: Sequence[int]) -> list[int]:
     """The dilations, of which there is one at least and each is positive."""
+    dilations = _as_list(module, "dilations", dilations)
     check_positive(module, "the number of dilations", len(dilations))
     return [check_positive(module, "dilations", dilation) for dilation in dilations]
+
+
+def _as_list(module: str, name: str, numbers: Sequence[int]) -> list[int]:
+    try:
+        return list(numbers)
+    except TypeError:
+        raise TypeError(
+            f"{module}: {name} must be a sequence, got {numbers!r}. Give a number for each kernel, "
+            f"such as (1, 3)."
+        ) from None

@@ -24,9 +24,9 @@ for name in mechanisms():
     image = jnp.ones(facts(name).shape)
     others = facts(name).others(image)
     bound = maps_of(name, random_variables(name, image.shape[-1], dtype=np.float32))
-    getattr(vision, name)(image, *others, **bound)
-    if hasattr(vision, name + "_gate"):
-        getattr(vision, name + "_gate")(image, *others, **bound)
+    for function in (name, name + "_gate"):
+        if hasattr(vision, function):  # tracing checks the shapes, too
+            jax.eval_shape(lambda x: getattr(vision, function)(x, *others, **bound), image)
 q, kv = jnp.ones((2, 3, 5, 4, 8)), jnp.ones((2, 3, 7, 2, 8))
 lengths = jnp.ones((2, 3), int)
 dropout = flax_attn.Dropout(0.1, jax.random.key(0))

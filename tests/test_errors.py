@@ -1,6 +1,7 @@
 """Bad input gets a clear error, at once, with the numbers and the fix."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -510,6 +511,16 @@ CASES = {
         r"conv must return \[\*B, C, 1\] = \[2, 16, 1\], got \[2, 14, 1\]",
     ),
     "eca channels": (lambda: vision.eca_kernel_size(0), ValueError, "at least 1, got 0"),
+    "eca gamma": (
+        lambda: vision.eca_kernel_size(8, gamma=0),
+        ValueError,
+        "eca_kernel_size: gamma must not be 0, got 0",
+    ),
+    "window of one": (
+        lambda: vision.window_attention(X, *[identity] * 4, window_size=(3,)),
+        ValueError,
+        r"window_size must be one number or \(height, width\), at least 1, got \(3,\)",
+    ),
     "bam pairs": (
         lambda: vision.bam(X, dense(16, 2), identity, dense(2, 16), [identity], [], dense(2, 1)),
         ValueError,
@@ -536,6 +547,11 @@ CASES = {
         lambda: vision.coordinate_attention(X, dense(16, 8), identity, dense(8, 8), dense(8, 16)),
         ValueError,
         r"expand_height must return \[\*B, H, C\] = \[2, 6, 16\], got \[2, 6, 8\]",
+    ),
+    "no e_lambda": (
+        lambda: vision.simam(X, e_lambda=0.0),
+        ValueError,
+        r"simam: e_lambda must be above 0, got 0\.0",
     ),
     "one place": (
         lambda: vision.simam(X[:, :1, :1]),
@@ -587,6 +603,36 @@ CASES = {
         lambda: nnx.SqueezeExcite(8, rngs=rngs())(X),
         ValueError,
         r"SqueezeExcite: the input must have the 8 channels .* got \[2, 6, 6, 16\]",
+    ),
+    "an image for a module in lists": (
+        lambda: nnx.SqueezeExcite(4, hidden_features=2, rngs=rngs())([[[1.0] * 4]]),
+        TypeError,
+        r"SqueezeExcite: x must be an array, got list\. Wrap it: jnp\.asarray\(x\)",
+    ),
+    "a signal for a module in lists": (
+        lambda: nnx.AttentionGate(16, rngs=rngs())(X, [[[1.0] * 16]]),
+        TypeError,
+        r"AttentionGate: gating must be an array, got list\. Wrap it: jnp\.asarray\(gating\)",
+    ),
+    "tokens for a module in lists": (
+        lambda: nnx.MultiHeadAttention(2, 8, rngs=rngs())(Q[:, :, 0], [[1.0] * 8]),
+        TypeError,
+        "MultiHeadAttention: inputs_k must be an array, got list",
+    ),
+    "a number for a module": (
+        lambda: nnx.ECA(16, rngs=rngs())(jnp.float32(1)),
+        ValueError,
+        r"ECA: the input must have the 16 channels .* got \[\]",
+    ),
+    "a row for linen.BottleneckAttention": (
+        lambda: init(linen.BottleneckAttention(), X[0, 0]),
+        ValueError,
+        r"bottleneck_attention: x must be \[\*B, H, W, C\] .* got \[6, 16\]",
+    ),
+    "a place for linen.AttentionPool": (
+        lambda: init(linen.AttentionPool(), X[0, 0, 0]),
+        ValueError,
+        r"attention_pool: x must be \[\*B, H, W, C\] .* got \[16\]",
     ),
     "width of another module": (
         lambda: nnx.MultiHeadAttention(2, 8, in_kv_features=6, rngs=rngs())(Q[:, :, 0]),
@@ -682,6 +728,127 @@ def test_bad_input_is_refused_with_the_numbers_and_the_fix(name):
     call, kind, message = CASES[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+# Modules for images of 16 channels, and how both kinds of module refuse them.
+MODULES = [
+    ("HaloAttention", {"halo_size": -2}, ValueError, "halo_size must be at least 0, got -2."),
+    ("HaloAttention", {"block_size": 0}, ValueError, "block_size must be at least 1, got 0."),
+    *[
+        (
+            "HaloAttention",
+            {"block_size": size},
+            TypeError,
+            f"block_size must be one whole number, got {size}.",
+        )
+        for size in (2.5, (2, 2))
+    ],
+    *[
+        (name, {width: size}, ValueError, f"{width} must be at least 1, got {size}.")
+        for name, width in (
+            ("LambdaLayer", "key_features"),
+            ("AttentionPool", "out_features"),
+            ("SelectiveKernel", "out_features"),
+            ("SelectiveKernel", "strides"),
+            ("SplitAttention", "out_features"),
+            ("SplitAttention", "strides"),
+            ("SplitAttention", "dilation"),
+            ("SplitAttention", "radix"),
+            ("SplitAttention", "groups"),
+            ("AttentionGate", "strides"),
+        )
+        for size in (0, -1)
+    ],
+    *[
+        (name, {number: value}, kind, message.format(number))
+        for name, number in (("FocalModulation", "num_levels"), ("BAM", "num_convs"))
+        for value, kind, message in (
+            (-1, ValueError, "{} must be at least 0, got -1."),
+            (1.5, TypeError, "{} must be one whole number, got 1.5."),
+        )
+    ],
+    *[
+        ("SplitAttention", {"radix": radix}, TypeError, f"must be one whole number, got {radix}.")
+        for radix in (2.0, 1.5)
+    ],
+    (
+        "SplitAttention",
+        {"radix": 3},
+        ValueError,
+        "C must be a multiple of radix · groups = 3, got C = 16. "
+        "Choose radix and groups so that radix · groups divides C.",
+    ),
+    *[
+        (
+            name,
+            {"dilations": 1},
+            TypeError,
+            "dilations must be a sequence, got 1. Give a number for each kernel, such as (1, 3).",
+        )
+        for name in ("SelectiveKernel", "LargeSelectiveKernel")
+    ],
+    *[
+        (
+            "GatherExcite",
+            {"extent": extent},
+            TypeError,
+            f"extent must be one whole number, got {extent!r}.",
+        )
+        for extent in (2.0, "4")
+    ],
+    *[
+        (
+            "GatherExcite",
+            {"extent": extent},
+            ValueError,
+            f"extent must be one number or (height, width), at least 1, got {extent}.",
+        )
+        for extent in ((6,), (0, 0))
+    ],
+    ("GatherExcite", {"extent": 6}, ValueError, "extent must be a power of 2, at least 2, got 6."),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "kind", "message"), MODULES)
+def test_both_kinds_of_module_refuse_what_cannot_be_made_in_the_same_words(
+    name, options, kind, message
+):
+    options = {"groups": 1, **options} if name == "SelectiveKernel" else options
+    size = {"input_size": (6, 6)} if name == "AttentionPool" else {}
+    inputs = [X, X] if name == "AttentionGate" else [X]
+    with pytest.raises(kind, match=re.escape(message)) as made:
+        getattr(nnx, name)(16, **size, **options, rngs=rngs())
+    with pytest.raises(kind) as called:
+        getattr(linen, name)(**options).init(KEY, *inputs)
+    assert str(made.value) == str(called.value)
+    assert str(made.value).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("gather", ["mean", "conv"])
+def test_an_extent_may_be_of_numpys_integers(gather):
+    for extent in (4, (6, 6)):
+        of_numpy = jax.tree.map(np.int64, extent)
+        ours, same = (
+            nnx.GatherExcite(16, extent=e, gather=gather, rngs=rngs()) for e in (extent, of_numpy)
+        )
+        np.testing.assert_array_equal(ours(X), same(X))
+        module = linen.GatherExcite(extent=of_numpy, gather=gather, use_running_average=True)
+        assert module.init_with_output(KEY, X)[0].shape == X.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("HaloAttention", {"halo_size": 0, "block_size": 2}),
+        ("FocalModulation", {"num_levels": 0}),
+        ("BAM", {"num_convs": 0}),
+    ],
+)
+def test_some_numbers_may_be_0(name, options):
+    phase = {"use_running_average": True} if name == "BAM" else {}
+    assert getattr(nnx, name)(16, **options, rngs=rngs())(X).shape == X.shape
+    made = getattr(linen, name)(**options, **phase)
+    assert made.init_with_output(KEY, X)[0].shape == X.shape
 
 
 def test_errors_come_under_jit_too():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, Map, reduced_features
+from flax_attn._checks import Activation, Map, check_positive, reduced_features
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._memory import apply_gate
 
@@ -61,6 +61,7 @@ class AttentionGate(nn.Module, kw_only=True):
         hidden = reduced_features(
             "AttentionGate", x.shape[-1], self.reduction, self.hidden_features
         )
+        check_positive("AttentionGate", "strides", self.strides)
         settings: dict[str, Any] = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,

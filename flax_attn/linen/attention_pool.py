@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import head_features
+from flax_attn._checks import head_features, output_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.vision import attention_pool
+from flax_attn.vision._checks import as_image
 
 
 class AttentionPool(nn.Module, kw_only=True):
@@ -59,8 +60,10 @@ class AttentionPool(nn.Module, kw_only=True):
         Returns:
           One vector for each image `[*B, M]`.
         """
+        x = as_image("attention_pool", x)
         height, width, features = x.shape[-3:]
         head_dim = head_features("AttentionPool", features, self.num_heads)
+        out_features = output_features("AttentionPool", features, self.out_features)
         settings: dict[str, Any] = {
             "use_bias": self.use_bias,
             "dtype": self.dtype,
@@ -69,7 +72,6 @@ class AttentionPool(nn.Module, kw_only=True):
             "bias_init": self.bias_init,
         }
         heads = functools.partial(nn.DenseGeneral, (self.num_heads, head_dim), **settings)
-        out_features = features if self.out_features is None else self.out_features
         attention = dot_product_attention
         if sow_weights:
             attention = with_weights(attention, functools.partial(self.sow, "intermediates"))

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_odd, check_positive, reduced_features
+from flax_attn._checks import (
+    Activation,
+    check_at_least,
+    check_odd,
+    check_positive,
+    reduced_features,
+)
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
 from flax_attn.vision._memory import apply_gate
@@ -72,6 +78,7 @@ class BAM(nn.Module, kw_only=True):
         hidden = reduced_features("BAM", features, self.reduction, self.hidden_features)
         size = check_odd("BAM", self.kernel_size)
         check_positive("BAM", "dilation", self.dilation)
+        check_at_least("BAM", "num_convs", self.num_convs, 0)
         norm = with_phase("BAM", self.norm, self.use_running_average, use_running_average)
         settings: dict[str, Any] = {
             "use_bias": self.use_bias,

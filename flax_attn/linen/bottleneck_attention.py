@@ -11,6 +11,7 @@ from flax_attn._checks import head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.vision import bottleneck_attention
+from flax_attn.vision._checks import as_image
 
 
 class BottleneckAttention(nn.Module, kw_only=True):
@@ -58,6 +59,7 @@ class BottleneckAttention(nn.Module, kw_only=True):
         Returns:
           The output `[*B, H, W, C]`.
         """
+        x = as_image("bottleneck_attention", x)
         head_dim = head_features("BottleneckAttention", x.shape[-1], self.num_heads)
         project = functools.partial(
             nn.DenseGeneral,

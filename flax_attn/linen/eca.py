@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_odd
-from flax_attn.vision import eca_gate, eca_kernel_size
+from flax_attn._checks import Activation
+from flax_attn.vision import eca_gate
 from flax_attn.vision._memory import apply_gate
+from flax_attn.vision.eca import as_kernel_size
 
 
 class ECA(nn.Module, kw_only=True):
@@ -39,8 +40,7 @@ class ECA(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
-        size = self.kernel_size
-        size = eca_kernel_size(x.shape[-1]) if size is None else check_odd("ECA", size)
+        size = as_kernel_size(x.shape[-1], self.kernel_size)
         conv = nn.Conv(
             1,
             (size,),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_odd
+from flax_attn._checks import Activation, check_at_least, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.vision import focal_modulation
 from flax_attn.vision.focal_modulation import exact_gelu
@@ -59,6 +59,7 @@ class FocalModulation(nn.Module, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Modulate the places of an image `[*B, H, W, C]`."""
         features = x.shape[-1]
+        check_at_least("FocalModulation", "num_levels", self.num_levels, 0)
         settings: dict[str, Any] = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,

@@ -12,7 +12,13 @@ from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.gather_excite import Extent, check_gather, gathering_convs, mean_extent
+from flax_attn.vision.gather_excite import (
+    Extent,
+    as_extent,
+    check_gather,
+    gathering_convs,
+    mean_extent,
+)
 
 
 class GatherExcite(nn.Module, kw_only=True):
@@ -77,7 +83,8 @@ class GatherExcite(nn.Module, kw_only=True):
             "param_dtype": self.param_dtype,
             "kernel_init": self.kernel_init,
         }
-        extent = mean_extent("GatherExcite", x, self.extent)
+        given = as_extent("GatherExcite", self.extent)
+        extent = mean_extent("GatherExcite", x, given)
         layers: dict[str, Any] = {}
         if self.gather == "conv":
             norm = with_phase(
@@ -86,7 +93,7 @@ class GatherExcite(nn.Module, kw_only=True):
             conv = functools.partial(
                 nn.Conv, features, feature_group_count=features, use_bias=False, **settings
             )
-            extent, shapes = None, gathering_convs("GatherExcite", self.extent)
+            extent, shapes = None, gathering_convs("GatherExcite", given)
             layers["convs"] = [conv(name=f"conv_{i}", **s) for i, s in enumerate(shapes)]
             layers["norms"] = [norm(name=f"norm_{i}") for i in range(len(shapes))]
         if self.reduction is not None:

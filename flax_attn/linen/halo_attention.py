@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import head_features
+from flax_attn._checks import check_at_least, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.vision import halo_attention
@@ -65,6 +65,8 @@ class HaloAttention(nn.Module, kw_only=True):
           The output `[*B, H, W, C]`.
         """
         head_dim = head_features("HaloAttention", x.shape[-1], self.num_heads)
+        block = check_positive("HaloAttention", "block_size", self.block_size)
+        halo = check_at_least("HaloAttention", "halo_size", self.halo_size, 0)
         project = functools.partial(
             nn.DenseGeneral,
             (self.num_heads, head_dim),
@@ -82,7 +84,7 @@ class HaloAttention(nn.Module, kw_only=True):
         attention = dot_product_attention
         if sow_weights:
             attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
-        height = width = self.block_size + 2 * self.halo_size
+        height = width = block + 2 * halo
         return halo_attention(
             x,
             project(name="query"),
@@ -90,8 +92,8 @@ class HaloAttention(nn.Module, kw_only=True):
             project(name="value"),
             table("relative_height", height),
             table("relative_width", width),
-            block_size=self.block_size,
-            halo_size=self.halo_size,
+            block_size=block,
+            halo_size=halo,
             scale_positions=self.scale_positions,
             mask_padding=self.mask_padding,
             attention=attention,

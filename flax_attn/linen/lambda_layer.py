@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_odd, head_features
+from flax_attn._checks import check_odd, check_positive, head_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import lambda_layer
 
@@ -57,6 +57,7 @@ class LambdaLayer(nn.Module, kw_only=True):
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`. The phase is given here or before."""
         head_dim = head_features("LambdaLayer", x.shape[-1], self.num_heads)
+        check_positive("LambdaLayer", "key_features", self.key_features)
         size = check_odd("LambdaLayer", self.kernel_size)
         norm = with_phase("LambdaLayer", self.norm, self.use_running_average, use_running_average)
         settings: dict[str, Any] = {

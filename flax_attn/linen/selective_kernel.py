@@ -14,6 +14,8 @@ from flax_attn._checks import (
     check_dilations,
     check_multiple,
     check_odd,
+    check_positive,
+    output_features,
     reduced_features,
 )
 from flax_attn._convolution import convolve
@@ -77,7 +79,7 @@ class SelectiveKernel(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Convolve an image `[*B, H, W, C]`. The phase is given here or before."""
-        features = x.shape[-1] if self.out_features is None else self.out_features
+        features = output_features("SelectiveKernel", x.shape[-1], self.out_features)
         check_multiple("SelectiveKernel", "C", x.shape[-1], "groups", self.groups)
         check_multiple("SelectiveKernel", "out_features", features, "groups", self.groups)
         hidden = reduced_features(
@@ -88,7 +90,8 @@ class SelectiveKernel(nn.Module, kw_only=True):
             least=self.min_features,
         )
         size = check_odd("SelectiveKernel", self.kernel_size)
-        check_dilations("SelectiveKernel", self.dilations)
+        dilations = check_dilations("SelectiveKernel", self.dilations)
+        check_positive("SelectiveKernel", "strides", self.strides)
         norm = with_phase(
             "SelectiveKernel", self.norm, self.use_running_average, use_running_average
         )
@@ -114,12 +117,12 @@ class SelectiveKernel(nn.Module, kw_only=True):
                     name=f"conv_{i}",
                     **settings,
                 )
-                for i, dilation in enumerate(self.dilations)
+                for i, dilation in enumerate(dilations)
             ],
-            [norm(name=f"conv_norm_{i}") for i in range(len(self.dilations))],
+            [norm(name=f"conv_norm_{i}") for i in range(len(dilations))],
             dense(features=hidden, name="reduce"),
             norm(name="reduce_norm"),
-            dense(features=len(self.dilations) * features, name="select"),
+            dense(features=len(dilations) * features, name="select"),
             activation_fn=self.activation_fn,
             return_gate=True,
         )

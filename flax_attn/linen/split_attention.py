@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_multiple, check_odd, reduced_features
+from flax_attn._checks import (
+    Activation,
+    check_multiple,
+    check_odd,
+    check_positive,
+    output_features,
+    reduced_features,
+)
 from flax_attn._convolution import convolve
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import split_attention
@@ -72,19 +79,22 @@ class SplitAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Convolve an image `[*B, H, W, C]`. The phase is given here or before."""
-        features = x.shape[-1] if self.out_features is None else self.out_features
-        splits = self.radix * self.groups
+        features = output_features("SplitAttention", x.shape[-1], self.out_features)
+        radix = check_positive("SplitAttention", "radix", self.radix)
+        splits = radix * check_positive("SplitAttention", "groups", self.groups)
         check_multiple("SplitAttention", "C", x.shape[-1], "radix · groups", splits)
         check_multiple("SplitAttention", "out_features", features, "groups", self.groups)
         hidden = reduced_features(
             "SplitAttention",
-            x.shape[-1] * self.radix,
+            x.shape[-1] * radix,
             self.reduction,
             self.hidden_features,
             least=self.min_features,
         )
         check_multiple("SplitAttention", "hidden_features", hidden, "groups", self.groups)
         size = check_odd("SplitAttention", self.kernel_size)
+        check_positive("SplitAttention", "strides", self.strides)
+        check_positive("SplitAttention", "dilation", self.dilation)
         norm = with_phase(
             "SplitAttention", self.norm, self.use_running_average, use_running_average
         )
@@ -100,7 +110,7 @@ class SplitAttention(nn.Module, kw_only=True):
         y, gate = split_attention(
             x,
             conv(
-                self.radix * features,
+                radix * features,
                 (size, size),
                 strides=self.strides,
                 kernel_dilation=self.dilation,
@@ -112,8 +122,8 @@ class SplitAttention(nn.Module, kw_only=True):
             norm(name="conv_norm"),
             pointwise(hidden, name="reduce"),
             norm(name="reduce_norm"),
-            pointwise(self.radix * features, name="expand"),
-            radix=self.radix,
+            pointwise(radix * features, name="expand"),
+            radix=radix,
             groups=self.groups,
             activation_fn=self.activation_fn,
             return_gate=True,

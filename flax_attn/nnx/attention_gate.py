@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, Map, check_features, reduced_features
+from flax_attn._checks import Activation, Map, check_features, check_positive, reduced_features
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._memory import apply_gate
@@ -68,6 +68,7 @@ class AttentionGate(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hidden = reduced_features("AttentionGate", in_features, reduction, hidden_features)
+        check_positive("AttentionGate", "strides", strides)
         settings: dict[str, Any] = {
             "dtype": dtype,
             "param_dtype": param_dtype,
@@ -97,7 +98,7 @@ class AttentionGate(nnx.Module):
     def __call__(self, x: jax.Array, gating: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]` by a signal `[*B, h, w, G]`."""
         check_features("AttentionGate", x, self.in_features)
-        check_features("AttentionGate", gating, self.gating_features)
+        check_features("AttentionGate", gating, self.gating_features, "gating")
         gate = attention_gate_gate(
             x,
             gating,

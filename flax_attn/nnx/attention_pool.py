@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, head_features
+from flax_attn._checks import check_features, head_features, output_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._sow import sow_on_request
@@ -60,6 +60,7 @@ class AttentionPool(nnx.Module):
     ):
         height, width = as_pair("AttentionPool", "input_size", input_size, 1)
         heads = (num_heads, head_features("AttentionPool", in_features, num_heads))
+        out_features = output_features("AttentionPool", in_features, out_features)
         linear = functools.partial(
             nnx.LinearGeneral,
             use_bias=use_bias,
@@ -74,9 +75,7 @@ class AttentionPool(nnx.Module):
         self.query = linear(in_features, heads)
         self.key = linear(in_features, heads)
         self.value = linear(in_features, heads)
-        self.out = linear(
-            heads, in_features if out_features is None else out_features, axis=(-2, -1)
-        )
+        self.out = linear(heads, out_features, axis=(-2, -1))
         self.in_features = in_features
         self.input_size = (height, width)
 

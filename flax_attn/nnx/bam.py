@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import (
     Activation,
+    check_at_least,
     check_features,
     check_odd,
     check_positive,
@@ -77,6 +78,7 @@ class BAM(nnx.Module):
         hidden = reduced_features("BAM", in_features, reduction, hidden_features)
         size = check_odd("BAM", kernel_size)
         check_positive("BAM", "dilation", dilation)
+        check_at_least("BAM", "num_convs", num_convs, 0)
         settings: dict[str, Any] = {
             "use_bias": use_bias,
             "dtype": dtype,

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, check_odd
+from flax_attn._checks import Activation, check_features
 from flax_attn.nnx._sow import sow
-from flax_attn.vision import eca_gate, eca_kernel_size
+from flax_attn.vision import eca_gate
 from flax_attn.vision._memory import apply_gate
+from flax_attn.vision.eca import as_kernel_size
 
 
 class ECA(nnx.Module):
@@ -44,11 +45,11 @@ class ECA(nnx.Module):
         kernel_init: Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
-        size = eca_kernel_size(in_features) if kernel_size is None else kernel_size
+        size = as_kernel_size(in_features, kernel_size)
         self.conv = nnx.Conv(
             1,
             1,
-            (check_odd("ECA", size),),
+            (size,),
             padding=size // 2,
             use_bias=False,
             dtype=dtype,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, check_odd
+from flax_attn._checks import Activation, check_at_least, check_features, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import focal_modulation
@@ -64,6 +64,7 @@ class FocalModulation(nnx.Module):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
+        check_at_least("FocalModulation", "num_levels", num_levels, 0)
         settings: dict[str, Any] = {
             "dtype": dtype,
             "param_dtype": param_dtype,

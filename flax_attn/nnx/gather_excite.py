@@ -13,7 +13,13 @@ from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.gather_excite import Extent, check_gather, gathering_convs, mean_extent
+from flax_attn.vision.gather_excite import (
+    Extent,
+    as_extent,
+    check_gather,
+    gathering_convs,
+    mean_extent,
+)
 
 
 class GatherExcite(nnx.Module):
@@ -66,6 +72,7 @@ class GatherExcite(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_gather("GatherExcite", gather)
+        extent = as_extent("GatherExcite", extent)
         settings: dict[str, Any] = {
             "dtype": dtype,
             "param_dtype": param_dtype,

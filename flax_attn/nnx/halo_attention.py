@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, head_features
+from flax_attn._checks import check_at_least, check_features, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._sow import sow_on_request
@@ -62,6 +62,8 @@ class HaloAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         head_dim = head_features("HaloAttention", in_features, num_heads)
+        block = check_positive("HaloAttention", "block_size", block_size)
+        halo = check_at_least("HaloAttention", "halo_size", halo_size, 0)
         project = functools.partial(
             nnx.LinearGeneral,
             in_features,
@@ -81,12 +83,12 @@ class HaloAttention(nnx.Module):
         self.query = project()
         self.key = project()
         self.value = project()
-        height = width = block_size + 2 * halo_size
+        height = width = block + 2 * halo
         self.relative_height = table(height)
         self.relative_width = table(width)
         self.in_features = in_features
-        self.block_size = block_size
-        self.halo_size = halo_size
+        self.block_size = block
+        self.halo_size = halo
         self.scale_positions = scale_positions
         self.mask_padding = mask_padding
 

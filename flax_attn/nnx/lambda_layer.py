@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, check_odd, head_features
+from flax_attn._checks import check_features, check_odd, check_positive, head_features
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.vision import lambda_layer
 
@@ -57,6 +57,7 @@ class LambdaLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         head_dim = head_features("LambdaLayer", in_features, num_heads)
+        check_positive("LambdaLayer", "key_features", key_features)
         size = check_odd("LambdaLayer", kernel_size)
         settings: dict[str, Any] = {
             "dtype": dtype,

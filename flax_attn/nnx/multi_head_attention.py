@@ -269,10 +269,12 @@ class MultiHeadAttention(nnx.Module):
         if inputs_k is None and inputs_v is None and key_coords is None:
             key_coords = query_coords
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
-        for inputs, projection in zip(
-            (inputs_q, inputs_k, inputs_v), (self.query, self.key, self.value), strict=True
+        for name, inputs, projection in (
+            ("inputs_q", inputs_q, self.query),
+            ("inputs_k", inputs_k, self.key),
+            ("inputs_v", inputs_v, self.value),
         ):
-            check_features("MultiHeadAttention", inputs, projection.in_features[0])
+            check_features("MultiHeadAttention", inputs, projection.in_features[0], name)
         attention = self.attention_fn
         if sow_weights:
             attention = with_weights(attention, functools.partial(sow_on_request, self))

@@ -14,6 +14,8 @@ from flax_attn._checks import (
     check_features,
     check_multiple,
     check_odd,
+    check_positive,
+    output_features,
     reduced_features,
 )
 from flax_attn._convolution import convolve
@@ -78,14 +80,15 @@ class SelectiveKernel(nnx.Module):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        features = in_features if out_features is None else out_features
+        features = output_features("SelectiveKernel", in_features, out_features)
         check_multiple("SelectiveKernel", "C", in_features, "groups", groups)
         check_multiple("SelectiveKernel", "out_features", features, "groups", groups)
         hidden = reduced_features(
             "SelectiveKernel", features, reduction, hidden_features, least=min_features
         )
         size = check_odd("SelectiveKernel", kernel_size)
-        check_dilations("SelectiveKernel", dilations)
+        dilations = check_dilations("SelectiveKernel", dilations)
+        check_positive("SelectiveKernel", "strides", strides)
         settings: dict[str, Any] = {
             "use_bias": use_bias,
             "dtype": dtype,

@@ -14,6 +14,8 @@ from flax_attn._checks import (
     check_features,
     check_multiple,
     check_odd,
+    check_positive,
+    output_features,
     reduced_features,
 )
 from flax_attn._convolution import convolve
@@ -80,7 +82,9 @@ class SplitAttention(nnx.Module):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        features = in_features if out_features is None else out_features
+        features = output_features("SplitAttention", in_features, out_features)
+        radix = check_positive("SplitAttention", "radix", radix)
+        groups = check_positive("SplitAttention", "groups", groups)
         check_multiple("SplitAttention", "C", in_features, "radix · groups", radix * groups)
         check_multiple("SplitAttention", "out_features", features, "groups", groups)
         hidden = reduced_features(
@@ -88,6 +92,8 @@ class SplitAttention(nnx.Module):
         )
         check_multiple("SplitAttention", "hidden_features", hidden, "groups", groups)
         size = check_odd("SplitAttention", kernel_size)
+        check_positive("SplitAttention", "strides", strides)
+        check_positive("SplitAttention", "dilation", dilation)
         conv = functools.partial(
             nnx.Conv,
             conv_general_dilated=convolve,

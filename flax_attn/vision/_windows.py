@@ -18,13 +18,12 @@ def as_pair(function: str, name: str, size: Size, least: int) -> tuple[int, int]
     """(height, width) of one number for both, or of a pair; each at least `least`."""
     try:
         pair = tuple(
-            operator.index(n) for n in (size if isinstance(size, tuple | list) else [size])
+            operator.index(n) for n in (size if isinstance(size, tuple | list) else (size, size))
         )
     except TypeError:
         raise TypeError(
             f"{function}: {name} must be one whole number or a pair, got {size!r}."
         ) from None
-    pair = pair * 2 if len(pair) == 1 else pair
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(
             f"{function}: {name} must be one number or (height, width), at least {least}, "

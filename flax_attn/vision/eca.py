@@ -1,11 +1,12 @@
 """Efficient channel attention (ECA)."""
 
 import math
+import warnings
 
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, check_positive
+from flax_attn._checks import Activation, Map, check_odd, check_positive
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -73,7 +74,7 @@ def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> 
       An odd number of at least 1.
 
     Raises:
-      ValueError: If `channels` is not at least 1.
+      ValueError: If `channels` is not at least 1, or `gamma` is 0.
 
     Example:
       >>> from flax_attn import vision
@@ -84,5 +85,21 @@ def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> 
       Wang et al., CVPR 2020, arXiv:1910.03151, equation 12.
     """
     channels = check_positive("eca_kernel_size", "channels", channels)
+    if gamma == 0:
+        raise ValueError(f"eca_kernel_size: gamma must not be 0, got {gamma}. The paper's is 2.")
     size = int(abs((math.log2(channels) + beta) / gamma))
     return size if size % 2 else size + 1
+
+
+def as_kernel_size(channels: int, kernel_size: int | None) -> int:
+    """The kernel size of the modules: the one that was asked for, or the paper's."""
+    if kernel_size is None:
+        return eca_kernel_size(channels)
+    size, widest = check_odd("ECA", kernel_size), 2 * channels - 1
+    if size > widest:
+        warnings.warn(
+            f"ECA: a kernel of {size} weights reaches beyond all {channels} channels, the outer "
+            f"{size - widest} never count. Use kernel_size={widest} at most.",
+            stacklevel=3,
+        )
+    return size

@@ -14,6 +14,7 @@ from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import window_sum
 from flax_attn.vision._resize import resize_nearest
+from flax_attn.vision._windows import as_pair
 
 # A power of 2, the height and width of the whole image, or the whole image whatever its size.
 Extent = int | tuple[int, int] | None
@@ -135,6 +136,13 @@ def check_extent(name: str, extent: int) -> int:
     return extent
 
 
+def as_extent(module: str, extent: Extent) -> Extent:
+    """The extent of a module in Python's integers, if it can be one."""
+    if isinstance(extent, tuple | list):
+        return as_pair(module, "extent", extent, 1)
+    return None if extent is None else check_extent(module, extent)
+
+
 def check_gather(module: str, gather: str) -> None:
     """Raise unless a module is to gather in one of the two ways."""
     if gather not in ("mean", "conv"):
@@ -149,16 +157,16 @@ def gathering_convs(module: str, extent: Extent) -> list[dict[str, Any]]:
             f"convolutions gather, got None. A kernel is as large as what it gathers over."
         )
     if isinstance(extent, int):
-        count = int(math.log2(check_extent(module, extent)))
+        count = int(math.log2(extent))
         return [{"kernel_size": (3, 3), "strides": 2, "padding": 1}] * count
-    return [{"kernel_size": tuple(extent), "strides": 1, "padding": 0}]
+    return [{"kernel_size": extent, "strides": 1, "padding": 0}]
 
 
 def mean_extent(module: str, x: jax.Array, extent: Extent) -> int | None:
     """The extent as `gather_excite` takes it, if a whole image of that size has come."""
     if extent is None or isinstance(extent, int):
         return extent
-    if x.shape[-3:-1] != tuple(extent):
+    if x.shape[-3:-1] != extent:
         raise ValueError(
             f"{module}: x must have [H, W] = {list(extent)}, the extent that the module was made "
             f"for, got {list(x.shape)}."

@@ -22,7 +22,8 @@ def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, or has one place only: its variance is undefined.
+      ValueError: If `x` is not an image, or has one place only (its variance is undefined), or
+        `e_lambda` is not above 0.
       TypeError: If `x` is not a floating-point array.
 
     Example:
@@ -83,6 +84,8 @@ def _statistics(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
     places = x.shape[-3] * x.shape[-2]
     if places == 1:
         raise ValueError("simam: x must have at least two places, got H · W = 1 · 1.")
+    if not e_lambda > 0:
+        raise ValueError(f"simam: e_lambda must be above 0, got {e_lambda}. The paper's is 1e-4.")
     mean = spatial_mean(x)[..., None, None, :]
     variance = _squared_deviation(x, mean) / (places - 1)
     return mean, 1 / (4 * (variance + e_lambda))

@@ -132,7 +132,7 @@ def test_gradients_equal_differences_of_the_oracle(name, x64):
         return jnp.sum(jnp.asarray(cotangent) * apply_function(name, variables, x))
 
     primals = jax.tree.map(jnp.asarray, (variables, x))
-    gradients = jax.grad(loss, argnums=(0, 1))(*primals)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(*primals)
     products = jax.tree.map(lambda g, d: jnp.sum(g * d), gradients, direction)
     actual = sum(jax.tree.leaves(products))
     assert abs(actual - expected) <= FINITE_DIFFERENCE * np.sum(np.abs(cotangent)), name

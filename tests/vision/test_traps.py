@@ -181,3 +181,13 @@ def test_a_norm_of_ones_own_replaces_batch_normalisation():
 
     for cls in (nnx.BAM, nnx.CoordinateAttention):
         assert cls(32, norm=group_norm, rngs=flax_nnx.Rngs(0))(X).shape == X.shape
+
+
+def test_a_kernel_of_eca_that_reaches_beyond_all_channels_is_warned_of():
+    for made in (
+        lambda size: nnx.ECA(4, kernel_size=size, rngs=flax_nnx.Rngs(0)),
+        lambda size: linen.ECA(kernel_size=size).init(jax.random.key(0), jnp.ones((1, 2, 2, 4))),
+    ):
+        made(7)
+        with pytest.warns(UserWarning, match="the outer 2 never count. Use kernel_size=7 at most"):
+            made(9)
