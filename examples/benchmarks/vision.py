@@ -1,6 +1,6 @@
 """How long the vision mechanisms take and what they allocate, beside PyTorch and memory traffic.
 
-    python examples/benchmarks/vision.py                           # an hour on 2 quiet cores
+    python examples/benchmarks/vision.py                           # two hours on 2 quiet cores
     python examples/benchmarks/vision.py --mechanism cbam                # three minutes
 
 A mechanism runs alone, and six times in one program, as in a network: there the image stays where
@@ -17,17 +17,25 @@ backward passes keep five images at least.
 
 On 2 cores of an AMD EPYC you will see, large images, alone and six in a program:
 
-    squeeze_excite        float32     0.9, 2.1 × PyTorch    with gradients    1.9, 2.6
-    squeeze_excite        bfloat16    2.5, 6.5                                2.6, 3.7
-    cbam                  float32     1.2, 2.5                                4.5, 3.0
-    cbam                  bfloat16    1.7, 3.8                                5.4
-    global_context        float32     1.6, 2.8                                2.0, 2.5
-    simam                 float32     4.0, 4.4                                3.9, 5.0
-    coordinate_attention  float32     1.9, 3.7                                3.1, 3.3
+    squeeze_excite        float32     0.9, 2.1 × PyTorch    with gradients    1.8, 2.8
+    squeeze_excite        bfloat16    2.6, 7.0                                2.6, 3.9
+    eca                   float32     0.9, 1.9                                1.8, 2.4
+    eca                   bfloat16    2.4, 5.5                                2.2, 3.6
+    global_context        float32     1.5, 2.7                                1.9, 2.3
+    global_context        bfloat16    1.2, 1.9                                1.9, 2.5
+    simam                 float32     4.6, 7.5                                3.8, 4.2
+    simam                 bfloat16    5.1, 7.8                                3.4, 3.2
+    coordinate_attention  float32     1.8, 3.5                                3.3, 3.8
+    coordinate_attention  bfloat16    4.5, 11                                 3.7, 5.1
+    cbam                  float32     1.5, 3.1                                4.3, 2.9
+    cbam                  bfloat16    4.1, 7.1                                5.2
 
-and with small ones 0.6 to 2.8 forward, 0.8 to 3 with gradients.
+and with small ones 0.5 to 3 forward, 0.8 to 1.9 with gradients; in terms of compiled PyTorch 0.8 to
+1.1 alone and 0.6 to 2.2 as six, large images.
 
-`--compile-time` compares the seconds until a ResNet-50 runs with and without each mechanism.
+`--compile-time` compares the seconds until a ResNet-50 runs with gradients, with and without each
+mechanism: SE, eSE and ECA take 1.1 to 1.2, GC 1.5, coordinate attention 1.6, CBAM 2.2, non-local
+blocks 2.4.
 `--smoke` does some of it with tiny images in a minute. Needs `pip install "flax-attn[examples]"`;
 PyTorch comes with `pip install "flax-attn[peers]"`.
 """
