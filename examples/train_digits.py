@@ -393,6 +393,8 @@ def find_gates(sown: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
         if key == "gate":
             for gate in sown[key]:
                 values = functools.reduce(np.multiply, jax.tree.leaves(gate))
+                if values.ndim == 5:  # of each path or split, [B, 1, 1, P, C]
+                    values = values.reshape(*values.shape[:3], -1)
                 yield Gate(path[0], " ".join(path[2:]), values)  # stage, "attention", submodules
         elif isinstance(sown[key], Mapping):
             yield from find_gates(sown[key], (*path, key))
