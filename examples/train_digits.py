@@ -393,9 +393,13 @@ def find_gates(sown: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
         if key == "gate":
             for gate in sown[key]:
                 values = functools.reduce(np.multiply, jax.tree.leaves(gate))
-                if values.ndim == 5:  # of each path or split, [B, 1, 1, P, C]
-                    values = values.reshape(*values.shape[:3], -1)
-                yield Gate(path[0], " ".join(path[2:]), values)  # stage, "attention", submodules
+                stage, _, *submodules = path  # the second is "attention"
+                if values.ndim == 4:
+                    yield Gate(stage, " ".join(submodules), values)
+                else:  # of each path [B, P, 1, 1, C] or split [B, 1, 1, P, C]
+                    axis = 3 if values.shape[1] == 1 else 1
+                    for i, part in enumerate(np.moveaxis(values, axis, 0), 1):
+                        yield Gate(stage, " ".join([*submodules, f"part {i}"]), part)
         elif isinstance(sown[key], Mapping):
             yield from find_gates(sown[key], (*path, key))
 

@@ -101,6 +101,12 @@ def check_positive(owner: str, name: str, number: int) -> int:
     return check_at_least(owner, name, number, 1)
 
 
+def check_above_zero(owner: str, name: str, number: float) -> None:
+    """Raise unless a number is above 0; of a traced one that cannot be known."""
+    if not isinstance(number, jax.core.Tracer) and not number > 0:
+        raise ValueError(f"{owner}: {name} must be above 0, got {number}.")
+
+
 def check_multiple(owner: str, name: str, features: int, of: str, groups: int) -> int:
     """The channels of each of `groups` equal groups."""
     groups = check_positive(owner, of, groups)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, as_floating, expand_rank, statistics_dtype
+from flax_attn._checks import Map, as_floating, check_above_zero, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 
 
@@ -71,8 +71,7 @@ def cross_covariance_attention(
     function = "cross_covariance_attention"
     x = as_image(function, x)
     temperature = as_floating(function, "temperature", temperature)
-    if not epsilon > 0:
-        raise ValueError(f"{function}: epsilon must be above 0, got {epsilon}.")
+    check_above_zero(function, "epsilon", epsilon)
     q, k, v = query(x), key(x), value(x)
     if q.ndim != x.ndim + 1 or q.shape[:-2] != x.shape[:-1]:
         raise ValueError(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flax_attn._checks import check_above_zero
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apart, elementwise
 from flax_attn.vision._pooling import spatial_mean
@@ -84,8 +85,7 @@ def _statistics(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
     places = x.shape[-3] * x.shape[-2]
     if places == 1:
         raise ValueError("simam: x must have at least two places, got H · W = 1 · 1.")
-    if not e_lambda > 0:
-        raise ValueError(f"simam: e_lambda must be above 0, got {e_lambda}. The paper's is 1e-4.")
+    check_above_zero("simam", "e_lambda", e_lambda)
     mean = spatial_mean(x)[..., None, None, :]
     variance = _squared_deviation(x, mean) / (places - 1)
     return mean, 1 / (4 * (variance + e_lambda))

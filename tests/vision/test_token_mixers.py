@@ -81,6 +81,11 @@ def test_cross_covariance_refuses_what_is_no_temperature_and_no_length():
         xca(X, epsilon=0.0)
 
 
+def test_the_epsilon_of_cross_covariance_may_be_traced():
+    y = jax.jit(lambda x, epsilon: xca(x, epsilon=epsilon))(X, 1e-2)
+    assert_close(y, xca(X, epsilon=1e-2), FORWARD["float32"])
+
+
 def test_cross_covariance_of_a_channel_of_zeros_has_finite_second_derivatives():
     x = X.at[..., 3].set(0)
 

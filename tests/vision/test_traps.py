@@ -125,6 +125,11 @@ def test_places_that_tie_for_the_maximum_share_its_gradient():
     np.testing.assert_allclose(gradient, slope * np.array([[0.75, 0.75], [0.25, 0.25]]), rtol=1e-5)
 
 
+def test_the_lambda_of_simam_may_be_traced():
+    y = jax.jit(vision.simam)(X, e_lambda=1e-2)
+    assert_close(y, vision.simam(X, e_lambda=1e-2), FORWARD["float32"])
+
+
 def test_simam_is_stable_on_a_small_deviation_beside_a_large_mean():
     x = 1000 + 0.1 * RNG.normal(size=(1, 8, 8, 4))
     x = jnp.asarray(x, jnp.float32)
