@@ -2,12 +2,13 @@
 
 import os
 
+from tests import compilation
+
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:  # CI's parity sets it
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] += " " + compilation.flags(compilation.QUICK)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -12,6 +12,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 from flax_attn import linen, nnx, vision
+from tests.compilation import AS_USERS
 from tests.mechanisms import (
     facts,
     linen_module,
@@ -28,7 +29,6 @@ from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
 long = pytest.mark.conformance
 # What `tests/conftest.py` leaves out to compile quickly.
-OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 every_mechanism = pytest.mark.parametrize("name", mechanisms())
 every_gate = pytest.mark.parametrize(
     "name", [name for name in mechanisms() if hasattr(vision, f"{name}_gate")]
@@ -240,7 +240,7 @@ def test_gradients_are_the_same_when_compiled_with_what_comes_before(name, x64):
         return jnp.sum(jnp.sin(y) * jnp.linspace(0.5, 1.5, y.size).reshape(y.shape))
 
     gradient = jax.grad(loss, (0, 1))
-    compiled = jax.jit(gradient).lower(variables, x).compile(compiler_options=OPTIMIZED)
+    compiled = jax.jit(gradient).lower(variables, x).compile(compiler_options=AS_USERS)
     actual, expected = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(f(variables, x))])
         for f in (compiled, gradient)

@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx as flax_nnx
 from torch_reference import keep_biased_variance, nn, torch
 
+from tests.compilation import QUICK
+
 # How far we may be from PyTorch: outputs, gradients of every input and new statistics relative to
 # the largest entry of each array, gradients of weights to the largest of them all. In bfloat16 the
 # output only, from PyTorch's float64 result on the same rounded inputs.
@@ -60,10 +62,8 @@ def precision(case, name, dtype):
         yield
 
 
-# These change no number that is compared here, and make compiling, which is most of these tests'
-# time, four times as fast.
-FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-compiled = functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+# It changes no number that is compared here, and takes a quarter of the time, which is most of it.
+compiled = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def values(tensor):

@@ -13,6 +13,7 @@ from flax_attn import nnx, vision
 from flax_attn.vision._memory import add, apply_gate, apply_sum, weighted_sum
 from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision._pooling import largest
+from tests.compilation import AS_USERS
 from tests.mechanisms import (
     facts,
     load,
@@ -90,8 +91,7 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
     x = jnp.asarray(draw(4, 5, 7, 8), dtype)
     factor = jnp.asarray(0.7, dtype)
     gradient = jax.grad(lambda x: jnp.sum(largest(x * factor, axis)))
-    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-    found = jax.jit(gradient).lower(x).compile(compiler_options=options)(x)
+    found = jax.jit(gradient).lower(x).compile(compiler_options=AS_USERS)(x)
     expected = jax.grad(lambda x: jnp.sum(jnp.max(x * factor, axis).astype(jnp.float32)))(x)
     assert_close(found, expected, GRADIENT[dtype])
 
