@@ -627,12 +627,12 @@ CASES = {
     "a row for linen.BottleneckAttention": (
         lambda: init(linen.BottleneckAttention(), X[0, 0]),
         ValueError,
-        r"bottleneck_attention: x must be \[\*B, H, W, C\] .* got \[6, 16\]",
+        r"BottleneckAttention: x must be \[\*B, H, W, C\] .* got \[6, 16\]",
     ),
     "a place for linen.AttentionPool": (
         lambda: init(linen.AttentionPool(), X[0, 0, 0]),
         ValueError,
-        r"attention_pool: x must be \[\*B, H, W, C\] .* got \[16\]",
+        r"AttentionPool: x must be \[\*B, H, W, C\] .* got \[16\]",
     ),
     "width of another module": (
         lambda: nnx.MultiHeadAttention(2, 8, in_kv_features=6, rngs=rngs())(Q[:, :, 0]),

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, Map, check_positive, reduced_features
 from flax_attn.vision import attention_gate_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -58,6 +59,7 @@ class AttentionGate(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, gating: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]` by a signal `[*B, h, w, G]`."""
+        x = as_image("AttentionGate", x)
         hidden = reduced_features(
             "AttentionGate", x.shape[-1], self.reduction, self.hidden_features
         )

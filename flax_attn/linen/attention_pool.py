@@ -60,7 +60,7 @@ class AttentionPool(nn.Module, kw_only=True):
         Returns:
           One vector for each image `[*B, M]`.
         """
-        x = as_image("attention_pool", x)
+        x = as_image("AttentionPool", x)
         height, width, features = x.shape[-3:]
         head_dim = head_features("AttentionPool", features, self.num_heads)
         out_features = output_features("AttentionPool", features, self.out_features)

@@ -17,6 +17,7 @@ from flax_attn._checks import (
 )
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -74,6 +75,7 @@ class BAM(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Scale an image `[*B, H, W, C]`. The phase is given here or before."""
+        x = as_image("BAM", x)
         features = x.shape[-1]
         hidden = reduced_features("BAM", features, self.reduction, self.hidden_features)
         size = check_odd("BAM", self.kernel_size)

@@ -59,7 +59,7 @@ class BottleneckAttention(nn.Module, kw_only=True):
         Returns:
           The output `[*B, H, W, C]`.
         """
-        x = as_image("bottleneck_attention", x)
+        x = as_image("BottleneckAttention", x)
         head_dim = head_features("BottleneckAttention", x.shape[-1], self.num_heads)
         project = functools.partial(
             nn.DenseGeneral,

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import channel_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -49,6 +50,7 @@ class ChannelAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        x = as_image("ChannelAttention", x)
         features = x.shape[-1]
         hidden = reduced_features(
             "ChannelAttention", features, self.reduction, self.hidden_features

@@ -12,6 +12,7 @@ from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.linen._norm import DetectorBatchNorm, with_phase
 from flax_attn.vision import context_anchor_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -60,6 +61,7 @@ class ContextAnchorAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Scale an image `[*B, H, W, C]`. The phase is given here or before."""
+        x = as_image("ContextAnchorAttention", x)
         features = x.shape[-1]
         size = check_odd("ContextAnchorAttention", self.kernel_size)
         norm = with_phase(

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import coordinate_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -62,6 +63,7 @@ class CoordinateAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Scale an image `[*B, H, W, C]`. The phase is given here or before."""
+        x = as_image("CoordinateAttention", x)
         features = x.shape[-1]
         hidden = reduced_features(
             "CoordinateAttention",

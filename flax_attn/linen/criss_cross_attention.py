@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import reduced_features
 from flax_attn.vision import criss_cross_attention
+from flax_attn.vision._checks import as_image
 
 
 class CrissCrossAttention(nn.Module, kw_only=True):
@@ -55,6 +56,7 @@ class CrissCrossAttention(nn.Module, kw_only=True):
         Returns:
           The image `[*B, H, W, C]`.
         """
+        x = as_image("CrissCrossAttention", x)
         features = x.shape[-1]
         hidden = reduced_features(
             "CrissCrossAttention", features, self.reduction, self.hidden_features

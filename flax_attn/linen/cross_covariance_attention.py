@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import head_features
 from flax_attn.vision import cross_covariance_attention
+from flax_attn.vision._checks import as_image
 
 
 class CrossCovarianceAttention(nn.Module, kw_only=True):
@@ -43,6 +44,7 @@ class CrossCovarianceAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the channels of an image `[*B, H, W, C]`."""
+        x = as_image("CrossCovarianceAttention", x)
         features = x.shape[-1]
         head_dim = head_features("CrossCovarianceAttention", features, self.num_heads)
         dense = functools.partial(

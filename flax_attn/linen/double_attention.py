@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_positive, reduced_features
 from flax_attn.vision import double_attention
+from flax_attn.vision._checks import as_image
 
 
 class DoubleAttention(nn.Module, kw_only=True):
@@ -47,6 +48,7 @@ class DoubleAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gather and distribute the features of an image `[*B, H, W, C]`."""
+        x = as_image("DoubleAttention", x)
         features = x.shape[-1]
         hidden = reduced_features("DoubleAttention", features, self.reduction, self.hidden_features)
         descriptors = hidden if self.num_descriptors is None else self.num_descriptors

@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.vision import eca_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.eca import as_kernel_size
 
@@ -40,6 +41,7 @@ class ECA(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        x = as_image("ECA", x)
         size = as_kernel_size(x.shape[-1], self.kernel_size)
         conv = nn.Conv(
             1,

@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.vision import effective_squeeze_excite_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -41,6 +42,7 @@ class EffectiveSqueezeExcite(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        x = as_image("EffectiveSqueezeExcite", x)
         project = nn.Dense(
             x.shape[-1],
             use_bias=self.use_bias,

@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, check_odd
 from flax_attn.vision import efficient_local_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -50,6 +51,7 @@ class EfficientLocalAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the rows and columns of an image `[*B, H, W, C]`."""
+        x = as_image("EfficientLocalAttention", x)
         features = x.shape[-1]
         size = check_odd("EfficientLocalAttention", self.kernel_size)
         for name in ("group_size", "num_groups"):

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, group_features
 from flax_attn.vision import efficient_multi_scale_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -51,6 +52,7 @@ class EfficientMultiScaleAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""
+        x = as_image("EfficientMultiScaleAttention", x)
         part = group_features("EfficientMultiScaleAttention", x.shape[-1], self.groups)
         size = check_odd("EfficientMultiScaleAttention", self.kernel_size)
         settings: dict[str, Any] = {

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_positive
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import external_attention
+from flax_attn.vision._checks import as_image
 
 
 class ExternalAttention(nn.Module, kw_only=True):
@@ -55,6 +56,7 @@ class ExternalAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Let an image `[*B, H, W, C]` attend to the memory. The phase is given here or before."""
+        x = as_image("ExternalAttention", x)
         features = x.shape[-1]
         check_positive("ExternalAttention", "memory_size", self.memory_size)
         norm = with_phase(

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_at_least, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.vision import focal_modulation
+from flax_attn.vision._checks import as_image
 from flax_attn.vision.focal_modulation import exact_gelu
 
 
@@ -58,6 +59,7 @@ class FocalModulation(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Modulate the places of an image `[*B, H, W, C]`."""
+        x = as_image("FocalModulation", x)
         features = x.shape[-1]
         check_at_least("FocalModulation", "num_levels", self.num_levels, 0)
         settings: dict[str, Any] = {

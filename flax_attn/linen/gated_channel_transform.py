@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flax_attn.vision import gated_channel_transform_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -33,6 +34,7 @@ class GatedChannelTransform(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        x = as_image("GatedChannelTransform", x)
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         shape = x.shape[-1:]
         gate = gated_channel_transform_gate(

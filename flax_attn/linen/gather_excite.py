@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.gather_excite import (
     Extent,
@@ -76,6 +77,7 @@ class GatherExcite(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Scale an image `[*B, H, W, C]`. The phase, if it matters, is given here or before."""
+        x = as_image("GatherExcite", x)
         features = x.shape[-1]
         check_gather("GatherExcite", self.gather)
         settings: dict[str, Any] = {

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._norm import LayerNorm
 from flax_attn.vision import global_context, global_context_weights
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._one_channel import sum_of_one
 
 
@@ -60,6 +61,7 @@ class GlobalContext(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Give an image `[*B, H, W, C]` its context."""
+        x = as_image("GlobalContext", x)
         features = x.shape[-1]
         hidden = reduced_features("GlobalContext", features, self.reduction, self.hidden_features)
         dense = functools.partial(

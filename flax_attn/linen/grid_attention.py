@@ -12,6 +12,7 @@ from flax_attn._checks import heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.vision import grid_attention
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._windows import Size, num_offsets
 
 
@@ -61,6 +62,7 @@ class GridAttention(nn.Module, kw_only=True):
         Returns:
           The image `[*B, H, W, C]`.
         """
+        x = as_image("GridAttention", x)
         features = x.shape[-1]
         num_heads, head_dim = heads_of_32("GridAttention", features, self.num_heads)
         settings: dict[str, Any] = {

@@ -11,6 +11,7 @@ from flax_attn._checks import check_at_least, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.vision import halo_attention
+from flax_attn.vision._checks import as_image
 
 
 class HaloAttention(nn.Module, kw_only=True):
@@ -64,6 +65,7 @@ class HaloAttention(nn.Module, kw_only=True):
         Returns:
           The output `[*B, H, W, C]`.
         """
+        x = as_image("HaloAttention", x)
         head_dim = head_features("HaloAttention", x.shape[-1], self.num_heads)
         block = check_positive("HaloAttention", "block_size", self.block_size)
         halo = check_at_least("HaloAttention", "halo_size", self.halo_size, 0)

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_odd, check_positive, head_features
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import lambda_layer
+from flax_attn.vision._checks import as_image
 
 
 class LambdaLayer(nn.Module, kw_only=True):
@@ -56,6 +57,7 @@ class LambdaLayer(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`. The phase is given here or before."""
+        x = as_image("LambdaLayer", x)
         head_dim = head_features("LambdaLayer", x.shape[-1], self.num_heads)
         check_positive("LambdaLayer", "key_features", self.key_features)
         size = check_odd("LambdaLayer", self.kernel_size)

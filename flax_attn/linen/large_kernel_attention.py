@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_odd, check_positive
 from flax_attn._convolution import convolve
 from flax_attn.vision import large_kernel_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -48,6 +49,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
+        x = as_image("LargeKernelAttention", x)
         features = x.shape[-1]
         local = check_odd("LargeKernelAttention", self.kernel_size)
         dilated = check_odd("LargeKernelAttention", self.dilated_kernel_size, "dilated_kernel_size")

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd, dilated_kernels, reduced_features
 from flax_attn._convolution import convolve
 from flax_attn.vision import large_selective_kernel_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -55,6 +56,7 @@ class LargeSelectiveKernel(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
+        x = as_image("LargeSelectiveKernel", x)
         features = x.shape[-1]
         hidden = reduced_features(
             "LargeSelectiveKernel", features, self.reduction, self.hidden_features

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import reduced_features
 from flax_attn.linen._norm import ZeroBatchNorm, with_phase
 from flax_attn.vision import non_local
+from flax_attn.vision._checks import as_image
 
 
 class NonLocal(nn.Module, kw_only=True):
@@ -70,6 +71,7 @@ class NonLocal(nn.Module, kw_only=True):
         Returns:
           The image `[*B, H, W, C]`.
         """
+        x = as_image("NonLocal", x)
         features = x.shape[-1]
         hidden = reduced_features("NonLocal", features, self.reduction, self.hidden_features)
         norm = with_phase("NonLocal", self.norm, self.use_running_average, use_running_average)

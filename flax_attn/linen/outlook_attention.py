@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd, head_features
 from flax_attn.vision import outlook_attention
+from flax_attn.vision._checks import as_image
 
 
 class OutlookAttention(nn.Module, kw_only=True):
@@ -46,6 +47,7 @@ class OutlookAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the neighbouring places of an image `[*B, H, W, C]`."""
+        x = as_image("OutlookAttention", x)
         features = x.shape[-1]
         head_features("OutlookAttention", features, self.num_heads)
         size = check_odd("OutlookAttention", self.kernel_size)

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, reduced_features
 from flax_attn.vision import polarized_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.polarized_attention import Layout
 
@@ -56,6 +57,7 @@ class PolarizedAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
+        x = as_image("PolarizedAttention", x)
         features = x.shape[-1]
         hidden = reduced_features(
             "PolarizedAttention", features, self.reduction, self.hidden_features

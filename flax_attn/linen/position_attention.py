@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import reduced_features
 from flax_attn.vision import position_attention
+from flax_attn.vision._checks import as_image
 
 
 class PositionAttention(nn.Module, kw_only=True):
@@ -52,6 +53,7 @@ class PositionAttention(nn.Module, kw_only=True):
         Returns:
           The image `[*B, H, W, C]`.
         """
+        x = as_image("PositionAttention", x)
         features = x.shape[-1]
         hidden = reduced_features(
             "PositionAttention", features, self.reduction, self.hidden_features

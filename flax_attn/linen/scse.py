@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision.scse import Combine, scse_and_gate
 
@@ -51,6 +52,7 @@ class SCSE(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels and the places of an image `[*B, H, W, C]`."""
+        x = as_image("SCSE", x)
         features = x.shape[-1]
         hidden = reduced_features("SCSE", features, self.reduction, self.hidden_features)
         dense = functools.partial(

@@ -21,6 +21,7 @@ from flax_attn._checks import (
 from flax_attn._convolution import convolve
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import selective_kernel
+from flax_attn.vision._checks import as_image
 
 
 class SelectiveKernel(nn.Module, kw_only=True):
@@ -79,6 +80,7 @@ class SelectiveKernel(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Convolve an image `[*B, H, W, C]`. The phase is given here or before."""
+        x = as_image("SelectiveKernel", x)
         features = output_features("SelectiveKernel", x.shape[-1], self.out_features)
         check_multiple("SelectiveKernel", "C", x.shape[-1], "groups", self.groups)
         check_multiple("SelectiveKernel", "out_features", features, "groups", self.groups)

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.vision import separable_attention
+from flax_attn.vision._checks import as_image
 
 
 class SeparableAttention(nn.Module, kw_only=True):
@@ -45,6 +46,7 @@ class SeparableAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`."""
+        x = as_image("SeparableAttention", x)
         features = x.shape[-1]
         dense = functools.partial(
             nn.Dense,

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._convolution import convolve
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -45,6 +46,7 @@ class SeparableLargeKernelAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
+        x = as_image("SeparableLargeKernelAttention", x)
         features = x.shape[-1]
         local, dilated, dilation = separable_kernel_sizes(self.kernel_size)
         settings: dict[str, Any] = {

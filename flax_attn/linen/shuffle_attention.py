@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, group_features
 from flax_attn.vision import shuffle_attention_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.shuffle_attention import channel_shuffle
 
@@ -44,6 +45,7 @@ class ShuffleAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]` and shuffle its channels."""
+        x = as_image("ShuffleAttention", x)
         part = group_features("ShuffleAttention", x.shape[-1], self.groups, parts=2)
         initializers = {
             "channel_scale": self.scale_init,

@@ -7,6 +7,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, group_features
 from flax_attn.vision import spatial_group_enhance_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -41,6 +42,7 @@ class SpatialGroupEnhance(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""
+        x = as_image("SpatialGroupEnhance", x)
         group_features("SpatialGroupEnhance", x.shape[-1], self.groups)
         gate = spatial_group_enhance_gate(
             x,

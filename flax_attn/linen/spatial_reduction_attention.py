@@ -13,6 +13,7 @@ from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.linen._norm import LayerNorm
 from flax_attn.vision import spatial_reduction_attention
+from flax_attn.vision._checks import as_image
 
 
 class SpatialReductionAttention(nn.Module, kw_only=True):
@@ -66,6 +67,7 @@ class SpatialReductionAttention(nn.Module, kw_only=True):
         Returns:
           The output `[*B, H, W, C]`.
         """
+        x = as_image("SpatialReductionAttention", x)
         features = x.shape[-1]
         size = check_positive("SpatialReductionAttention", "reduction", self.reduction)
         head_dim = head_features("SpatialReductionAttention", features, self.num_heads)

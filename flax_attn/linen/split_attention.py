@@ -19,6 +19,7 @@ from flax_attn._checks import (
 from flax_attn._convolution import convolve
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import split_attention
+from flax_attn.vision._checks import as_image
 
 
 class SplitAttention(nn.Module, kw_only=True):
@@ -79,6 +80,7 @@ class SplitAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Convolve an image `[*B, H, W, C]`. The phase is given here or before."""
+        x = as_image("SplitAttention", x)
         features = output_features("SplitAttention", x.shape[-1], self.out_features)
         radix = check_positive("SplitAttention", "radix", self.radix)
         splits = radix * check_positive("SplitAttention", "groups", self.groups)

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.vision import squeeze_excite_gate
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
@@ -49,6 +50,7 @@ class SqueezeExcite(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
+        x = as_image("SqueezeExcite", x)
         features = x.shape[-1]
         hidden = reduced_features("SqueezeExcite", features, self.reduction, self.hidden_features)
         dense = functools.partial(

@@ -12,6 +12,7 @@ from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import attention_pool
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._windows import as_pair
 
 
@@ -91,6 +92,7 @@ class AttentionPool(nnx.Module):
           One vector for each image `[*B, M]`.
         """
         check_features("AttentionPool", x, self.in_features)
+        x = as_image("AttentionPool", x)
         if x.shape[-3:-1] != self.input_size:
             raise ValueError(
                 f"AttentionPool: the image must have the size (H, W) = {self.input_size} that the "

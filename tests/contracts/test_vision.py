@@ -361,20 +361,28 @@ def test_signatures_and_docstrings_are_complete(name):
 
 
 @every_mechanism
-def test_what_is_not_an_image_is_refused(name):
+@pytest.mark.parametrize("form", ["function", "linen", "nnx"])
+def test_what_is_not_an_image_is_refused(name, form):
     _, height, width, features = shape = facts(name).shape
-    variables = random_variables(name, features, dtype=np.float32)
     others = facts(name).others(jnp.ones(shape))
-
-    def function(x):
-        return getattr(vision, name)(x, *others, **maps_of(name, variables))
+    if form == "function":
+        variables = random_variables(name, features, dtype=np.float32)
+        call = functools.partial(getattr(vision, name), **maps_of(name, variables))
+    elif form == "linen":
+        call = functools.partial(linen_module(name).init, jax.random.key(0))
+    else:
+        call = nnx_module(name, features)
 
     with pytest.raises(ValueError, match=rf"must be \[\*B, H, W, C\].*got \[4, {features}\]"):
-        function(jnp.ones((4, features)))
+        call(jnp.ones((4, features)), *others)
     with pytest.raises(ValueError, match=rf"at least 1, got \[2, 0, {width}, {features}\]"):
-        function(jnp.ones((2, 0, width, features)))
+        call(jnp.ones((2, 0, width, features)), *others)
     with pytest.raises(TypeError, match="must be floating point, got int32"):
-        function(jnp.ones((2, height, width, features), jnp.int32))
+        call(jnp.ones((2, height, width, features), jnp.int32), *others)
+    with pytest.raises(
+        TypeError, match=r"x must be an array, got list\. Wrap it: jnp\.asarray\(x\)"
+    ):
+        call([[[0.5] * features] * width] * height, *others)
 
 
 def _nnx(name, features, variables):
