@@ -10,6 +10,9 @@ from jax import lax
 from flax_attn._checks import statistics_dtype
 from flax_attn.vision._memory import again, apart
 
+LARGE = 2**21  # entries of an image
+ROW = 1024, 4096  # entries of a row, at least and at most
+
 
 def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Array:
     """Mean over some axes, in at least float32, of an image that is read again afterwards."""
@@ -18,7 +21,49 @@ def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Ar
 
 def spatial_mean(x: jax.Array) -> jax.Array:
     """Mean over height and width: `[*B, H, W, C]` -> `[*B, C]`, in at least float32."""
-    return mean(x, (-3, -2))
+    if statistics_dtype(x.dtype) != x.dtype:
+        return mean(x, (-3, -2))
+    count = _neighbours(x)
+    total = _sum_in_rows(count, x) if count > 1 else _sum(x)
+    return total / (x.shape[-3] * x.shape[-2])
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Sum over height and width: `[*B, H, W, C]` -> `[*B, C]`."""
+    return jnp.sum(x, axis=(-3, -2))
+
+
+def _neighbours(x: jax.Array) -> int:
+    """How many places of an image make a row that XLA for CPUs adds faster than single ones."""
+    *_, height, width, features = x.shape
+    if not all(isinstance(size, int) for size in x.shape) or any(jax.typeof(x).sharding.spec):
+        return 1  # symbolic, or split among devices
+    if x.dtype == jnp.float32 and x.size >= LARGE:
+        for count in range(-(-ROW[0] // features), ROW[1] // features + 1):
+            if height * width % count == 0:
+                return count
+    return 1
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)  # traced once, however many layers have it
+def _sum_in_rows(count: int, x: jax.Array) -> jax.Array:
+    """The same sum, on CPUs first of what is alike in rows of `count` places."""
+
+    def in_rows(x: jax.Array) -> jax.Array:
+        *batch, height, width, features = x.shape
+        rows = x.reshape(*batch, height * width // count, count * features)
+        (sums,) = apart(jnp.sum(rows, axis=-2))
+        return jnp.sum(sums.reshape(*batch, count, features), axis=-2)
+
+    return lax.platform_dependent(x, cpu=in_rows, default=_sum)
+
+
+@_sum_in_rows.defjvp
+def _sum_in_rows_jvp(
+    count: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return _sum_in_rows(count, *primals), _sum(*tangents)
 
 
 def spatial_max(x: jax.Array) -> jax.Array:
