@@ -10,32 +10,42 @@ whose results are not ours is not timed. A number is (seconds of PyTorch / secon
 same round, median over the rounds: above 1 ours is faster. Both are called several times in a row,
 and the first calls do not count.
 
-The floor of a forward pass is the time to read the image as often as the equation must, by a mean,
-and to write it once, by a product with one number, alone and six times in one program. Temporaries
-are what the compiled program allocates besides arguments and results, in percent of the image; six
-backward passes keep five images at least.
+The floor of a forward pass is the time to read the image as often as the equation must, by JAX's
+mean, and to write it once, by a product with one number, alone and six times in one program. (SE
+can be below: its mean reads longer rows.) Temporaries are what the compiled program allocates
+besides arguments and results, in percent of the image; six backward passes keep five images at
+least.
 
 On 2 cores of an AMD EPYC you will see, large images, alone and six in a program:
 
-    squeeze_excite        float32     0.9, 2.1 × PyTorch    with gradients    1.8, 2.8
+    squeeze_excite        float32     1.0, 2.4 × PyTorch    with gradients    2.0, 2.8
     squeeze_excite        bfloat16    2.6, 7.0                                2.6, 3.9
-    eca                   float32     0.9, 1.9                                1.8, 2.4
+    eca                   float32     1.0, 2.2                                1.6, 2.5
     eca                   bfloat16    2.4, 5.5                                2.2, 3.6
     global_context        float32     1.5, 2.7                                1.9, 2.3
     global_context        bfloat16    1.2, 1.9                                1.9, 2.5
-    simam                 float32     4.6, 7.5                                3.8, 4.2
+    simam                 float32     3.9, 5.4                                3.7, 5.4
     simam                 bfloat16    5.1, 7.8                                3.4, 3.2
     coordinate_attention  float32     1.8, 3.5                                3.3, 3.8
     coordinate_attention  bfloat16    4.5, 11                                 3.7, 5.1
     cbam                  float32     1.5, 3.1                                4.3, 2.9
     cbam                  bfloat16    4.1, 7.1                                5.2
 
-and with small ones 0.5 to 3 forward, 0.8 to 1.9 with gradients; in terms of compiled PyTorch 0.8 to
-1.1 alone and 0.6 to 2.2 as six, large images.
+and with small ones 0.7 to 3 forward, 0.8 to 1.9 with gradients; in terms of compiled PyTorch 0.8 to
+1.1 alone and 0.6 to 2.2 as six, large images. These move by half with what the system takes for
+new pages, two thirds of the time of a large result on both sides. With an allocator that keeps its
+pages,
+
+    export MALLOC_MMAP_MAX_=0 MALLOC_ARENA_MAX=1
+    export MALLOC_TOP_PAD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
+
+calls take a third, and forward, alone and six, large images in float32 and bfloat16, it is 0.9, 0.9
+and 1.7, 2.1 for SE; 0.8, 0.95 and 1.7, 1.9 for ECA; 1.4, 1.3 and 1.2, 1.3 for GC; 3.0, 2.9 and 1.7,
+1.5 for SimAM; 1.3, 0.8 and 2.5, 3.1 for coordinate attention; 1.4, 1.5 and 2.2, 2.2 for CBAM.
 
 `--compile-time` compares the seconds until a ResNet-50 runs with gradients, with and without each
-mechanism: SE, eSE and ECA take 1.1 to 1.2, GC 1.5, coordinate attention 1.6, CBAM 2.2, non-local
-blocks 2.4.
+mechanism: SE, eSE and ECA take 1.2, GC 1.5, coordinate attention 1.6, CBAM 2.3, non-local
+blocks 2.5.
 `--smoke` does some of it with tiny images in a minute. Needs `pip install "flax-attn[examples]"`;
 PyTorch comes with `pip install "flax-attn[peers]"`.
 """
