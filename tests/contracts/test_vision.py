@@ -28,7 +28,6 @@ from tests.oracles import vision as oracles
 from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
 long = pytest.mark.conformance
-# What `tests/conftest.py` leaves out to compile quickly.
 every_mechanism = pytest.mark.parametrize("name", mechanisms())
 every_gate = pytest.mark.parametrize(
     "name", [name for name in mechanisms() if hasattr(vision, f"{name}_gate")]
