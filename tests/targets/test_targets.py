@@ -5,6 +5,7 @@ Needs `libtpu`, and `jax-cuda12-plugin` with `jax-cuda12-pjrt` of the same versi
 
 import functools
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,16 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "H200"
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def flags_they_know():
+    """libtpu reads XLA_FLAGS when it first compiles, and aborts where it meets a CPU's."""
+    jax.devices("cpu")  # has read them now
+    known = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith("--xla_cpu")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", " ".join(known))
+        yield
 
 
 @functools.cache
