@@ -61,7 +61,7 @@ def check_features(module: str, x: jax.Array, features: int, name: str = "x") ->
     check_array(module, name, x)
     if x.shape[-1:] != (features,):
         raise ValueError(
-            f"{module}: the input must have the {features} channels that the module was made for, "
+            f"{module}: {name} must have the {features} channels that the module was made for, "
             f"got {list(x.shape)}."
         )
 

@@ -602,7 +602,7 @@ CASES = {
     "channels of another module": (
         lambda: nnx.SqueezeExcite(8, rngs=rngs())(X),
         ValueError,
-        r"SqueezeExcite: the input must have the 8 channels .* got \[2, 6, 6, 16\]",
+        r"SqueezeExcite: x must have the 8 channels .* got \[2, 6, 6, 16\]",
     ),
     "an image for a module in lists": (
         lambda: nnx.SqueezeExcite(4, hidden_features=2, rngs=rngs())([[[1.0] * 4]]),
@@ -622,7 +622,7 @@ CASES = {
     "a number for a module": (
         lambda: nnx.ECA(16, rngs=rngs())(jnp.float32(1)),
         ValueError,
-        r"ECA: the input must have the 16 channels .* got \[\]",
+        r"ECA: x must have the 16 channels .* got \[\]",
     ),
     "a row for linen.BottleneckAttention": (
         lambda: init(linen.BottleneckAttention(), X[0, 0]),
@@ -637,7 +637,12 @@ CASES = {
     "width of another module": (
         lambda: nnx.MultiHeadAttention(2, 8, in_kv_features=6, rngs=rngs())(Q[:, :, 0]),
         ValueError,
-        "MultiHeadAttention: the input must have the 6 channels",
+        "MultiHeadAttention: inputs_k must have the 6 channels",
+    ),
+    "channels of a signal of another module": (
+        lambda: nnx.AttentionGate(16, gating_features=8, rngs=rngs())(X, X),
+        ValueError,
+        r"AttentionGate: gating must have the 8 channels .* got \[2, 6, 6, 16\]",
     ),
     "module dropout rate": (
         lambda: nnx.MultiHeadAttention(2, 8, dropout_rate=-0.1, rngs=rngs()),

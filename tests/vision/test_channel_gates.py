@@ -412,7 +412,7 @@ REFUSED = {
     ),
     "channels of another transform": (
         lambda: nnx.GatedChannelTransform(8)(X),
-        "GatedChannelTransform: the input must have the 8 channels",
+        "GatedChannelTransform: x must have the 8 channels",
     ),
     "groups of channels": (
         frequency(frequencies=[(0, 0), (1, 0), (0, 1)]),
