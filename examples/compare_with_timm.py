@@ -13,11 +13,18 @@ Models: those of vision_models.MODELS. Needs `pip install torch torchvision timm
 import argparse
 
 import numpy as np
-import timm
 import torch
 from flax import nnx
 
 from vision_models import MODELS, load_timm
+
+try:
+    import timm
+except RuntimeError:  # torchvision for CUDA beside torch for CPUs: it has declared no operators
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        operators.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    import timm
 
 BATCH_SIZE = 2
 

@@ -78,12 +78,6 @@ TIMM_NAMES = {
     "se.conv": "attention.conv",
     # GlobalContext
     "se.conv_attn": "attention.score",
-    "se.mlp_scale.fc1": "attention.reduce",
-    "se.mlp_scale.norm": "attention.norm",
-    "se.mlp_scale.fc2": "attention.expand",
-    "se.mlp_add.fc1": "attention.reduce",
-    "se.mlp_add.norm": "attention.norm",
-    "se.mlp_add.fc2": "attention.expand",
     # CbamModule
     "se.channel.fc1": "attention.channel.reduce",
     "se.channel.fc2": "attention.channel.expand",
@@ -101,3 +95,15 @@ TIMM_NAMES = {
     "se.z": "attention.out",
     "se.norm": "attention.norm",
 }
+
+
+def timm_attention_names(model: nnx.Module) -> dict[str, str]:
+    """`TIMM_NAMES`, and those by which timm tells how a global context is combined."""
+    names = dict(TIMM_NAMES)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, flax_attn.nnx.GlobalContext):
+            mlp = "se.mlp_add" if module.combine == "add" else "se.mlp_scale"
+            names[f"{mlp}.fc1"] = "attention.reduce"
+            names[f"{mlp}.norm"] = "attention.norm"
+            names[f"{mlp}.fc2"] = "attention.expand"
+    return names

@@ -9,6 +9,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.bottleneck_resnet import STAGES_26T, BottleneckResNet, Pooled
+from vision_models.layers import check_multiple
 
 
 def bottleneck_attention(
@@ -29,6 +30,7 @@ def botnet26t(
 
     H = W = image_size, a multiple of 32.
     """
+    check_multiple("botnet26t", image_size, 32)
     attention = functools.partial(bottleneck_attention, image_size=image_size)
     return BottleneckResNet(
         STAGES_26T, self_attention=attention, num_classes=num_classes, rngs=rngs

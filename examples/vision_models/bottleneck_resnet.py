@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vision_models.attention import TIMM_NAMES, Attention
-from vision_models.layers import BatchNorm, ConvStem, conv, means
+from vision_models.attention import Attention, timm_attention_names
+from vision_models.layers import BatchNorm, ConvStem, check_images, conv, means
 from vision_models.resnet import Shortcut, no_attention
 
 
@@ -132,6 +132,7 @@ class BottleneckResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = self.activation_fn(self.stem(x))
         if self.pooled_stem:
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
@@ -145,7 +146,8 @@ class BottleneckResNet(nnx.Module):
     @property
     def timm_names(self) -> dict[str, str]:
         """Our paths of layers, by timm's."""
-        inside = {name.replace("se.", "attn.", 1): path for name, path in TIMM_NAMES.items()}
+        names = timm_attention_names(self)
+        inside = {name.replace("se.", "attn.", 1): path for name, path in names.items()}
         return {
             **{f"stem.conv{i + 1}.conv": f"stem.convs.{i}" for i in range(3)},
             **{f"stem.conv{i + 1}.bn": f"stem.norms.{i}" for i in range(3)},

@@ -16,7 +16,7 @@ from flax import nnx
 import flax_attn
 import flax_attn.nnx
 from vision_models.hybrid import HEAD_DIM, Hybrid, MBConv, Shortcut, Stage
-from vision_models.layers import means
+from vision_models.layers import check_image_size, check_multiple, means
 from vision_models.transformer import Block, Mlp
 
 
@@ -75,6 +75,8 @@ class CoAtNet(Hybrid):
         num_classes: int = 1000,
         rngs: nnx.Rngs,
     ):
+        check_multiple("CoAtNet", image_size, 32)
+        self.image_size = image_size
         convolution = functools.partial(MBConv, pooled=True, reduction=4, use_bias=True)
         blocks = [
             convolution,
@@ -84,6 +86,11 @@ class CoAtNet(Hybrid):
         ]
         stages = [Stage(*stage) for stage in zip(features, depths, blocks, strict=True)]
         super().__init__(stem_widths, stages, num_classes=num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Classify normalised images."""
+        check_image_size(self, x, self.image_size)
+        return super().__call__(x)
 
     @property
     def timm_names(self) -> dict[str, str]:

@@ -50,13 +50,22 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     Args:
       model: A model with `timm_names`, which translate timm's names of layers into ours, and
         `timm_stacked` where it splits other layers than `STACKED`, or in another way. May be
-        abstract, `nnx.eval_shape(build)`.
-      state_dict: PyTorch tensors or NumPy arrays, by timm's names: `timm_model.state_dict()`.
+        abstract, `nnx.eval_shape(build)`. It must be the one of the same name: of networks whose
+        weights have the same names and shapes none is refused. timm's tf_efficientnet_b0, which
+        pads otherwise, fits efficientnet_b0, and resnetblur50 and resnetaa50 fit resnet50.
+      state_dict: PyTorch tensors or NumPy arrays, by timm's names: `timm_model.state_dict()`. They
+        are copied.
 
     Raises:
-      TypeError: If `state_dict` is not a mapping.
-      ValueError: If a weight has no place, a place no weight, or the shapes do not fit.
+      TypeError: If `model` is not of this package, `state_dict` no mapping, or a weight complex.
+      ValueError: If a weight has no place, a place no weight, or the shapes do not fit. The model
+        is as before then.
     """
+    if not hasattr(model, "timm_names"):
+        raise TypeError(
+            f"load_timm: model must be one of vision_models, got {type(model).__name__}. Build it "
+            f"with MODELS[name](rngs=rngs)."
+        )
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"load_timm: state_dict must be a mapping, got {type(state_dict).__name__}. "
@@ -64,20 +73,23 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
         )
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     places = {".".join(map(str, path)): place for path, place in nnx.to_flat_state(state)}
-    missing, unknown = dict(places), {}
+    names, missing, unknown, found = model.timm_names, dict(places), {}, {}
     for name, weight in unpacked(state_dict, STACKED | getattr(model, "timm_stacked", {})):
-        path = next((p for p in candidates(name, model.timm_names) if p in missing), None)
+        path = next((p for p in candidates(name, names) if p in missing), None)
         if path is None:
             unknown[name] = weight
         else:
             place = missing.pop(path)
-            place.set_value(jnp.asarray(converted(name, weight, path, place.shape), place.dtype))
+            fitted = converted(name, weight, path, place.shape)
+            found[path] = np.array(fitted, place.dtype, order="C")  # jax may share NumPy's memory
     if unknown or missing:
         raise ValueError(
             f"load_timm: state_dict must fill {type(model).__name__}. Weights without a place: "
             f"{shapes(unknown)}. Places without a weight: {shapes(missing)}. Build both models "
             f"with the same sizes and the same attention."
         )
+    for path, value in found.items():
+        places[path].set_value(jnp.asarray(value))
     nnx.update(model, state)
 
 
@@ -86,10 +98,10 @@ def unpacked(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The weights as NumPy arrays, with queries, keys and values apart."""
     for name, tensor in state_dict.items():
-        if name.endswith(LEFT_OUT):
+        layer, _, leaf = name.rpartition(".")
+        if leaf in LEFT_OUT:
             continue
         weight = as_numpy(tensor)
-        layer, _, leaf = name.rpartition(".")
         outer, _, inner = layer.rpartition(".")
         if inner in stacked:
             for part, values in stacked[inner](weight).items():
@@ -117,6 +129,8 @@ def candidates(name: str, names: Mapping[str, str]) -> Iterator[str]:
 
 def converted(name: str, weight: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
     """Kernels (O, I, *k) -> (*k, I, O), without the k of 1×1 convolutions and with heads apart."""
+    if np.iscomplexobj(weight):
+        raise TypeError(f"load_timm: {name} must be real, got {weight.dtype}.")
     if path.endswith(".kernel"):
         weight = weight.transpose(*range(2, weight.ndim), 1, 0)
     if not splits(shape, weight.shape):

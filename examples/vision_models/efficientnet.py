@@ -11,7 +11,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.inverted_residual import Blocks, make_stages
-from vision_models.layers import BatchNorm, conv
+from vision_models.layers import BatchNorm, check_images, conv
 
 
 def squeeze_excite(features: int, in_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -53,6 +53,7 @@ class EfficientNetB0(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = jax.nn.silu(self.bn1(self.conv_stem(x)))
         for stage in self.blocks:
             for block in stage:

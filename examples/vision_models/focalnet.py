@@ -15,7 +15,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.convert import Split
-from vision_models.layers import LayerNorm
+from vision_models.layers import LayerNorm, check_images
 from vision_models.transformer import Block, Mlp
 
 EPSILON = 1e-5
@@ -90,6 +90,7 @@ class FocalNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         for stage in self.stages:
             x = stage(x)
         return self.head(jnp.mean(self.norm(x), axis=(1, 2)))

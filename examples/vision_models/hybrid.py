@@ -13,7 +13,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.convert import Split, head_by_head
-from vision_models.layers import BatchNorm, LayerNorm, conv, means
+from vision_models.layers import BatchNorm, LayerNorm, check_images, conv, means
 
 HEAD_DIM = 32
 
@@ -135,6 +135,7 @@ class Hybrid(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = self.stem(x)
         for blocks in self.stages:
             for block in blocks:

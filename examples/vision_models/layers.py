@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 # PyTorch's momentum of 0.1 weighs the new statistics, Flax's 0.9 the old ones.
+# In training, Flax's running variance is a mean of biased variances, PyTorch's of unbiased ones.
 # Flax's fast variance, E[x²] − E[x]², loses a small variance beside a large mean.
 BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
@@ -101,12 +102,34 @@ def means(x: jax.Array, stride: int) -> jax.Array:
     return jnp.mean(x.reshape(batch, height // s, s, width // s, s, features), axis=(2, 4))
 
 
+def check_images(model: nnx.Module, x: jax.Array) -> None:
+    """Raise unless x is `[B, H, W, 3]`."""
+    if x.ndim != 4 or x.shape[-1] != 3:
+        if x.shape[-3:-2] == (3,):
+            fix = "Transpose PyTorch's [B, 3, H, W]: jnp.moveaxis(x, -3, -1)."
+        else:
+            fix = "Give one image a batch axis, x[None], and a grey one three channels."
+        raise ValueError(
+            f"{type(model).__name__}: images must be [B, H, W, 3], got {list(x.shape)}. {fix}"
+        )
+
+
 def check_image_size(model: nnx.Module, x: jax.Array, image_size: int) -> None:
     """Raise unless the images have the size that the model was built for."""
-    if x.shape[1:] != (image_size, image_size, 3):
+    check_images(model, x)
+    if x.shape[1:3] != (image_size, image_size):
         raise ValueError(
             f"{type(model).__name__}: images must be [B, H, W, 3] with H = W = image_size = "
             f"{image_size}, got {list(x.shape)}. Build the model with another image_size."
+        )
+
+
+def check_multiple(model: str, image_size: int, divisor: int) -> None:
+    """Raise unless the model's layers cover an image of this size."""
+    if image_size <= 0 or image_size % divisor:
+        raise ValueError(
+            f"{model}: image_size must be a multiple of {divisor}, got {image_size}. Resize the "
+            f"images."
         )
 
 

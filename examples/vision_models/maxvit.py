@@ -12,6 +12,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.hybrid import HEAD_DIM, Hybrid, MBConv, Stage
+from vision_models.layers import check_images, check_multiple
 from vision_models.transformer import Block, Mlp
 
 
@@ -44,7 +45,8 @@ class MaxViT(Hybrid):
       stem_widths: Channels of the two convolutions before the stages.
       features: Channels of each stage, multiples of 32: a head has 32.
       depths: Number of blocks of each stage.
-      image_size: H = W, a multiple of 32; a window has H / 32 · W / 32 places.
+      image_size: S, a multiple of 32, of which H and W are multiples; a window has (S / 32)²
+        places.
       num_classes: Number of logits.
       rngs: Keys for the parameters.
     """
@@ -59,9 +61,21 @@ class MaxViT(Hybrid):
         num_classes: int = 1000,
         rngs: nnx.Rngs,
     ):
+        check_multiple("MaxViT", image_size, 32)
+        self.image_size = image_size
         block = functools.partial(MultiAxisBlock, window_size=image_size // 32)
         stages = [Stage(*sizes, block) for sizes in zip(features, depths, strict=True)]
         super().__init__(stem_widths, stages, num_classes=num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Classify normalised images."""
+        check_images(self, x)
+        if x.shape[1] % self.image_size or x.shape[2] % self.image_size:
+            raise ValueError(
+                f"MaxViT: images must be [B, H, W, 3] with H and W multiples of image_size = "
+                f"{self.image_size}, got {list(x.shape)}. Build the model with another image_size."
+            )
+        return super().__call__(x)
 
 
 maxvit_nano = functools.partial(MaxViT, (32, 64), (64, 128, 256, 512), (1, 2, 3, 1))

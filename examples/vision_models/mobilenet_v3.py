@@ -14,7 +14,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from vision_models.inverted_residual import Blocks, make_stages
-from vision_models.layers import BatchNorm, conv, divisible
+from vision_models.layers import BatchNorm, check_images, conv, divisible
 
 
 def squeeze_excite(features: int, in_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -83,6 +83,7 @@ class MobileNetV3(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = jax.nn.hard_swish(self.bn1(self.conv_stem(x)))
         for stage in self.blocks:
             for block in stage:

@@ -16,7 +16,7 @@ from flax import nnx
 import flax_attn.nnx
 from vision_models.convert import Split
 from vision_models.inverted_residual import Blocks, make_stages
-from vision_models.layers import BatchNorm, conv
+from vision_models.layers import BatchNorm, check_images, conv
 from vision_models.transformer import Block, Mlp
 
 # Over a whole image, and not over a place as LayerNorm.
@@ -77,6 +77,7 @@ class MobileViTV2(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = jax.nn.silu(self.bn_stem(self.conv_stem(x)))
         for blocks in self.stages:
             for block in blocks:

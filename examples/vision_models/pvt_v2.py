@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import flax_attn.nnx
-from vision_models.layers import LayerNorm, conv
+from vision_models.layers import LayerNorm, check_images, conv
 from vision_models.transformer import Block
 
 
@@ -111,6 +111,7 @@ class PyramidVisionTransformerV2(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         for stage in self.stages:
             x = stage(x)
         return self.head(jnp.mean(x, axis=(1, 2)))

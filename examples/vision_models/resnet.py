@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vision_models.attention import ATTENTION, TIMM_NAMES, Attention
-from vision_models.layers import BatchNorm, conv
+from vision_models.attention import ATTENTION, Attention, timm_attention_names
+from vision_models.layers import BatchNorm, check_images, conv
 
 
 def no_attention(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -166,6 +166,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
         for blocks in self.stages:
@@ -182,7 +183,7 @@ class ResNet(nnx.Module):
             **{f"layer{i}": f"stages.{i - 1}" for i in range(1, len(self.stages) + 1)},
             **{f"conv1.{i}": f"conv1.{name}" for i, name in enumerate(stem)},
             **{f"downsample.{i}": f"shortcut.{name}" for i, name in enumerate(shortcut)},
-            **TIMM_NAMES,
+            **timm_attention_names(self),
         }
 
 

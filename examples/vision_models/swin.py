@@ -96,12 +96,20 @@ class SwinTransformer(nnx.Module):
         num_classes: int = 1000,
         rngs: nnx.Rngs,
     ):
+        sizes = [image_size // (4 * 2**i) for i in range(len(depths))]
+        divides = image_size == sizes[-1] * 4 * 2 ** (len(depths) - 1) > 0
+        if not divides or any(size % min(window_size, size) for size in sizes):
+            raise ValueError(
+                f"SwinTransformer: image_size must give maps whose sides are multiples of "
+                f"window_size = {window_size} or less than it, got {image_size}. "
+                f"Take a multiple of {4 * 2 ** (len(depths) - 1) * window_size}."
+            )
         self.image_size = image_size
         self.patches = nnx.Conv(3, features, (4, 4), strides=4, padding="VALID", rngs=rngs)
         self.patch_norm = LayerNorm(features, epsilon=EPSILON, rngs=rngs)
         self.stages = nnx.List()
-        for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
-            size = image_size // (4 * 2**i)
+        stages = zip(depths, num_heads, sizes, strict=True)
+        for i, (depth, heads, size) in enumerate(stages):
             self.stages.append(
                 Stage(features * 2**i, depth, heads, size, window_size, merge=i > 0, rngs=rngs)
             )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import flax_attn.nnx
-from vision_models.layers import LayerNorm, check_image_size
+from vision_models.layers import LayerNorm, check_image_size, check_multiple
 from vision_models.transformer import Block, Mlp, with_class_token
 
 
@@ -22,7 +22,7 @@ class VisionTransformer(nnx.Module):
       features: M, the width of a token.
       depth: Number of blocks.
       num_heads: N; a head has M / N features.
-      image_size: H = W.
+      image_size: H = W, a multiple of patch_size.
       patch_size: Height and width of the patch that is one token.
       num_classes: Number of logits.
       rngs: Keys for the parameters.
@@ -39,6 +39,7 @@ class VisionTransformer(nnx.Module):
         num_classes: int = 1000,
         rngs: nnx.Rngs,
     ):
+        check_multiple("VisionTransformer", image_size, patch_size)
         patch = (patch_size, patch_size)
         self.image_size = image_size
         self.num_tokens = 1 + (image_size // patch_size) ** 2

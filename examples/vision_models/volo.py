@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import flax_attn.nnx
-from vision_models.layers import ConvStem, LayerNorm, check_image_size
+from vision_models.layers import ConvStem, LayerNorm, check_image_size, check_multiple
 from vision_models.transformer import Block, Mlp, with_class_token
 
 EPSILON = 1e-5
@@ -74,6 +74,7 @@ class VisionOutlooker(nnx.Module):
         num_classes: int = 1000,
         rngs: nnx.Rngs,
     ):
+        check_multiple("VisionOutlooker", image_size, 16)
         fine, coarse = features
         self.image_size = image_size
         width, size = STEM_FEATURES, image_size // 16

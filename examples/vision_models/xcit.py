@@ -15,7 +15,7 @@ from flax import nnx
 
 import flax_attn.nnx
 from flax_attn import positions
-from vision_models.layers import BatchNorm, ConvStem, LayerNorm, LayerScale, conv
+from vision_models.layers import BatchNorm, ConvStem, LayerNorm, LayerScale, check_images, conv
 from vision_models.transformer import Mlp, with_class_token
 
 EPSILON = 1e-6
@@ -133,6 +133,7 @@ class CrossCovarianceTransformer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classify normalised images."""
+        check_images(self, x)
         x = self.stem(x)
         x = x + self.positions(*x.shape[1:3])[None]
         for block in self.blocks:
