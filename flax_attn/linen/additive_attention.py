@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn.attention import additive_attention
+from flax_attn.linen._layers import Dense
 
 
 class AdditiveAttention(nn.Module):
@@ -42,7 +43,7 @@ class AdditiveAttention(nn.Module):
     ) -> Any:
         """Attend from `[*B, T, Dq]` to `[*B, S, Dk]`, `[*B, S, Dv]`; returns `[*B, T, Dv]`."""
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=False,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, Map, check_positive, reduced_features
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -70,9 +71,9 @@ class AttentionGate(nn.Module, kw_only=True):
             "kernel_init": self.kernel_init,
         }
         dense = functools.partial(
-            nn.Dense, use_bias=self.use_bias, bias_init=self.bias_init, **settings
+            Dense, use_bias=self.use_bias, bias_init=self.bias_init, **settings
         )
-        theta = nn.Conv(
+        theta = Conv(
             hidden,
             (self.strides, self.strides),
             strides=self.strides,

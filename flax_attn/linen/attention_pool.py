@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import head_features, output_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.linen._layers import DenseGeneral
 from flax_attn.vision import attention_pool
 from flax_attn.vision._checks import as_image
 
@@ -71,7 +72,7 @@ class AttentionPool(nn.Module, kw_only=True):
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,
         }
-        heads = functools.partial(nn.DenseGeneral, (self.num_heads, head_dim), **settings)
+        heads = functools.partial(DenseGeneral, (self.num_heads, head_dim), **settings)
         attention = dot_product_attention
         if sow_weights:
             attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
@@ -83,6 +84,6 @@ class AttentionPool(nn.Module, kw_only=True):
             heads(name="query"),
             heads(name="key"),
             heads(name="value"),
-            nn.DenseGeneral(out_features, axis=(-2, -1), name="out", **settings),
+            DenseGeneral(out_features, axis=(-2, -1), name="out", **settings),
             attention=attention,
         )

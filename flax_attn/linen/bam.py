@@ -15,6 +15,7 @@ from flax_attn._checks import (
     check_positive,
     reduced_features,
 )
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
 from flax_attn.vision._checks import as_image
@@ -89,9 +90,9 @@ class BAM(nn.Module, kw_only=True):
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,
         }
-        dense = functools.partial(nn.Dense, **settings)
+        dense = functools.partial(Dense, **settings)
         conv = functools.partial(
-            nn.Conv,
+            Conv,
             hidden,
             (size, size),
             kernel_dilation=self.dilation,

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.linen._layers import DenseGeneral
 from flax_attn.vision import bottleneck_attention
 from flax_attn.vision._checks import as_image
 
@@ -62,7 +63,7 @@ class BottleneckAttention(nn.Module, kw_only=True):
         x = as_image("BottleneckAttention", x)
         head_dim = head_features("BottleneckAttention", x.shape[-1], self.num_heads)
         project = functools.partial(
-            nn.DenseGeneral,
+            DenseGeneral,
             (self.num_heads, head_dim),
             use_bias=self.use_bias,
             dtype=self.dtype,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import channel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -56,7 +57,7 @@ class ChannelAttention(nn.Module, kw_only=True):
             "ChannelAttention", features, self.reduction, self.hidden_features
         )
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

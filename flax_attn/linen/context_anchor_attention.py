@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._norm import DetectorBatchNorm, with_phase
 from flax_attn.vision import context_anchor_attention_gate
 from flax_attn.vision._checks import as_image
@@ -25,10 +26,11 @@ class ContextAnchorAttention(nn.Module, kw_only=True):
     Attributes:
       kernel_size: Length of the strips, odd; in the paper's networks it grows with the depth.
       pool_size: Width of the window of the mean, odd.
-      use_bias: Whether the strips have biases; the projections, being normalised, have none.
+      use_bias: Whether the strips have biases, and the projections where nothing normalises them.
       norm: Makes each normalisation; by default batch normalisation as in the released code, with a
         momentum of 0.97 in Flax's sense, ε = 1e-3 and an exact variance. One of your own may know
-        its phase: `functools.partial(nn.BatchNorm, use_running_average=not train)`.
+        its phase: `functools.partial(nn.BatchNorm, use_running_average=not train)`. None for none:
+        `norm=None, activation_fn=lambda u: u` is the form of the released networks.
       use_running_average: Whether the statistics are the running ones (`not train`); required by
         the default `norm`, and passed to others if given.
       activation_fn: After each normalisation.
@@ -64,32 +66,34 @@ class ContextAnchorAttention(nn.Module, kw_only=True):
         x = as_image("ContextAnchorAttention", x)
         features = x.shape[-1]
         size = check_odd("ContextAnchorAttention", self.kernel_size)
-        norm = with_phase(
+        norm = self.norm and with_phase(
             "ContextAnchorAttention", self.norm, self.use_running_average, use_running_average
         )
         settings: dict[str, Any] = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
             "kernel_init": self.kernel_init,
+            "bias_init": self.bias_init,
         }
-        dense = functools.partial(nn.Dense, features, use_bias=False, **settings)
+        dense = functools.partial(
+            Dense, features, use_bias=self.use_bias and norm is None, **settings
+        )
         strip = functools.partial(
-            nn.Conv,
+            Conv,
             features,
             feature_group_count=features,
             conv_general_dilated=convolve,
             use_bias=self.use_bias,
-            bias_init=self.bias_init,
             **settings,
         )
         gate = context_anchor_attention_gate(
             x,
             dense(name="project_in"),
-            norm(name="norm_in"),
+            norm and norm(name="norm_in"),
             strip(kernel_size=(1, size), padding=(0, size // 2), name="row"),
             strip(kernel_size=(size, 1), padding=(size // 2, 0), name="column"),
             dense(name="project_out"),
-            norm(name="norm_out"),
+            norm and norm(name="norm_out"),
             pool_size=self.pool_size,
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,

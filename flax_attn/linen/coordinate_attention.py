@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn.linen._layers import Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import coordinate_attention_gate
 from flax_attn.vision._checks import as_image
@@ -76,7 +77,7 @@ class CoordinateAttention(nn.Module, kw_only=True):
             "CoordinateAttention", self.norm, self.use_running_average, use_running_average
         )
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import reduced_features
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import criss_cross_attention
 from flax_attn.vision._checks import as_image
 
@@ -62,7 +63,7 @@ class CrissCrossAttention(nn.Module, kw_only=True):
             "CrissCrossAttention", features, self.reduction, self.hidden_features
         )
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import head_features
+from flax_attn.linen._layers import DenseGeneral
 from flax_attn.vision import cross_covariance_attention
 from flax_attn.vision._checks import as_image
 
@@ -48,7 +49,7 @@ class CrossCovarianceAttention(nn.Module, kw_only=True):
         features = x.shape[-1]
         head_dim = head_features("CrossCovarianceAttention", features, self.num_heads)
         dense = functools.partial(
-            nn.DenseGeneral,
+            DenseGeneral,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_positive, reduced_features
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import double_attention
 from flax_attn.vision._checks import as_image
 
@@ -54,7 +55,7 @@ class DoubleAttention(nn.Module, kw_only=True):
         descriptors = hidden if self.num_descriptors is None else self.num_descriptors
         check_positive("DoubleAttention", "num_descriptors", descriptors)
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
+from flax_attn.linen._layers import Conv
 from flax_attn.vision import eca_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -43,7 +44,7 @@ class ECA(nn.Module, kw_only=True):
         """Scale the channels of an image `[*B, H, W, C]`."""
         x = as_image("ECA", x)
         size = as_kernel_size(x.shape[-1], self.kernel_size)
-        conv = nn.Conv(
+        conv = Conv(
             1,
             (size,),
             padding=size // 2,

@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import effective_squeeze_excite_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -43,7 +44,7 @@ class EffectiveSqueezeExcite(nn.Module, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
         x = as_image("EffectiveSqueezeExcite", x)
-        project = nn.Dense(
+        project = Dense(
             x.shape[-1],
             use_bias=self.use_bias,
             dtype=self.dtype,

@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, check_odd
+from flax_attn.linen._layers import Conv
 from flax_attn.vision import efficient_local_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -56,7 +57,7 @@ class EfficientLocalAttention(nn.Module, kw_only=True):
         size = check_odd("EfficientLocalAttention", self.kernel_size)
         for name in ("group_size", "num_groups"):
             check_multiple("EfficientLocalAttention", "C", features, name, getattr(self, name))
-        conv = nn.Conv(
+        conv = Conv(
             features,
             (size,),
             padding=size // 2,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, group_features
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import efficient_multi_scale_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -64,10 +65,10 @@ class EfficientMultiScaleAttention(nn.Module, kw_only=True):
         }
         gate = efficient_multi_scale_attention_gate(
             x,
-            nn.Dense(part, **settings, name="pointwise"),
+            Dense(part, **settings, name="pointwise"),
             self.param("norm_scale", nn.initializers.ones, (part,), self.param_dtype),
             self.param("norm_bias", nn.initializers.zeros, (part,), self.param_dtype),
-            nn.Conv(part, (size, size), padding=size // 2, **settings, name="conv"),
+            Conv(part, (size, size), padding=size // 2, **settings, name="conv"),
             epsilon=self.epsilon,
             gate_fn=self.gate_fn,
         )

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_positive
+from flax_attn.linen._layers import Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import external_attention
 from flax_attn.vision._checks import as_image
@@ -18,7 +19,7 @@ class ExternalAttention(nn.Module, kw_only=True):
     """External attention, `flax_attn.vision.external_attention`.
 
     Parameters `query`, `key`, `value`, `out`, `norm`, of which only `query` may have a bias; sows
-    `attention_weights` `[*B, H, W, S]`.
+    `attention_weights` `[*B, H, W, S]`. `value` starts on its own, not as the transpose of `key`.
 
     Attributes:
       memory_size: S, the number of slots.
@@ -63,7 +64,7 @@ class ExternalAttention(nn.Module, kw_only=True):
             "ExternalAttention", self.norm, self.use_running_average, use_running_average
         )
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,

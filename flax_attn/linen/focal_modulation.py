@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_at_least, check_odd
+from flax_attn._checks import Activation
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import focal_modulation
 from flax_attn.vision._checks import as_image
-from flax_attn.vision.focal_modulation import exact_gelu
+from flax_attn.vision.focal_modulation import exact_gelu, kernel_sizes
 
 
 class FocalModulation(nn.Module, kw_only=True):
@@ -61,17 +62,16 @@ class FocalModulation(nn.Module, kw_only=True):
         """Modulate the places of an image `[*B, H, W, C]`."""
         x = as_image("FocalModulation", x)
         features = x.shape[-1]
-        check_at_least("FocalModulation", "num_levels", self.num_levels, 0)
+        sizes = kernel_sizes(self.num_levels, self.kernel_size, self.kernel_growth)
         settings: dict[str, Any] = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
             "kernel_init": self.kernel_init,
         }
-        dense = functools.partial(nn.Dense, bias_init=self.bias_init, **settings)
+        dense = functools.partial(Dense, bias_init=self.bias_init, **settings)
 
-        def conv(level: int) -> nn.Conv:
-            size = check_odd("FocalModulation", self.kernel_size + level * self.kernel_growth)
-            return nn.Conv(
+        def conv(level: int, size: int) -> Conv:
+            return Conv(
                 features,
                 (size, size),
                 padding=size // 2,
@@ -94,7 +94,7 @@ class FocalModulation(nn.Module, kw_only=True):
             dense(features=features, use_bias=self.use_bias, name="query"),
             dense(features=features, use_bias=self.use_bias, name="context"),
             sown_gate,
-            [conv(level) for level in range(self.num_levels)],
+            [conv(level, size) for level, size in enumerate(sizes)],
             dense(features=features, use_bias=self.use_bias, name="modulate"),
             dense(features=features, name="out"),
             norm=None if self.norm is None else self.norm(name="norm"),

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._checks import as_image
@@ -40,7 +41,7 @@ class GatherExcite(nn.Module, kw_only=True):
         `functools.partial(nn.BatchNorm, use_running_average=not train)`.
       use_running_average: Whether the statistics are the running ones (`not train`); required by
         the default `norm` if it is used, and passed to others if given.
-      activation_fn: Between the convolutions, and inside the perceptron.
+      activation_fn: Between the convolutions, between them and the perceptron, and inside it.
       gate_fn: From what is gathered and excited to the gate.
       dtype: dtype of the maps, as in Flax; means are float32, and
         `norm` has a dtype of its own.
@@ -93,7 +94,7 @@ class GatherExcite(nn.Module, kw_only=True):
                 "GatherExcite", self.norm, self.use_running_average, use_running_average
             )
             conv = functools.partial(
-                nn.Conv, features, feature_group_count=features, use_bias=False, **settings
+                Conv, features, feature_group_count=features, use_bias=False, **settings
             )
             extent, shapes = None, gathering_convs("GatherExcite", given)
             layers["convs"] = [conv(name=f"conv_{i}", **s) for i, s in enumerate(shapes)]
@@ -101,7 +102,7 @@ class GatherExcite(nn.Module, kw_only=True):
         if self.reduction is not None:
             hidden = reduced_features("GatherExcite", features, self.reduction, None)
             dense = functools.partial(
-                nn.Dense, use_bias=self.use_bias, bias_init=self.bias_init, **settings
+                Dense, use_bias=self.use_bias, bias_init=self.bias_init, **settings
             )
             layers["reduce"] = dense(features=hidden, name="reduce")
             layers["expand"] = dense(features=features, name="expand")

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn.linen._layers import Dense
 from flax_attn.linen._norm import LayerNorm
 from flax_attn.vision import global_context, global_context_weights
 from flax_attn.vision._checks import as_image
@@ -65,7 +66,7 @@ class GlobalContext(nn.Module, kw_only=True):
         features = x.shape[-1]
         hidden = reduced_features("GlobalContext", features, self.reduction, self.hidden_features)
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

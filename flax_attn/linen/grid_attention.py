@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.linen._layers import DenseGeneral
 from flax_attn.vision import grid_attention
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._windows import Size, num_offsets
@@ -72,7 +73,7 @@ class GridAttention(nn.Module, kw_only=True):
             "bias_init": self.bias_init,
         }
         heads = functools.partial(
-            nn.DenseGeneral, (num_heads, head_dim), use_bias=self.use_bias, **settings
+            DenseGeneral, (num_heads, head_dim), use_bias=self.use_bias, **settings
         )
         table = None
         if self.use_relative_bias:
@@ -86,7 +87,7 @@ class GridAttention(nn.Module, kw_only=True):
             heads(name="query"),
             heads(name="key"),
             heads(name="value"),
-            nn.DenseGeneral(features, axis=(-2, -1), name="out", **settings),
+            DenseGeneral(features, axis=(-2, -1), name="out", **settings),
             relative_bias=table,
             grid_size=self.grid_size,
             attention=attention,

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_at_least, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.linen._layers import DenseGeneral
 from flax_attn.vision import halo_attention
 from flax_attn.vision._checks import as_image
 
@@ -70,7 +71,7 @@ class HaloAttention(nn.Module, kw_only=True):
         block = check_positive("HaloAttention", "block_size", self.block_size)
         halo = check_at_least("HaloAttention", "halo_size", self.halo_size, 0)
         project = functools.partial(
-            nn.DenseGeneral,
+            DenseGeneral,
             (self.num_heads, head_dim),
             use_bias=self.use_bias,
             dtype=self.dtype,

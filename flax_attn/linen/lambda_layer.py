@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd, check_positive, head_features
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import lambda_layer
 from flax_attn.vision._checks import as_image
@@ -68,7 +69,7 @@ class LambdaLayer(nn.Module, kw_only=True):
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,
         }
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, **settings)
+        dense = functools.partial(Dense, use_bias=self.use_bias, **settings)
         return lambda_layer(
             x,
             dense(features=self.num_heads * self.key_features, name="query"),
@@ -76,7 +77,5 @@ class LambdaLayer(nn.Module, kw_only=True):
             dense(features=self.key_features, name="key"),
             dense(features=head_dim, name="value"),
             norm(name="value_norm"),
-            nn.Conv(
-                self.key_features, (size, size), padding=size // 2, name="position", **settings
-            ),
+            Conv(self.key_features, (size, size), padding=size // 2, name="position", **settings),
         )

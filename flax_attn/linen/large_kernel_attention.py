@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd, check_positive
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -62,7 +63,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
         }
         gate = large_kernel_attention_gate(
             x,
-            nn.Conv(
+            Conv(
                 features,
                 (local, local),
                 padding=local // 2,
@@ -71,7 +72,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
                 name="local_conv",
                 **settings,
             ),
-            nn.Conv(
+            Conv(
                 features,
                 (dilated, dilated),
                 kernel_dilation=check_positive("LargeKernelAttention", "dilation", self.dilation),
@@ -81,7 +82,7 @@ class LargeKernelAttention(nn.Module, kw_only=True):
                 name="dilated_conv",
                 **settings,
             ),
-            nn.Dense(features, name="project", **settings),
+            Dense(features, name="project", **settings),
         )
         self.sow("intermediates", "gate", gate)
         return apply_gate(x, gate)

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, dilated_kernels, reduced_features
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -73,7 +74,7 @@ class LargeSelectiveKernel(nn.Module, kw_only=True):
         gate = large_selective_kernel_gate(
             x,
             [
-                nn.Conv(
+                Conv(
                     features,
                     (size, size),
                     kernel_dilation=dilation,
@@ -85,8 +86,8 @@ class LargeSelectiveKernel(nn.Module, kw_only=True):
                 )
                 for i, (size, dilation) in enumerate(kernels)
             ],
-            [nn.Dense(hidden, name=f"reduce_{i}", **settings) for i in range(len(kernels))],
-            nn.Conv(
+            [Dense(hidden, name=f"reduce_{i}", **settings) for i in range(len(kernels))],
+            Conv(
                 len(kernels),
                 (width, width),
                 padding=width // 2,
@@ -94,7 +95,7 @@ class LargeSelectiveKernel(nn.Module, kw_only=True):
                 name="select",
                 **settings,
             ),
-            nn.Dense(features, name="project", **settings),
+            Dense(features, name="project", **settings),
             gate_fn=self.gate_fn,
         )
         self.sow("intermediates", "gate", gate)

@@ -24,6 +24,7 @@ from flax_attn.attention._modules import (
     with_weights,
 )
 from flax_attn.coords import Coords
+from flax_attn.linen._layers import DenseGeneral
 from flax_attn.masks import Mask, Plan
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
@@ -172,7 +173,7 @@ class MultiHeadAttention(nn.Module):
             self.axis_name,
         )
         dense = functools.partial(
-            nn.DenseGeneral,
+            DenseGeneral,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd, head_features
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import outlook_attention
 from flax_attn.vision._checks import as_image
 
@@ -52,7 +53,7 @@ class OutlookAttention(nn.Module, kw_only=True):
         head_features("OutlookAttention", features, self.num_heads)
         size = check_odd("OutlookAttention", self.kernel_size)
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,

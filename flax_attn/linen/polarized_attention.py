@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, reduced_features
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import polarized_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -65,7 +66,7 @@ class PolarizedAttention(nn.Module, kw_only=True):
         if self.hidden_features is None:
             check_multiple("PolarizedAttention", "C", features, "reduction", self.reduction)
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

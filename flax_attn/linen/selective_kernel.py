@@ -19,6 +19,7 @@ from flax_attn._checks import (
     reduced_features,
 )
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import selective_kernel
 from flax_attn.vision._checks import as_image
@@ -104,11 +105,11 @@ class SelectiveKernel(nn.Module, kw_only=True):
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,
         }
-        dense = functools.partial(nn.Dense, **settings)
+        dense = functools.partial(Dense, **settings)
         y, gate = selective_kernel(
             x,
             [
-                nn.Conv(
+                Conv(
                     features,
                     (size, size),
                     strides=self.strides,

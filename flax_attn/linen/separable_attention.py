@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
+from flax_attn.linen._layers import Dense
 from flax_attn.vision import separable_attention
 from flax_attn.vision._checks import as_image
 
@@ -49,7 +50,7 @@ class SeparableAttention(nn.Module, kw_only=True):
         x = as_image("SeparableAttention", x)
         features = x.shape[-1]
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -57,7 +58,7 @@ class SeparableLargeKernelAttention(nn.Module, kw_only=True):
             "bias_init": self.bias_init,
         }
         strip = functools.partial(
-            nn.Conv,
+            Conv,
             features,
             feature_group_count=features,
             conv_general_dilated=convolve,
@@ -80,7 +81,7 @@ class SeparableLargeKernelAttention(nn.Module, kw_only=True):
                 padding=(reach, 0),
                 name="dilated_column",
             ),
-            nn.Dense(features, name="project", **settings),
+            Dense(features, name="project", **settings),
         )
         self.sow("intermediates", "gate", gate)
         return apply_gate(x, gate)

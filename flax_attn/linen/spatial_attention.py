@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision.spatial_attention import Pooling
@@ -55,7 +56,7 @@ class SpatialAttention(nn.Module, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""
         size = check_odd("SpatialAttention", self.kernel_size)
-        conv = nn.Conv(
+        conv = Conv(
             1,
             (size, size),
             padding=size // 2,

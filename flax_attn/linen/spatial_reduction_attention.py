@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.linen._layers import Conv, DenseGeneral
 from flax_attn.linen._norm import LayerNorm
 from flax_attn.vision import spatial_reduction_attention
 from flax_attn.vision._checks import as_image
@@ -78,10 +79,10 @@ class SpatialReductionAttention(nn.Module, kw_only=True):
             "bias_init": self.bias_init,
         }
         heads = functools.partial(
-            nn.DenseGeneral, (self.num_heads, head_dim), use_bias=self.use_bias, **settings
+            DenseGeneral, (self.num_heads, head_dim), use_bias=self.use_bias, **settings
         )
         conv = functools.partial(
-            nn.Conv, features, (size, size), strides=size, padding="VALID", **settings
+            Conv, features, (size, size), strides=size, padding="VALID", **settings
         )
         reduces = size > 1 or self.pool_size is not None
         attention = dot_product_attention
@@ -92,7 +93,7 @@ class SpatialReductionAttention(nn.Module, kw_only=True):
             heads(name="query"),
             heads(name="key"),
             heads(name="value"),
-            nn.DenseGeneral(features, axis=(-2, -1), name="out", **settings),
+            DenseGeneral(features, axis=(-2, -1), name="out", **settings),
             reduce=conv(name="reduce") if reduces else None,
             norm=self.norm(name="norm") if reduces else None,
             pool_size=self.pool_size,

@@ -17,6 +17,7 @@ from flax_attn._checks import (
     reduced_features,
 )
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import split_attention
 from flax_attn.vision._checks import as_image
@@ -101,7 +102,7 @@ class SplitAttention(nn.Module, kw_only=True):
             "SplitAttention", self.norm, self.use_running_average, use_running_average
         )
         conv = functools.partial(
-            nn.Conv,
+            Conv,
             conv_general_dilated=convolve,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
+from flax_attn.linen._layers import Conv
 from flax_attn.linen._norm import SlowBatchNorm, with_phase
 from flax_attn.vision.triplet_attention import triplet_attention_and_gate
 
@@ -63,7 +64,7 @@ class TripletAttention(nn.Module, kw_only=True):
             "TripletAttention", self.norm, self.use_running_average, use_running_average
         )
         conv = functools.partial(
-            nn.Conv,
+            Conv,
             1,
             (size, size),
             padding=size // 2,

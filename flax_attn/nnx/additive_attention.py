@@ -9,6 +9,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn.attention import additive_attention
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 
 
@@ -49,7 +50,7 @@ class AdditiveAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=False,
             dtype=dtype,
             param_dtype=param_dtype,

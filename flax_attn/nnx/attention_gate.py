@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, Map, check_features, check_positive, reduced_features
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._memory import apply_gate
@@ -75,10 +76,10 @@ class AttentionGate(nnx.Module):
             "kernel_init": kernel_init,
             "rngs": rngs,
         }
-        linear = functools.partial(nnx.Linear, use_bias=use_bias, bias_init=bias_init, **settings)
+        linear = functools.partial(Linear, use_bias=use_bias, bias_init=bias_init, **settings)
         self.in_features = in_features
         self.gating_features = in_features if gating_features is None else gating_features
-        self.theta = nnx.Conv(
+        self.theta = Conv(
             in_features,
             hidden,
             (strides, strides),

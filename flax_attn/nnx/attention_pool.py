@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_features, head_features, output_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import attention_pool
 from flax_attn.vision._checks import as_image
@@ -63,7 +64,7 @@ class AttentionPool(nnx.Module):
         heads = (num_heads, head_features("AttentionPool", in_features, num_heads))
         out_features = output_features("AttentionPool", in_features, out_features)
         linear = functools.partial(
-            nnx.LinearGeneral,
+            LinearGeneral,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

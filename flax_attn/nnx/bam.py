@@ -16,6 +16,7 @@ from flax_attn._checks import (
     check_positive,
     reduced_features,
 )
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
@@ -87,12 +88,12 @@ class BAM(nnx.Module):
             "bias_init": bias_init,
             "rngs": rngs,
         }
-        self.reduce = nnx.Linear(in_features, hidden, **settings)
+        self.reduce = Linear(in_features, hidden, **settings)
         self.reduce_norm = norm(hidden, rngs=rngs)
-        self.expand = nnx.Linear(hidden, in_features, **settings)
-        self.conv_0 = nnx.Linear(in_features, hidden, **settings)
+        self.expand = Linear(hidden, in_features, **settings)
+        self.conv_0 = Linear(in_features, hidden, **settings)
         for i in range(num_convs):
-            conv = nnx.Conv(
+            conv = Conv(
                 hidden,
                 hidden,
                 (size, size),
@@ -103,7 +104,7 @@ class BAM(nnx.Module):
             setattr(self, f"conv_{i + 1}", conv)
         for i in range(num_convs + 1):
             setattr(self, f"conv_norm_{i}", norm(hidden, rngs=rngs))
-        self.project = nnx.Linear(hidden, 1, **settings)
+        self.project = Linear(hidden, 1, **settings)
         self.num_convs = num_convs
         self.combine = combine
         self.activation_fn = activation_fn

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_features, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import bottleneck_attention
 from flax_attn.vision._windows import as_pair
@@ -61,7 +62,7 @@ class BottleneckAttention(nnx.Module):
     ):
         head_dim = head_features("BottleneckAttention", in_features, num_heads)
         project = functools.partial(
-            nnx.LinearGeneral,
+            LinearGeneral,
             in_features,
             (num_heads, head_dim),
             use_bias=use_bias,

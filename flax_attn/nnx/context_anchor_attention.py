@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_odd
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._norm import DetectorBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import context_anchor_attention_gate
@@ -27,9 +28,10 @@ class ContextAnchorAttention(nnx.Module):
       in_features: C.
       kernel_size: Length of the strips, odd; in the paper's networks it grows with the depth.
       pool_size: Width of the window of the mean, odd.
-      use_bias: Whether the strips have biases; the projections, being normalised, have none.
+      use_bias: Whether the strips have biases, and the projections where nothing normalises them.
       norm: Makes each normalisation, called as `norm(C, rngs=rngs)`; by default batch normalisation
-        as in the released code, with a momentum of 0.97 in Flax's sense and ε = 1e-3.
+        as in the released code, with a momentum of 0.97 in Flax's sense and ε = 1e-3. None for
+        none: `norm=None, activation_fn=lambda u: u` is the form of the released networks.
       activation_fn: After each normalisation.
       gate_fn: From the context to the gate.
       dtype: dtype of the maps, as in Flax; `norm` has a dtype of its own.
@@ -53,7 +55,7 @@ class ContextAnchorAttention(nnx.Module):
         kernel_size: int = 11,
         pool_size: int = 7,
         use_bias: bool = True,
-        norm: Callable[..., Any] = DetectorBatchNorm,
+        norm: Callable[..., Any] | None = DetectorBatchNorm,
         activation_fn: Activation = jax.nn.silu,
         gate_fn: Activation = jax.nn.sigmoid,
         dtype: Dtype | None = None,
@@ -68,25 +70,27 @@ class ContextAnchorAttention(nnx.Module):
             "dtype": dtype,
             "param_dtype": param_dtype,
             "kernel_init": kernel_init,
+            "bias_init": bias_init,
             "rngs": rngs,
         }
-        linear = functools.partial(nnx.Linear, in_features, in_features, use_bias=False, **settings)
+        linear = functools.partial(
+            Linear, in_features, in_features, use_bias=use_bias and norm is None, **settings
+        )
         strip = functools.partial(
-            nnx.Conv,
+            Conv,
             in_features,
             in_features,
             feature_group_count=in_features,
             conv_general_dilated=convolve,
             use_bias=use_bias,
-            bias_init=bias_init,
             **settings,
         )
         self.project_in = linear()
-        self.norm_in = norm(in_features, rngs=rngs)
+        self.norm_in = nnx.data(None if norm is None else norm(in_features, rngs=rngs))
         self.row = strip(kernel_size=(1, size), padding=(0, size // 2))
         self.column = strip(kernel_size=(size, 1), padding=(size // 2, 0))
         self.project_out = linear()
-        self.norm_out = norm(in_features, rngs=rngs)
+        self.norm_out = nnx.data(None if norm is None else norm(in_features, rngs=rngs))
         self.pool_size = pool_size
         self.activation_fn = activation_fn
         self.in_features = in_features

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import coordinate_attention_gate
@@ -67,7 +68,7 @@ class CoordinateAttention(nnx.Module):
             "CoordinateAttention", in_features, reduction, hidden_features, least=min_features
         )
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

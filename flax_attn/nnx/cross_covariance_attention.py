@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, head_features
+from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import cross_covariance_attention
 
@@ -52,7 +53,7 @@ class CrossCovarianceAttention(nnx.Module):
         head_dim = head_features("CrossCovarianceAttention", in_features, num_heads)
         heads = (num_heads, head_dim)
         linear = functools.partial(
-            nnx.LinearGeneral,
+            LinearGeneral,
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_positive, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import double_attention
 
@@ -56,7 +57,7 @@ class DoubleAttention(nnx.Module):
         descriptors = hidden if num_descriptors is None else num_descriptors
         check_positive("DoubleAttention", "num_descriptors", descriptors)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -6,6 +6,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
+from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import eca_gate
 from flax_attn.vision._memory import apply_gate
@@ -46,7 +47,7 @@ class ECA(nnx.Module):
         rngs: nnx.Rngs,
     ):
         size = as_kernel_size(in_features, kernel_size)
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             1,
             1,
             (size,),

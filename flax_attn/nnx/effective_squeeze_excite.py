@@ -6,6 +6,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import effective_squeeze_excite_gate
 from flax_attn.vision._memory import apply_gate
@@ -46,7 +47,7 @@ class EffectiveSqueezeExcite(nnx.Module):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        self.project = nnx.Linear(
+        self.project = Linear(
             in_features,
             in_features,
             use_bias=use_bias,

@@ -6,6 +6,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_multiple, check_odd
+from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import efficient_local_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -58,7 +59,7 @@ class EfficientLocalAttention(nnx.Module):
         size = check_odd("EfficientLocalAttention", kernel_size)
         check_multiple("EfficientLocalAttention", "C", in_features, "group_size", group_size)
         check_multiple("EfficientLocalAttention", "C", in_features, "num_groups", num_groups)
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             in_features,
             in_features,
             (size,),

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_odd, group_features
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import efficient_multi_scale_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -67,10 +68,10 @@ class EfficientMultiScaleAttention(nnx.Module):
             "bias_init": bias_init,
             "rngs": rngs,
         }
-        self.pointwise = nnx.Linear(part, part, **settings)
+        self.pointwise = Linear(part, part, **settings)
         self.norm_scale = nnx.Param(jnp.ones(part, param_dtype))
         self.norm_bias = nnx.Param(jnp.zeros(part, param_dtype))
-        self.conv = nnx.Conv(part, part, (size, size), padding=size // 2, **settings)
+        self.conv = Conv(part, part, (size, size), padding=size // 2, **settings)
         self.epsilon = epsilon
         self.in_features = in_features
         self.gate_fn = gate_fn

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_positive
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import external_attention
@@ -19,7 +20,7 @@ class ExternalAttention(nnx.Module):
     """External attention, `flax_attn.vision.external_attention`.
 
     Parameters `query`, `key`, `value`, `out`, `norm`, of which only `query` may have a bias; sows
-    `attention_weights` `[*B, H, W, S]`.
+    `attention_weights` `[*B, H, W, S]`. `value` starts on its own, not as the transpose of `key`.
 
     Args:
       in_features: C.
@@ -58,7 +59,7 @@ class ExternalAttention(nnx.Module):
     ):
         check_positive("ExternalAttention", "memory_size", memory_size)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_at_least, check_features, check_odd
+from flax_attn._checks import Activation, check_features
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import focal_modulation
-from flax_attn.vision.focal_modulation import exact_gelu
+from flax_attn.vision.focal_modulation import exact_gelu, kernel_sizes
 
 
 class FocalModulation(nnx.Module):
@@ -64,20 +65,19 @@ class FocalModulation(nnx.Module):
         bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        check_at_least("FocalModulation", "num_levels", num_levels, 0)
+        sizes = kernel_sizes(num_levels, kernel_size, kernel_growth)
         settings: dict[str, Any] = {
             "dtype": dtype,
             "param_dtype": param_dtype,
             "kernel_init": kernel_init,
             "rngs": rngs,
         }
-        linear = functools.partial(nnx.Linear, in_features, bias_init=bias_init, **settings)
+        linear = functools.partial(Linear, in_features, bias_init=bias_init, **settings)
         self.query = linear(out_features=in_features, use_bias=use_bias)
         self.context = linear(out_features=in_features, use_bias=use_bias)
         self.gate = linear(out_features=num_levels + 1, use_bias=use_bias)
-        for level in range(num_levels):
-            size = check_odd("FocalModulation", kernel_size + level * kernel_growth)
-            conv = nnx.Conv(
+        for level, size in enumerate(sizes):
+            conv = Conv(
                 in_features,
                 in_features,
                 (size, size),

@@ -9,6 +9,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gather_excite_gate
@@ -37,7 +38,7 @@ class GatherExcite(nnx.Module):
       reduction: The perceptron that excites has R = C // reduction; None for no perceptron.
       use_bias: Whether the perceptron has biases; the convolutions have none.
       norm: Makes the normalisation after each convolution, called as `norm(C, rngs=rngs)`.
-      activation_fn: Between the convolutions, and inside the perceptron.
+      activation_fn: Between the convolutions, between them and the perceptron, and inside it.
       gate_fn: From what is gathered and excited to the gate.
       dtype: dtype of the maps, as in Flax; means are float32, and
         `norm` has a dtype of its own.
@@ -81,7 +82,7 @@ class GatherExcite(nnx.Module):
         }
         shapes = gathering_convs("GatherExcite", extent) if gather == "conv" else []
         for i, shape in enumerate(shapes):
-            conv = nnx.Conv(
+            conv = Conv(
                 in_features,
                 in_features,
                 feature_group_count=in_features,
@@ -95,8 +96,8 @@ class GatherExcite(nnx.Module):
         if reduction is not None:
             hidden = reduced_features("GatherExcite", in_features, reduction, None)
             settings |= {"use_bias": use_bias, "bias_init": bias_init}
-            self.reduce = nnx.Linear(in_features, hidden, **settings)
-            self.expand = nnx.Linear(hidden, in_features, **settings)
+            self.reduce = Linear(in_features, hidden, **settings)
+            self.expand = Linear(hidden, in_features, **settings)
         self.in_features = in_features
         self.extent = extent
         self.num_convs = len(shapes)

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._norm import LayerNorm
 from flax_attn.nnx._sow import is_captured, sow
 from flax_attn.vision import global_context, global_context_weights
@@ -67,7 +68,7 @@ class GlobalContext(nnx.Module):
     ):
         hidden = reduced_features("GlobalContext", in_features, reduction, hidden_features)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_at_least, check_features, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import halo_attention
 
@@ -65,7 +66,7 @@ class HaloAttention(nnx.Module):
         block = check_positive("HaloAttention", "block_size", block_size)
         halo = check_at_least("HaloAttention", "halo_size", halo_size, 0)
         project = functools.partial(
-            nnx.LinearGeneral,
+            LinearGeneral,
             in_features,
             (num_heads, head_dim),
             use_bias=use_bias,

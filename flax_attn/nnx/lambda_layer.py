@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_odd, check_positive, head_features
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.vision import lambda_layer
 
@@ -66,13 +67,13 @@ class LambdaLayer(nnx.Module):
             "bias_init": bias_init,
             "rngs": rngs,
         }
-        linear = functools.partial(nnx.Linear, in_features, use_bias=use_bias, **settings)
+        linear = functools.partial(Linear, in_features, use_bias=use_bias, **settings)
         self.query = linear(out_features=num_heads * key_features)
         self.query_norm = norm(num_heads * key_features, rngs=rngs)
         self.key = linear(out_features=key_features)
         self.value = linear(out_features=head_dim)
         self.value_norm = norm(head_dim, rngs=rngs)
-        self.position = nnx.Conv(1, key_features, (size, size), padding=size // 2, **settings)
+        self.position = Conv(1, key_features, (size, size), padding=size // 2, **settings)
         self.in_features = in_features
 
     def __call__(self, x: jax.Array) -> jax.Array:

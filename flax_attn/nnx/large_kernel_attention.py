@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_odd, check_positive
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -63,7 +64,7 @@ class LargeKernelAttention(nnx.Module):
             "bias_init": bias_init,
             "rngs": rngs,
         }
-        self.local_conv = nnx.Conv(
+        self.local_conv = Conv(
             in_features,
             in_features,
             (local, local),
@@ -72,7 +73,7 @@ class LargeKernelAttention(nnx.Module):
             conv_general_dilated=convolve,
             **settings,
         )
-        self.dilated_conv = nnx.Conv(
+        self.dilated_conv = Conv(
             in_features,
             in_features,
             (dilated, dilated),
@@ -82,7 +83,7 @@ class LargeKernelAttention(nnx.Module):
             conv_general_dilated=convolve,
             **settings,
         )
-        self.project = nnx.Linear(in_features, in_features, **settings)
+        self.project = Linear(in_features, in_features, **settings)
         self.in_features = in_features
 
     def __call__(self, x: jax.Array) -> jax.Array:

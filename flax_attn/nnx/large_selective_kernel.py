@@ -16,6 +16,7 @@ from flax_attn._checks import (
     reduced_features,
 )
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._memory import apply_gate
@@ -78,7 +79,7 @@ class LargeSelectiveKernel(nnx.Module):
             "rngs": rngs,
         }
         for i, (size, dilation) in enumerate(kernels):
-            conv = nnx.Conv(
+            conv = Conv(
                 in_features,
                 in_features,
                 (size, size),
@@ -89,8 +90,8 @@ class LargeSelectiveKernel(nnx.Module):
                 **settings,
             )
             setattr(self, f"conv_{i}", conv)
-            setattr(self, f"reduce_{i}", nnx.Linear(in_features, hidden, **settings))
-        self.select = nnx.Conv(
+            setattr(self, f"reduce_{i}", Linear(in_features, hidden, **settings))
+        self.select = Conv(
             2,
             len(kernels),
             (width, width),
@@ -98,7 +99,7 @@ class LargeSelectiveKernel(nnx.Module):
             conv_general_dilated=convolve,
             **settings,
         )
-        self.project = nnx.Linear(hidden, in_features, **settings)
+        self.project = Linear(hidden, in_features, **settings)
         self.num_kernels = len(kernels)
         self.in_features = in_features
         self.gate_fn = gate_fn

@@ -27,6 +27,7 @@ from flax_attn.attention._modules import (
 )
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
+from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
@@ -161,7 +162,7 @@ class MultiHeadAttention(nnx.Module):
         in_kv_features = in_features if in_kv_features is None else in_kv_features
         in_value_features = in_kv_features if in_value_features is None else in_value_features
         linear = functools.partial(
-            nnx.LinearGeneral,
+            LinearGeneral,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._norm import ZeroBatchNorm
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import non_local
@@ -63,7 +64,7 @@ class NonLocal(nnx.Module):
     ):
         hidden = reduced_features("NonLocal", in_features, reduction, hidden_features)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_odd, head_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import outlook_attention
 
@@ -55,7 +56,7 @@ class OutlookAttention(nnx.Module):
         head_features("OutlookAttention", in_features, num_heads)
         size = check_odd("OutlookAttention", kernel_size)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             in_features,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_multiple, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import polarized_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -66,7 +67,7 @@ class PolarizedAttention(nnx.Module):
         if hidden_features is None:
             check_multiple("PolarizedAttention", "C", in_features, "reduction", reduction)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

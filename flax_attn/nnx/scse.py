@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision.scse import Combine, scse_and_gate
@@ -58,7 +59,7 @@ class SCSE(nnx.Module):
     ):
         hidden = reduced_features("SCSE", in_features, reduction, hidden_features)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -19,6 +19,7 @@ from flax_attn._checks import (
     reduced_features,
 )
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import selective_kernel
@@ -98,7 +99,7 @@ class SelectiveKernel(nnx.Module):
             "rngs": rngs,
         }
         for i, dilation in enumerate(dilations):
-            conv = nnx.Conv(
+            conv = Conv(
                 in_features,
                 features,
                 (size, size),
@@ -111,9 +112,9 @@ class SelectiveKernel(nnx.Module):
             )
             setattr(self, f"conv_{i}", conv)
             setattr(self, f"conv_norm_{i}", norm(features, rngs=rngs))
-        self.reduce = nnx.Linear(features, hidden, **settings)
+        self.reduce = Linear(features, hidden, **settings)
         self.reduce_norm = norm(hidden, rngs=rngs)
-        self.select = nnx.Linear(hidden, len(dilations) * features, **settings)
+        self.select = Linear(hidden, len(dilations) * features, **settings)
         self.num_kernels = len(dilations)
         self.in_features = in_features
         self.activation_fn = activation_fn

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_attention
 
@@ -52,7 +53,7 @@ class SeparableAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             in_features,
             use_bias=use_bias,
             dtype=dtype,

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -62,7 +63,7 @@ class SeparableLargeKernelAttention(nnx.Module):
             "rngs": rngs,
         }
         strip = functools.partial(
-            nnx.Conv,
+            Conv,
             in_features,
             in_features,
             feature_group_count=in_features,
@@ -78,7 +79,7 @@ class SeparableLargeKernelAttention(nnx.Module):
         self.dilated_column = strip(
             kernel_size=(dilated, 1), kernel_dilation=dilation, padding=(reach, 0)
         )
-        self.project = nnx.Linear(in_features, in_features, **settings)
+        self.project = Linear(in_features, in_features, **settings)
         self.in_features = in_features
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
@@ -59,7 +60,7 @@ class SpatialAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         size = check_odd("SpatialAttention", kernel_size)
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             2,
             1,
             (size, size),

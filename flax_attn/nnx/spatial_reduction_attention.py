@@ -12,6 +12,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.nnx._layers import Conv, LinearGeneral
 from flax_attn.nnx._norm import LayerNorm
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import spatial_reduction_attention
@@ -75,13 +76,13 @@ class SpatialReductionAttention(nnx.Module):
             "rngs": rngs,
         }
         project = functools.partial(
-            nnx.LinearGeneral, in_features, heads, use_bias=use_bias, **settings
+            LinearGeneral, in_features, heads, use_bias=use_bias, **settings
         )
         self.query, self.key, self.value = project(), project(), project()
-        self.out = nnx.LinearGeneral(heads, in_features, axis=(-2, -1), **settings)
+        self.out = LinearGeneral(heads, in_features, axis=(-2, -1), **settings)
         self.reduce = self.norm = nnx.data(None)
         if size > 1 or pool_size is not None:
-            self.reduce = nnx.Conv(
+            self.reduce = Conv(
                 in_features, in_features, (size, size), strides=size, padding="VALID", **settings
             )
             self.norm = norm(in_features, rngs=rngs)

@@ -19,6 +19,7 @@ from flax_attn._checks import (
     reduced_features,
 )
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import split_attention
@@ -95,7 +96,7 @@ class SplitAttention(nnx.Module):
         check_positive("SplitAttention", "strides", strides)
         check_positive("SplitAttention", "dilation", dilation)
         conv = functools.partial(
-            nnx.Conv,
+            Conv,
             conv_general_dilated=convolve,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import squeeze_excite_gate
 from flax_attn.vision._memory import apply_gate
@@ -56,7 +57,7 @@ class SqueezeExcite(nnx.Module):
     ):
         hidden = reduced_features("SqueezeExcite", in_features, reduction, hidden_features)
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

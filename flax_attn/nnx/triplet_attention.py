@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
+from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._norm import SlowBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision.triplet_attention import triplet_attention_and_gate
@@ -62,7 +63,7 @@ class TripletAttention(nnx.Module):
     ):
         size = check_odd("TripletAttention", kernel_size)
         conv = functools.partial(
-            nnx.Conv,
+            Conv,
             2,
             1,
             (size, size),

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_features, heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
+from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import window_attention
 from flax_attn.vision._windows import Size, num_offsets
@@ -71,12 +72,12 @@ class WindowAttention(nnx.Module):
             "rngs": rngs,
         }
         heads = functools.partial(
-            nnx.LinearGeneral, in_features, (num_heads, head_dim), use_bias=use_bias, **settings
+            LinearGeneral, in_features, (num_heads, head_dim), use_bias=use_bias, **settings
         )
         self.query = heads()
         self.key = heads()
         self.value = heads()
-        self.out = nnx.LinearGeneral((num_heads, head_dim), in_features, axis=(-2, -1), **settings)
+        self.out = LinearGeneral((num_heads, head_dim), in_features, axis=(-2, -1), **settings)
         if use_relative_bias:
             shape = (num_offsets("WindowAttention", "window_size", window_size), num_heads)
             table = relative_bias_init(rngs.params(), shape, param_dtype)

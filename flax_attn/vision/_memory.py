@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flax_attn._checks import statistics_dtype
+from flax_attn._checks import expand_rank, statistics_dtype
 
 apart_p = Primitive("apart")
 apart_p.multiple_results = True
@@ -158,3 +158,9 @@ def apply_gate(x: jax.Array, *gates: jax.Array) -> jax.Array:
 add = elementwise(lambda x, term: x + term)
 apply_sum = elementwise(lambda x, *gates: x * functools.reduce(jnp.add, gates))
 gate_sum = elementwise(lambda x, *gates: functools.reduce(jnp.add, gates))
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y + b for each place, `b` having the last axes of y; in the dtype of y."""
+    bias = expand_rank(bias, y.ndim)
+    return y + bias.astype(y.dtype) if statistics_dtype(y.dtype) == y.dtype else add(y, bias)

@@ -12,11 +12,11 @@ from flax_attn.vision._pooling import window_sum
 def context_anchor_attention(
     x: Float[Array, "*B H W C"],
     project_in: Map,
-    norm_in: Map,
+    norm_in: Map | None,
     row: Map,
     column: Map,
     project_out: Map,
-    norm_out: Map,
+    norm_out: Map | None,
     *,
     pool_size: int = 7,
     activation_fn: Activation = jax.nn.silu,
@@ -28,20 +28,22 @@ def context_anchor_attention(
     g = σ(SiLU(norm_out(project_out(column(row(u)))))),   y = x ⊙ g
 
     The mean counts the zeros around the image, as in the released code: near its edges it is
-    smaller. The strips are 1×11 and 11×1 depthwise convolutions there, and their biases the only
-    ones. Since SiLU is at least −0.28, so is σ's argument: no gate is below 0.43. The released
-    module returns g and leaves the product to its caller.
+    smaller. The strips are 1×11 and 11×1 depthwise convolutions there. The released module returns
+    g and leaves the product to its caller. The above is that module by itself, with biases in the
+    strips alone; since SiLU is at least −0.28, so is σ's argument, and no gate is below 0.43. The
+    equation of the paper and the released networks have neither normalisation nor SiLU, and biases
+    in all four maps.
 
     Args:
       x: Image `[*B, H, W, C]`.
       project_in: Map of `[*B, H, W, C]` over the channels.
-      norm_in: Map of `[*B, H, W, C]`.
+      norm_in: Map of `[*B, H, W, C]`; None for none.
       row: Map of `[*B, H, W, C]`, a depthwise convolution along the width.
       column: Map of `[*B, H, W, C]`, a depthwise convolution along the height.
       project_out: Map of `[*B, H, W, C]` over the channels.
-      norm_out: Map of `[*B, H, W, C]`.
+      norm_out: Map of `[*B, H, W, C]`; None for none.
       pool_size: Width of the window of the mean, odd.
-      activation_fn: After each normalisation.
+      activation_fn: After each normalisation; `lambda u: u` for none.
       gate_fn: From the context to the gate.
 
     Returns:
@@ -83,11 +85,11 @@ def context_anchor_attention(
 def context_anchor_attention_gate(
     x: Float[Array, "*B H W C"],
     project_in: Map,
-    norm_in: Map,
+    norm_in: Map | None,
     row: Map,
     column: Map,
     project_out: Map,
-    norm_out: Map,
+    norm_out: Map | None,
     *,
     pool_size: int = 7,
     activation_fn: Activation = jax.nn.silu,
@@ -95,9 +97,10 @@ def context_anchor_attention_gate(
 ) -> Float[Array, "*B H W C"]:
     """The gate g of `context_anchor_attention`, `[*B, H, W, C]` in the dtype of x."""
     x = as_image("context_anchor_attention", x)
-    context = activation_fn(norm_in(project_in(_window_mean(x, pool_size))))
-    strips = column(row(context))
-    gate = gate_fn(activation_fn(norm_out(project_out(strips))))
+    context = project_in(_window_mean(x, pool_size))
+    context = activation_fn(context if norm_in is None else norm_in(context))
+    out = project_out(column(row(context)))
+    gate = gate_fn(activation_fn(out if norm_out is None else norm_out(out)))
     check_returned("context_anchor_attention", "project_out", gate, x.shape, "[*B, H, W, C]")
     return gate.astype(x.dtype)
 

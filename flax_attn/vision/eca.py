@@ -20,7 +20,7 @@ def eca(
     z = mean_{H,W} x,   g = σ(conv_k(z)) along the channels,   y = g ⊙ x
 
     One kernel of k weights serves all channels. The paper's k follows from C (`eca_kernel_size`);
-    its released models set k by hand, from 3 to 7.
+    its released models set k by hand, from 1 to 7.
 
     Args:
       x: Image `[*B, H, W, C]`.

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    as_integer,
+    check_at_least,
+    check_odd,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._memory import apply_gate
 
@@ -14,6 +21,21 @@ from flax_attn.vision._memory import apply_gate
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x Φ(x), PyTorch's default; that of `jax.nn.gelu` is an approximation."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def kernel_sizes(num_levels: int, kernel_size: int, kernel_growth: int) -> list[int]:
+    """The odd widths of the kernels of each level of a module."""
+    module = "FocalModulation"
+    levels = check_at_least(module, "num_levels", num_levels, 0)
+    first = check_odd(module, kernel_size)
+    growth = as_integer(module, "kernel_growth", kernel_growth)
+    sizes = [first + level * growth for level in range(levels)]
+    if growth % 2 or any(size < 1 for size in sizes):
+        raise ValueError(
+            f"{module}: kernel_growth must be even, and no kernel less than 1 place wide, got "
+            f"{growth}, that is kernels of {sizes}. Use kernel_growth=2."
+        )
+    return sizes
 
 
 def focal_modulation(
@@ -34,9 +56,10 @@ def focal_modulation(
     z_0 = context(x),   z_l = δ(conv_l(z_{l−1})),   z_{L+1} = δ(mean_{H,W} z_L),   g = gate(x)
     m = Σ_{l=1}^{L+1} g_l ⊙ z_l,   y = out(norm(query(x) ⊙ modulate(m)))
 
-    In the paper the convolutions are depthwise, of 3, 5, ... places, without biases, and L = 2. The
-    gates are linear: they may be of either sign and need not sum to 1. `norm` and the division of m
-    by L + 1 are options of the released code, for its large models.
+    In the paper the convolutions are depthwise, of 3, 5, ... places (5, 7, ... in some large
+    models), without biases, and L = 2 to 4. The gates are linear: they may be of either sign and
+    need not sum to 1. `norm` and the division of m by L + 1 are options of the released code, for
+    its large models.
 
     Args:
       x: Image `[*B, H, W, C]`.

@@ -1,6 +1,7 @@
 """Frequency channel attention (FcaNet)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax_attn._checks import Activation, Map, as_integer, expand_rank, statisti
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import even_bins
+from flax_attn.vision._windows import as_pair
 
 # The frequencies (u, v) of height and width in a 7×7 plane, the one that serves best alone on
 # ImageNet first.
@@ -100,7 +102,9 @@ def frequency_channel_attention_gate(
     """The gate g of `frequency_channel_attention`, `[*B, 1, 1, C]` in the dtype of x."""
     x = as_image("frequency_channel_attention", x)
     pairs = _pairs(frequencies, x.shape[-1])
-    pooled = _spectrum(x, pairs, _sizes(dct_size))
+    # A smaller plane has not the 7 frequencies.
+    sizes = as_pair("frequency_channel_attention", "dct_size", dct_size, 7)
+    pooled = _spectrum(x, pairs, sizes)
     hidden = activation_fn(reduce(pooled))
     check_reduced("frequency_channel_attention", hidden)
     gate = gate_fn(expand(hidden))
@@ -111,13 +115,13 @@ def frequency_channel_attention_gate(
 def _pairs(frequencies: int | Sequence[tuple[int, int]], channels: int) -> np.ndarray:
     """The frequencies `[F, 2]`."""
     function = "frequency_channel_attention"
-    if isinstance(frequencies, Sequence):
-        pairs = np.array(frequencies)
-        if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.isin(pairs, range(7)).all():
+    if isinstance(frequencies, Sequence | np.ndarray):
+        if not len(frequencies) or not all(map(_is_frequency, frequencies)):
             raise ValueError(
                 f"{function}: frequencies must be pairs (u, v) of whole numbers from 0 to 6, "
                 f"got {frequencies}."
             )
+        pairs = np.array(frequencies)
     else:
         count = as_integer(function, "frequencies", frequencies)
         if not 1 <= count <= len(_BEST):
@@ -134,16 +138,8 @@ def _pairs(frequencies: int | Sequence[tuple[int, int]], channels: int) -> np.nd
     return pairs
 
 
-def _sizes(dct_size: int | tuple[int, int]) -> tuple[int, int]:
-    function = "frequency_channel_attention"
-    pair = dct_size if isinstance(dct_size, tuple) else (dct_size, dct_size)
-    sizes = tuple(as_integer(function, "dct_size", size) for size in pair)
-    if len(sizes) != 2 or min(sizes) < 7:
-        raise ValueError(
-            f"{function}: dct_size must be one number or two, at least 7, got {dct_size}. A "
-            f"smaller plane has not the 7 frequencies."
-        )
-    return sizes[0], sizes[1]
+def _is_frequency(pair: Any) -> bool:
+    return np.shape(pair) == (2,) and all(number in range(7) for number in pair)
 
 
 def _spectrum(x: Array, pairs: np.ndarray, sizes: tuple[int, int]) -> Array:

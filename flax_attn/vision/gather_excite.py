@@ -38,9 +38,11 @@ def gather_excite(
     GE-θ⁻ gathers by means of (2e − 1)×(2e − 1) places every e places, over as many of them as lie
     in the image, and learns nothing. GE-θ gathers by `convs`, depthwise and each followed by its
     normalisation: log₂ e of stride 2, or one kernel as large as the image; ReLU stands between
-    them. GE-θ⁺ also excites by expand(ReLU(reduce(·))), in the paper with R = C / 16. What is
-    gathered returns to the grid of x by nearest neighbours: row i is row ⌊i · h / H⌋. With the mean
-    over the whole image and `reduce`, `expand`, this is squeeze-and-excitation.
+    them. GE-θ⁺ also excites by expand(ReLU(reduce(ReLU(·)))), in the paper with R = C / 16. Its
+    first ReLU, which only convolutions have before `reduce`, is that of the released networks; timm
+    has none there. What is gathered returns to the grid of x by nearest neighbours: row i is row
+    ⌊i · h / H⌋. With the mean over the whole image and `reduce`, `expand`, this is
+    squeeze-and-excitation.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -49,7 +51,7 @@ def gather_excite(
       reduce: Map from `[*B, h, w, C]` to `[*B, h, w, R]`; None for no perceptron.
       expand: Map from `[*B, h, w, R]` to `[*B, h, w, C]`, with `reduce`.
       extent: e of the mean, a power of 2; None for the whole image. `convs` have their own.
-      activation_fn: Between the convolutions, and after `reduce`.
+      activation_fn: Between the convolutions, between them and `reduce`, and after `reduce`.
       gate_fn: From what is gathered and excited to the gate.
 
     Returns:
@@ -117,7 +119,7 @@ def gather_excite_gate(
         )
     gathered = _by_convs(x, convs, norms, activation_fn) if convs else _by_mean(x, extent)
     if reduce is not None and expand is not None:
-        hidden = activation_fn(reduce(gathered))
+        hidden = activation_fn(reduce(activation_fn(gathered) if convs else gathered))
         check_reduced("gather_excite", hidden)
         excited = expand(hidden)
         check_returned("gather_excite", "expand", excited, gathered.shape, "[*B, h, w, C]")

@@ -37,6 +37,8 @@ def grid_attention(
     The offsets Δ count steps of the grid. It is window attention seen the other way: the picture is
     cut into G × G windows, and places attend across windows, not within. MaxViT alternates it with
     block attention, which is `window_attention` without a shift; G = 7 and heads have 32 channels.
+    A released table, `[N, 2 G − 1, 2 G − 1]` of key minus query, becomes
+    `table[:, ::-1, ::-1].reshape(N, -1).T`.
 
     Args:
       x: Image `[*B, H, W, C]`.

@@ -30,8 +30,9 @@ def non_local(
     A_ij = softmax_j(scale · q_i · k_j),   y_i = norm(out(Σ_j A_ij v_j)) + x_i
 
     In the paper R = C / 2. Its released code scales by 1/√R, which the paper does not, has biases,
-    and pools keys and values (`subsample=2`); either way the gain of the batch normalisation starts
-    at 0: the identity. Query and key that return their input make the paper's plain Gaussian.
+    and pools the image for keys and values (`subsample=2`; widespread copies pool the keys and
+    values). Either way the gain of the batch normalisation starts at 0: the identity. Query and key
+    that return their input make the paper's plain Gaussian.
 
     Args:
       x: Image `[*B, H, W, C]`.

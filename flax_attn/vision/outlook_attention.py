@@ -32,7 +32,8 @@ def outlook_attention(
     or keys are multiplied: the scores are a linear map of one place, or, at a stride of s, of the
     mean x̄ of s×s places.
 
-    The paper has heads of 32 channels, and a stride of 2.
+    The paper has heads of 32 channels, and a stride of 2. (At a stride of 1, one commit of its code
+    sums something else: not what the neighbours of a place say of it, but what it says itself.)
 
     Args:
       x: Image `[*B, H, W, C]`.

@@ -95,5 +95,5 @@ def spatial_group_enhance_gate(
 
 def _root(variance: Array) -> Array:
     """√, with the slope 0 at 0: the deviation of a constant map does not move, nor is it NaN."""
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    constant = variance == 0
+    return jnp.where(constant, 0.0, jnp.sqrt(jnp.where(constant, 1.0, variance)))

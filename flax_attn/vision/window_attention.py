@@ -40,12 +40,15 @@ def window_attention(
     With a shift s > 0 the windows lie s further down and to the right, cut off at the borders of
     the picture: the picture is rolled by −s, and what came around does not see what was there
     before (regions of the coordinates; nothing is added to the scores). Swin alternates s = 0 and
-    s = ⌊M / 2⌋, with M = 7 and heads of 32 channels. s = 0 is also MaxViT's block attention, bias
-    included.
+    s = ⌊M / 2⌋, with M = 7 and heads of 32 channels. s = 0 is also MaxViT's block attention; a
+    released table of it, `[N, 2 M − 1, 2 M − 1]` of key minus query, becomes
+    `table[:, ::-1, ::-1].reshape(N, -1).T`.
 
     `pad` fills the last windows with places that nobody attends to. Swin's code for detection pads
     the same places, but attends to them: pad and crop outside of this function for its numbers.
-    Where a picture is no larger than the window, Swin's code drops the shift; here it raises.
+    A shift along an axis that one window covers raises here. The code for detection keeps it, and
+    so parts the window in two; that for classification drops it along both axes, with windows of
+    min(H, W) if that is less than M; timm drops it along that axis alone.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -96,7 +99,7 @@ def window_attention(
     height, width = x.shape[-3:-1]
     padding = (-height % window[0], -width % window[1])
     padded = (height + padding[0], width + padding[1])
-    _check_shift(shift, window, padded)
+    _check_shift(shift, window, (height, width))
 
     coords = Coords.grid(*window)
     if any(padding):
@@ -130,8 +133,8 @@ def window_attention(
     return y[..., :height, :width, :].astype(x.dtype)
 
 
-def _check_shift(shift: tuple[int, int], window: tuple[int, int], padded: tuple[int, int]) -> None:
-    for letter, s, m, size in zip("HW", shift, window, padded, strict=True):
+def _check_shift(shift: tuple[int, int], window: tuple[int, int], sizes: tuple[int, int]) -> None:
+    for letter, s, m, size in zip("HW", shift, window, sizes, strict=True):
         if s >= m:
             raise ValueError(
                 f"window_attention: shift_size must be less than window_size = {window}, "

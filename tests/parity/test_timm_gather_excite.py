@@ -62,6 +62,8 @@ def case(shape, extent, conv=False, perceptron=False, train=False):
         module.gather = gathering(channels, size, extent)
     if perceptron:
         module.mlp = timm.layers.ConvMlp(channels, channels // 4)
+        if conv:  # as in the released networks, not in timm
+            module.gather.add_module("last_act", nn.ReLU())
     settings = {
         "extent": extent or (tuple(size) if conv else None),
         "gather": "conv" if conv else "mean",

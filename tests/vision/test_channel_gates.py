@@ -419,10 +419,14 @@ REFUSED = {
         "C must be a multiple of the number of frequencies, got 32 and 3",
     ),
     "a small plane": (frequency(dct_size=(7, 6)), r"dct_size must .* at least 7, got \(7, 6\)"),
-    "three sizes": (frequency(dct_size=(7, 7, 7)), r"must be one number or two, .* \(7, 7, 7\)"),
+    "three sizes": (
+        frequency(dct_size=(7, 7, 7)),
+        r"dct_size must be one number or .* \(7, 7, 7\)",
+    ),
     "too many frequencies": (frequency(frequencies=33), "must be 1 to 32 of the paper's, got 33"),
     "no frequency": (frequency(frequencies=0), "must be 1 to 32 of the paper's, got 0"),
     "an empty list": (frequency(frequencies=[]), r"must be pairs \(u, v\)"),
+    "unequal frequencies": (frequency(frequencies=[(0, 1), (1,)]), r"must be pairs \(u, v\)"),
     "an unknown frequency": (frequency(frequencies=[(0, 7)]), r"from 0 to 6, got \[\(0, 7\)\]"),
     "half a frequency": (frequency(frequencies=[(0, 0.5)]), r"whole numbers from 0 to 6"),
     "one number each": (frequency(frequencies=[0, 1]), r"must be pairs \(u, v\)"),
@@ -435,6 +439,14 @@ REFUSED = {
         "frequency_channel_attention: reduce must keep at least 1 channel",
     ),
 }
+
+
+def test_frequencies_and_sizes_may_be_lists_or_of_numpy():
+    expected = frequency(frequencies=((0, 0), (1, 2)), dct_size=(14, 7))()
+    pairs = [[0, 0], [1, 2]]
+    for frequencies in (pairs, np.array(pairs), [(0, 0), np.array([1, 2])]):
+        for size in ([14, 7], (np.int64(14), 7)):
+            assert_close(frequency(frequencies=frequencies, dct_size=size)(), expected, 0)
 
 
 @pytest.mark.parametrize("name", REFUSED)

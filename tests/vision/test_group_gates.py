@@ -202,6 +202,15 @@ def test_a_constant_image_has_the_gate_of_the_bias_and_a_finite_gradient():
         assert np.isfinite(jax.grad(lambda x: jnp.sum(gate(x)[0, 0]))(x)).all()
 
 
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_what_is_not_finite_is_seen_in_its_whole_group_and_in_no_other(number):
+    gate = vision.spatial_group_enhance_gate(
+        IMAGE.at[0, 1, 2, 9].set(number), jnp.full(4, 2.0), jnp.full(4, 0.5)
+    )
+    finite = np.isfinite(np.asarray(gate).reshape(2, 30, 4, 8)).all(axis=(1, 3))
+    np.testing.assert_array_equal(finite, [[True, False, True, True], [True] * 4])
+
+
 def test_spatial_group_enhance_is_stable_on_a_small_deviation_beside_a_large_mean():
     x = jnp.asarray(1000 + 0.1 * RNG.normal(size=(1, 8, 8, 16)), jnp.float32)
     scale, bias = jnp.ones(4), jnp.zeros(4)

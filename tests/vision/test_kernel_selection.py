@@ -248,6 +248,24 @@ def test_parameters_are_as_many_as_in_the_papers():
     assert count("context_anchor_attention", c) == 2 * c * c + 4 * c + 24 * c
 
 
+def test_context_anchor_attention_as_in_the_released_networks():
+    """Neither normalisation nor activation, and biases in all maps."""
+    options = {"norm": None, "activation_fn": identity, "kernel_size": 13}
+    y, _, p = apply(linen.ContextAnchorAttention(**options), X)
+    assert set(p) == {"project_in", "row", "column", "project_out"}
+    assert all(set(layer) == {"kernel", "bias"} for layer in p.values())
+    layers = [maps.dense(**p["project_in"]), None]
+    layers += [maps.depthwise_conv(**p[strip]) for strip in ("row", "column")]
+    layers += [maps.dense(**p["project_out"]), None]
+    expected = vision.context_anchor_attention(X, *layers, activation_fn=identity)
+    assert_close(y, expected, FORWARD["float32"])
+    made = nnx.ContextAnchorAttention(32, **options, rngs=flax_nnx.Rngs(0))
+    flax_nnx.update(made, flax_nnx.State(jax.tree.map(jnp.asarray, p)))
+    assert_close(made(X), expected, FORWARD["float32"])
+    gate = vision.context_anchor_attention_gate(X, *layers, activation_fn=identity)
+    assert float(gate.min()) < 0.43
+
+
 def test_the_gates_of_context_anchor_attention_stay_above_a_bound():
     # SiLU is least, -0.278, at -1.278.
     gate = vision.context_anchor_attention_gate(X, *[identity] * 4, scale(-1e3), identity)

@@ -193,7 +193,8 @@ def test_gather_excite_over_the_whole_image_by_one_kernel(reduction):
     gathered = np.einsum("nhwc,hwc->nc", WIDE, p["conv_0"]["kernel"][:, :, 0])
     gathered = oracles.norm(gathered, p["norm_0"])
     if reduction:
-        gathered = oracles.linear(oracles.relu(oracles.linear(gathered, p["reduce"])), p["expand"])
+        hidden = oracles.relu(oracles.linear(oracles.relu(gathered), p["reduce"]))
+        gathered = oracles.linear(hidden, p["expand"])
     assert_close(y, WIDE * oracles.sigmoid(gathered)[:, None, None], FORWARD["float32"])
     with pytest.raises(ValueError, match=r"\[H, W\] = \[6, 5\].* got \[2, 6, 4, 32\]"):
         module.init(jax.random.key(0), X[:, :, :4])

@@ -314,6 +314,13 @@ BAD = {
         ValueError,
         r"shift_size must be less than window_size = \(3, 3\), got \(3, 3\)",
     ),
+    "shift of one padded window": (
+        lambda: vision.window_attention(
+            numbered(2, 6), *MEANS, window_size=3, shift_size=1, pad=True
+        ),
+        ValueError,
+        "got 1 for H = 2 and window_size = 3. Set that shift to 0",
+    ),
     "negative shift": (
         lambda: vision.window_attention(numbered(6, 6), *MEANS, window_size=3, shift_size=-1),
         ValueError,

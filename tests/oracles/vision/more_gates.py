@@ -53,7 +53,8 @@ def gather_excite(x, p, extent=None):
                 window = x[:, top : extent * (i + 1), left : extent * (j + 1)]
                 gathered[:, i, j] = window.mean(axis=(1, 2))
     if "reduce" in p:
-        gathered = linear(relu(linear(gathered, p["reduce"])), p["expand"])
+        rectified = relu(gathered) if "conv_0" in p else gathered
+        gathered = linear(relu(linear(rectified, p["reduce"])), p["expand"])
     out = np.zeros_like(x)
     for i in range(height):
         for j in range(width):

@@ -1,0 +1,37 @@
+"""Flax's layers, with biases whose gradients are summed in at least float32."""
+
+import types
+from typing import Any
+
+import jax
+from flax import nnx
+
+from flax_attn.vision._memory import add_bias
+
+
+class Linear(nnx.Linear):
+    """`flax.nnx.Linear`."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        return _apply(nnx.Linear, self, inputs, out_sharding)
+
+
+class LinearGeneral(nnx.LinearGeneral):
+    """`flax.nnx.LinearGeneral`."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        return _apply(nnx.LinearGeneral, self, inputs, out_sharding)
+
+
+class Conv(nnx.Conv):
+    """`flax.nnx.Conv`."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        return _apply(nnx.Conv, self, inputs, out_sharding)
+
+
+def _apply(flax_layer: Any, layer: Any, inputs: jax.Array, out_sharding: Any) -> jax.Array:
+    """What Flax's layer computes; but it would sum the gradient of the bias in its own dtype."""
+    without = types.SimpleNamespace(**{**vars(layer), "use_bias": False, "bias": None})
+    y = flax_layer.__call__(without, inputs, out_sharding=out_sharding)
+    return y if layer.bias is None else add_bias(y, layer.bias[...])
