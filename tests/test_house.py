@@ -75,6 +75,16 @@ def test_linen_and_nnx_have_the_same_files_and_names():
     assert names[0] == names[1]
 
 
+@pytest.mark.parametrize("package", ["linen", "nnx"])
+def test_layers_are_those_that_sum_the_gradients_of_biases_in_float32(package):
+    """Those of `_layers`; Flax's own sum them in the layer's dtype."""
+    layers = {"Linear", "LinearGeneral", "Dense", "DenseGeneral", "Conv", "Einsum"}
+    for path in (ROOT / package).glob("[!_]*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in layers, f"{path}:{node.lineno}"
+
+
 def public():
     for package in (flax_attn, attention, maps, positions, vision, linen, nnx, visualize):
         for name, thing in vars(package).items():
