@@ -79,37 +79,57 @@ def convolve(
     padding = padding if isinstance(padding, str) else tuple((a, b) for a, b in padding)
     if _form(lhs, rhs, strides, padding, settings) is None:
         return lax.conv_general_dilated(lhs, rhs, strides, padding, **settings)
-    return _convolve(strides, padding, tuple(settings.items()), lhs, rhs)
+    return _convolve(Call(strides, padding, tuple(settings.items())), lhs, rhs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # traced once for all layers of a size
-def _convolve(
-    strides: tuple[int, ...],
-    padding: str | tuple[tuple[int, int], ...],
-    settings: tuple[tuple[str, Any], ...],
-    lhs: jax.Array,
-    rhs: jax.Array,
+class Call(NamedTuple):
+    """The arguments of a convolution that has a form of its own, besides its arrays."""
+
+    strides: tuple[int, ...]
+    padding: str | tuple[tuple[int, int], ...]
+    settings: tuple[tuple[str, Any], ...]
+
+    def form(self, lhs: jax.Array, rhs: jax.Array) -> Form:
+        form = _form(lhs, rhs, self.strides, self.padding, dict(self.settings))
+        assert form is not None
+        return form
+
+    def plain(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(lhs, rhs, self.strides, self.padding, **dict(self.settings))
+
+
+once_for_a_size = functools.partial(jax.jit, static_argnums=0)  # however many layers have it
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@once_for_a_size
+def _convolve(call: Call, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    value = call.form(lhs, rhs).value
+    return lax.platform_dependent(lhs, rhs, cpu=value, default=call.plain)
+
+
+@_convolve.defjvp
+def _convolve_jvp(
+    call: Call, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return _convolve(call, *primals), _change(call, *tangents, *primals)
+
+
+@once_for_a_size
+@functools.partial(jax.checkpoint, static_argnums=0)  # keeps nothing but image and kernel
+def _change(
+    call: Call, dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array
 ) -> jax.Array:
-    """A convolution that has a form of its own."""
-    given = dict(settings)
-    form = _form(lhs, rhs, strides, padding, given)
-    assert form is not None
+    """What small changes of image and kernel do to a convolution."""
+    form = call.form(lhs, rhs)
 
-    def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(lhs, rhs, strides, padding, **given)
+    def fast(dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return form.by_image(dlhs, rhs) + form.by_kernel(lhs, drhs)
 
-    @jax.custom_jvp
-    def fast(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return form.value(lhs, rhs)
+    def plain(dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return call.plain(dlhs, rhs) + call.plain(lhs, drhs)
 
-    @fast.defjvp
-    def _(
-        primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        (lhs, rhs), (dlhs, drhs) = primals, tangents
-        return fast(lhs, rhs), form.by_image(dlhs, rhs) + form.by_kernel(lhs, drhs)
-
-    return lax.platform_dependent(lhs, rhs, cpu=fast, default=plain)
+    return lax.platform_dependent(dlhs, drhs, lhs, rhs, cpu=fast, default=plain)
 
 
 def _form(
@@ -184,9 +204,6 @@ def _nothing(like: jax.Array, weights: jax.Array) -> jax.Array:
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, terms)
-
-
-once_for_a_size = functools.partial(jax.jit, static_argnums=0)  # however many layers have it
 
 
 # ---- very few channels: one row of the kernel after another
@@ -313,6 +330,7 @@ def _tap_by_tap(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.
     columns, (down, right) = kernel.shape[1], geometry.dilation
     each = weights.reshape(-1, 1, 1, 1, channels)
 
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         n, weight = tap
         start = (0, n // columns * down, n % columns * right, 0)

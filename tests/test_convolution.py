@@ -1,6 +1,7 @@
 """Convolutions in the forms for CPUs equal those of lax, with all their derivatives."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from flax_attn._convolution import _form, convolve
+from tests.compilation import AS_USERS
 from tests.tolerances import GRADIENT, assert_close
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 long = pytest.mark.conformance
+about_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the forms are for CPUs")
 PADDINGS = [
     ((3, 3), (3, 3)),
     ((0, 1), (5, 2)),
@@ -104,7 +107,45 @@ def test_each_form_adds_up_in_float32_and_keeps_the_dtype(name, dtype):
     assert_close(y, expected, GRADIENT["bfloat16"])
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the forms are for CPUs")
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_keeps_nothing_but_image_and_kernel(name, x64):
+    """Not the image shifted for each tap, nor the number of the platform.
+
+    XLA for CPUs is slow at a convolution in a branch that this number chooses.
+    """
+    shape, size, settings, _ = FORMS[name]
+    x, kernel = draw(*shape), draw(*size)
+    ours, _ = both((1, 1), "SAME", settings)
+    _, pull_back = jax.vjp(jax.jit(ours), x, kernel)
+    kept = [a.shape for a in jax.tree.leaves(pull_back)]
+    assert sorted(kept) == sorted([shape, size])
+
+
+@about_cpus
+@pytest.mark.parametrize(
+    ("shape", "size", "groups", "images"),
+    [
+        ((2, 56, 56, 16), (7, 7, 1, 16), 16, 3),  # depthwise
+        ((2, 56, 56, 16), (3, 3, 4, 16), 4, 3),
+        ((2, 56, 56, 32), (3, 3, 8, 32), 4, 3),
+    ],
+)
+def test_gradients_need_few_images_and_convolutions_that_xla_is_fast_at(
+    shape, size, groups, images
+):
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, size))
+    ours, _ = both((1, 1), "SAME", {"feature_group_count": groups})
+
+    def gradients(x, kernel, cotangent):
+        return jax.vjp(ours, x, kernel)[1](cotangent)
+
+    program = jax.jit(gradients).lower(x, kernel, x).compile(compiler_options=AS_USERS)
+    assert program.memory_analysis().temp_size_in_bytes < images * 4 * np.prod(shape)
+    layouts = set(re.findall(r"dim_labels=(\w+->\w+)", program.as_text()))
+    assert layouts <= {"b01f_01io->b01f"}  # others are loops, a hundred times slower
+
+
+@about_cpus
 @pytest.mark.parametrize("name", FORMS)
 def test_no_convolution_of_groups_is_left_in_the_gradient_of_a_kernel(name):
     shape, size, settings, own = FORMS[name]
