@@ -207,8 +207,9 @@ def test_what_is_not_finite_is_seen_in_its_whole_group_and_in_no_other(number):
     gate = vision.spatial_group_enhance_gate(
         IMAGE.at[0, 1, 2, 9].set(number), jnp.full(4, 2.0), jnp.full(4, 0.5)
     )
-    finite = np.isfinite(np.asarray(gate).reshape(2, 30, 4, 8)).all(axis=(1, 3))
-    np.testing.assert_array_equal(finite, [[True, False, True, True], [True] * 4])
+    finite = np.isfinite(np.asarray(gate).reshape(2, 30, 4, 8))
+    expected = np.array([[True, False, True, True], [True] * 4])[:, None, :, None]
+    np.testing.assert_array_equal(finite, np.broadcast_to(expected, finite.shape))
 
 
 def test_spatial_group_enhance_is_stable_on_a_small_deviation_beside_a_large_mean():

@@ -68,8 +68,11 @@ def large_selective_kernel(x, p):
 
 
 def context_anchor_attention(x, p):
-    def silu_norm(u, p):
-        normed = (u - p["mean"]) / np.sqrt(p["var"] + 1e-3) * p["scale"] + p["bias"]
+    def silu_norm(u, name):
+        if name not in p:
+            return u
+        norm = p[name]
+        normed = (u - norm["mean"]) / np.sqrt(norm["var"] + 1e-3) * norm["scale"] + norm["bias"]
         return normed * sigmoid(normed)
 
     pooled = np.zeros_like(x)
@@ -78,6 +81,6 @@ def context_anchor_attention(x, p):
         for j in range(width):
             window = x[:, max(i - 3, 0) : i + 4, max(j - 3, 0) : j + 4]
             pooled[:, i, j] = window.sum(axis=(1, 2)) / 49
-    context = silu_norm(linear(pooled, p["project_in"]), p["norm_in"])
+    context = silu_norm(linear(pooled, p["project_in"]), "norm_in")
     strips = _depthwise(_depthwise(context, p["row"]), p["column"])
-    return x * sigmoid(silu_norm(linear(strips, p["project_out"]), p["norm_out"]))
+    return x * sigmoid(silu_norm(linear(strips, p["project_out"]), "norm_out"))
