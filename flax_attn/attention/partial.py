@@ -13,7 +13,7 @@ from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
 from flax_attn.attention._request import check_options, check_request
 from flax_attn.masks import Mask
-from flax_attn.normalizers import Normalizer, Softmax, with_sink
+from flax_attn.normalizers import Normalizer, Softmax, log_add, with_sink
 
 
 @pytree
@@ -136,7 +136,7 @@ def _join(a: Partial, b: Partial) -> Partial:
     # No gradient passes through rows that are undefined: 0 · NaN would reach the other part.
     unknown = jnp.isnan(a.lse) | jnp.isnan(b.lse)
     first, second = (jnp.where(unknown, 0, part) for part in (a.lse, b.lse))
-    lse = jnp.logaddexp(first, second)
+    lse = log_add(first, second)
     missing = jnp.isnan(a.output) | jnp.isnan(b.output)
     output = sum(
         _share(of, lse)[..., None] * jnp.where(missing, 0, part)
