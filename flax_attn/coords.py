@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flax_attn._checks import broadcasts_to
+from flax_attn._jax import vary_together
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -60,6 +62,10 @@ class Coords:
       segment_ids: Number of the sequence that a token belongs to `[*B, T]`.
       valid: False for tokens that take no part, as padding `[*B, T]`: no query sees them as keys,
         and as queries they give 0, whatever the mask.
+      numbers: Number of each token in its sequence `[*B, T]`, 0 ... T − 1 by default, whatever the
+        positions are. Slices and gathers keep it, and only dropout reads it: masks and score
+        modifiers do not see it. Give it where these tokens are a part of a longer sequence;
+        `Coords.arange(length, offset)` numbers them offset, offset + 1, ...
       **features: Further fields `[*B, T]`, or `PerHead([*B, T, N])`.
 
     Example:
@@ -76,6 +82,8 @@ class Coords:
         positions: Int[Array, "*#B T"],
         segment_ids: Int[Array, "*#B T"] | None = None,
         valid: Bool[Array, "*#B T"] | None = None,
+        *,
+        numbers: Int[Array, "*#B T"] | None = None,
         **features: Any,
     ) -> None:
         self.positions = _integers("positions", positions)
@@ -90,6 +98,7 @@ class Coords:
                 array = jnp.asarray(array)
             self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
         self._check()
+        self.numbers = self._numbers(numbers)
 
     def _check(self) -> None:
         if self.positions.ndim == 0:
@@ -104,11 +113,28 @@ class Coords:
                     f"[*B, T, N]: PerHead({name})."
                 )
 
+    def _numbers(self, numbers: Any) -> Any:
+        """The given numbers, or 0 ... T − 1, in the shape of the positions."""
+        shape = self.positions.shape
+        if numbers is None:
+            return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+        numbers = _integers("numbers", numbers)
+        if numbers.shape[-1:] != shape[-1:]:
+            raise ValueError(
+                f"Coords: numbers must be [*B, T] with T = {len(self)}, the number of positions, "
+                f"got {list(numbers.shape)}."
+            )
+        if broadcasts_to(numbers.shape, shape):
+            numbers = jnp.broadcast_to(numbers, shape)
+        # Within `shard_map`, numbers that are given differ between devices as positions do. Those
+        # that are counted here do not, and attention can tell.
+        return vary_together([self.positions, numbers])[1]
+
     def __len__(self) -> int:
         return self.positions.shape[-1]
 
     def fields(self) -> dict[str, Any]:
-        """Every field that is there, by name."""
+        """Every field that is there, by name, as masks and score modifiers see them."""
         own = {"positions": self.positions, "segment_ids": self.segment_ids, "valid": self.valid}
         return {name: x for name, x in own.items() if x is not None} | self.features
 
@@ -116,12 +142,13 @@ class Coords:
         """These coordinates with more features, or others.
 
         Args:
-          **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid`.
+          **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid` and
+            `numbers`.
 
         Returns:
-          New coordinates.
+          New coordinates, of tokens with the same numbers.
         """
-        return Coords(**(self.fields() | features))
+        return Coords(**(self.fields() | {"numbers": self.numbers} | features))
 
     def __getitem__(self, index: Index) -> "Coords":
         """The tokens of a slice, or of an array of numbers `[X]`."""
@@ -131,7 +158,8 @@ class Coords:
                 return PerHead(_take(values.values, index, -2))
             return _take(values, index, -1)
 
-        return Coords(**{name: take(values) for name, values in self.fields().items()})
+        fields = self.fields() | {"numbers": self.numbers}
+        return Coords(**{name: take(values) for name, values in fields.items()})
 
     def __repr__(self) -> str:
         parts = [f"{name}={show_value(values)}" for name, values in self.fields().items()]
@@ -139,14 +167,14 @@ class Coords:
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Children with their names, for JAX."""
-        names = ("positions", "segment_ids", "valid", "features")
+        names = ("positions", "segment_ids", "valid", "features", "numbers")
         return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> "Coords":
         """From children, for JAX."""
         self = object.__new__(cls)
-        self.positions, self.segment_ids, self.valid, self.features = children
+        self.positions, self.segment_ids, self.valid, self.features, self.numbers = children
         return self
 
     @classmethod
@@ -158,13 +186,12 @@ class Coords:
           offset: Position of the first; an array `[*B]` for one per sequence.
 
         Returns:
-          Coordinates `[T]`, or `[*B, T]`.
+          Coordinates `[T]`, or `[*B, T]`; the tokens' numbers are their positions.
         """
         offset = jnp.asarray(offset, jnp.int32)
-        return cls(
-            offset[..., None]
-            + jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
-        )
+        index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
+        positions = offset[..., None] + index
+        return cls(positions, numbers=jnp.copy(positions))  # a copy, as buffers may be donated
 
     @classmethod
     def from_segments(cls, segment_ids: Int[Array, "*B T"], restart: bool = False) -> "Coords":
@@ -186,7 +213,7 @@ class Coords:
         first = jnp.ones((*segment_ids.shape[:-1], 1), bool)
         starts = jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
         begin = jax.lax.cummax(jnp.where(starts, index, 0), axis=index.ndim - 1)
-        return cls(index - begin, segment_ids)
+        return cls(index - begin, segment_ids, numbers=index)
 
     @classmethod
     def from_lengths(cls, lengths: Int[Array, "*B"], length: int) -> "Coords":
@@ -258,7 +285,7 @@ class Coords:
         return cls(jnp.asarray(depth), enter=jnp.asarray(enter), leave=jnp.asarray(leave))
 
 
-RESERVED = {"head_ids", "features", "positions", "segment_ids", "valid"}
+RESERVED = {"head_ids", "features", "numbers", "positions", "segment_ids", "valid"}
 
 
 def zigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:

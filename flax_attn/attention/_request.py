@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
+from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
 from flax_attn.attention._problem import Problem, is_aligned
 from flax_attn.attention._trial import try_out
@@ -132,7 +133,9 @@ def check_request(
         key_fields=fields["key"],
         head_ids=Aligned(head_ids.astype(jnp.int32).reshape(*rank, num_heads), "bn"),
         batch_ids=Aligned(_batch_ids(dropout, batch), "b"),
-        drop=None if dropout is None else (dropout.rate, dropout.seed()),
+        drop=None if dropout is None else (_constant(dropout.rate), dropout.seed()),
+        query_numbers=None if dropout is None else _numbers(function, "query", sides, batch),
+        key_numbers=None if dropout is None else _numbers(function, "key", sides, batch),
         shared_drop=dropout is not None and dropout.broadcast,
         plan=_check_plan(function, plan, weights_shape, complete),
         plan_block=None if plan is None else plan.block,
@@ -238,6 +241,34 @@ def _fields(
             )
         fields[name] = Aligned(array, "bn" + letter)
     return fields
+
+
+def _numbers(function: str, side: str, sides: dict[str, Any], batch: tuple[int, ...]) -> Aligned:
+    """The number of each token of one side in its sequence, `[*B | 1, 1, T]`."""
+    coords, length = sides[side]
+    letter = "t" if side == "query" else "s"
+    if coords is None:
+        numbers = lax.iota(jnp.int32, length).reshape((1,) * (len(batch) + 1) + (-1,))
+        return Aligned(numbers, "bn" + letter)
+    if varying_axes(coords.positions) - varying_axes(coords.numbers):
+        raise ValueError(
+            f"{function}: dropout needs the number of each token in its whole sequence, which "
+            f"Coords(positions) within shard_map cannot know. Give {side}_coords = "
+            f"Coords(positions, numbers=jnp.arange({length})) where each device has whole "
+            f"sequences, numbers=jnp.arange({length}) + {length} * jax.lax.axis_index(axis_name) "
+            f"where it has a part of them."
+        )
+    if not broadcasts_to(coords.numbers.shape, (*batch, length)):
+        raise ValueError(
+            f"{function}: numbers of {side}_coords must broadcast to [*B, T] = "
+            f"{[*batch, length]}, got {list(coords.numbers.shape)}."
+        )
+    return Aligned(expand_rank(coords.numbers, len(batch) + 1)[..., None, :], "bn" + letter)
+
+
+def _constant(rate: float | jax.Array) -> float | jax.Array:
+    """A rate without derivatives: `with_rate` has them."""
+    return lax.stop_gradient(rate) if isinstance(rate, jax.Array) else rate
 
 
 def _within(lengths: jax.Array, length: int, valid: Aligned | None, letter: str) -> Aligned:
@@ -423,8 +454,8 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
             f"{function}: dropout.key must be one JAX key, got "
             f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
         )
-    if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate < 1:
-        raise ValueError(f"{function}: the dropout rate must lie in [0, 1), got {dropout.rate}.")
+    if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate <= 1:
+        raise ValueError(f"{function}: the dropout rate must lie in [0, 1], got {dropout.rate}.")
     count = math.prod(batch)
     if dropout.batch_ids is not None and dropout.batch_ids.shape != (count,):
         raise ValueError(

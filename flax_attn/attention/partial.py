@@ -12,6 +12,7 @@ from flax_attn._pytree import pytree
 from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
 from flax_attn.attention._request import check_options, check_request
+from flax_attn.attention.dropout import with_rate
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Normalizer, Softmax, log_add, with_sink
 
@@ -80,6 +81,7 @@ def partial(
         name = type(problem.normalizer).__name__
         raise ValueError(f"partial: rows of the normaliser {name} cannot be cut into parts.")
     output, lse = attend(problem, names)
+    output = with_rate(output, options.get("dropout"))
     return Partial(output, lse if problem.normalizer.coupled else None)
 
 
