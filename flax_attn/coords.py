@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import broadcasts_to
+from flax_attn._checks import broadcasts_to, check_at_least
+from flax_attn._integers import as_bound, as_ids, integers, saturate
 from flax_attn._jax import vary_together
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
@@ -58,8 +60,11 @@ class Coords:
     token axis of every field.
 
     Attributes:
-      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements.
-      segment_ids: Number of the sequence that a token belongs to `[*B, T]`.
+      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements. To masks and
+        score modifiers, positions beyond ±(2³⁰ − 1) count as these ends, so that no difference of
+        two wraps around: a sentinel such as −2³¹ is far from every token.
+      segment_ids: Number of the sequence that a token belongs to `[*B, T]`. Where a number is
+        known not to fit int32, it is refused, as in integer features.
       valid: False for tokens that take no part, as padding `[*B, T]`: no query sees them as keys,
         and as queries they give 0, whatever the mask.
       numbers: Number of each token in its sequence `[*B, T]`, 0 ... T − 1 by default, whatever the
@@ -86,16 +91,15 @@ class Coords:
         numbers: Int[Array, "*#B T"] | None = None,
         **features: Any,
     ) -> None:
-        self.positions = _integers("positions", positions)
-        self.segment_ids = None if segment_ids is None else _integers("segment_ids", segment_ids)
+        self.positions = as_bound("Coords: positions", positions)
+        self.segment_ids = None if segment_ids is None else _segments(segment_ids)
         self.valid = None if valid is None else _booleans("valid", valid)
         self.features = {}
         for name, values in features.items():
             if hasattr(Coords, name) or name in RESERVED:
                 raise ValueError(f"Coords: a feature may not be called {name!r}.")
             array = values.values if isinstance(values, PerHead) else values
-            if not hasattr(array, "dtype"):
-                array = jnp.asarray(array)
+            array = _feature(name, array)
             self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
         self._check()
         self.numbers = self._numbers(numbers)
@@ -118,7 +122,7 @@ class Coords:
         shape = self.positions.shape
         if numbers is None:
             return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        numbers = _integers("numbers", numbers)
+        numbers = saturate(as_ids("Coords: numbers", numbers))
         if numbers.shape[-1:] != shape[-1:]:
             raise ValueError(
                 f"Coords: numbers must be [*B, T] with T = {len(self)}, the number of positions, "
@@ -188,7 +192,8 @@ class Coords:
         Returns:
           Coordinates `[T]`, or `[*B, T]`; the tokens' numbers are their positions.
         """
-        offset = jnp.asarray(offset, jnp.int32)
+        length = _length("Coords.arange", "length", length)
+        offset = jnp.asarray(as_place(as_bound("Coords.arange: offset", offset)))
         index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
         positions = offset[..., None] + index
         return cls(positions, numbers=jnp.copy(positions))  # a copy, as buffers may be donated
@@ -204,7 +209,7 @@ class Coords:
         Returns:
           Coordinates `[*B, T]`.
         """
-        segment_ids = _integers("segment_ids", segment_ids)
+        segment_ids = _segments(segment_ids)
         index = jnp.broadcast_to(
             jnp.arange(segment_ids.shape[-1], dtype=jnp.int32), segment_ids.shape
         )
@@ -226,7 +231,8 @@ class Coords:
         Returns:
           Coordinates `[*B, T]` whose `valid` is False from `lengths` on.
         """
-        lengths = _integers("lengths", lengths)
+        lengths = as_bound("Coords.from_lengths: lengths", lengths)
+        length = _length("Coords.from_lengths", "length", length)
         index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*lengths.shape, length))
         return cls(index, valid=index < lengths[..., None])
 
@@ -241,6 +247,8 @@ class Coords:
         Returns:
           Coordinates `[H · W]`.
         """
+        height = _length("Coords.grid", "height", height)
+        width = _length("Coords.grid", "width", width)
         index = jnp.arange(height * width, dtype=jnp.int32)
         return cls(index, row=index // width, col=index % width)
 
@@ -255,8 +263,13 @@ class Coords:
           Coordinates `[T]` with the depth as position (roots at 0) and the features `enter` and
           `leave`: a node's descendants are those with `enter <= enter' < leave`.
         """
-        parents = np.asarray(parents)
-        count = parents.shape[0]
+        if isinstance(parents, jax.core.Tracer):
+            raise TypeError(
+                "Coords.tree: parents must be known numbers, got a traced array. Make the "
+                "coordinates outside of jit, and pass them in."
+            )
+        parents = np.asarray(integers("Coords.tree: parents", parents))
+        count = parents.size
         if parents.ndim != 1 or ((parents < -1) | (parents >= count)).any():
             raise ValueError(
                 f"Coords.tree: parents must be one number per node in −1 ... {count - 1}, "
@@ -359,12 +372,42 @@ def _take(values: Any, index: Index, axis: int) -> Any:
     return jnp.take(values, index, axis=axis)
 
 
-def _integers(name: str, values: Any) -> Any:
-    if not hasattr(values, "dtype"):
-        values = jnp.asarray(values)
+def _length(owner: str, name: str, length: Any) -> Any:
+    """A number of tokens, which `jax.export` may not know yet."""
+    return length if is_symbolic_dim(length) else check_at_least(owner, name, length, 0)
+
+
+def as_place(values: Any) -> Any:
+    """Integers as int32 within ±(2³⁰ − 1), so that no difference wraps; other numbers as they are.
+
+    Masks and score modifiers see positions so, once per token.
+    """
     if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise TypeError(f"Coords: {name} must be integers, got {values.dtype}.")
-    return jnp.asarray(values, jnp.int32)
+        return values
+    if np.iinfo(values.dtype).bits < 32:
+        return values.astype(jnp.int32)
+    return jax.lax.clamp(np.int32(-FARTHEST), jnp.asarray(saturate(values)), np.int32(FARTHEST))
+
+
+FARTHEST = 2**30 - 1
+
+
+def _segments(segment_ids: Any) -> Any:
+    fix = "Number the sequences from 0, as np.unique(segment_ids, return_inverse=True)[1] does."
+    return as_ids("Coords: segment_ids", segment_ids, fix)
+
+
+def _feature(name: str, values: Any) -> Any:
+    """The array as it is, if JAX has its dtype; wider integers of NumPy as int32, if they fit."""
+    given = values
+    if not hasattr(values, "dtype"):
+        values = np.asarray(values)
+    if values.dtype.kind == "O" or (
+        values.dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
+    ):
+        fix = f"Number what it counts from 0, or cut a bound: np.clip({name}, -2**31, 2**31 - 1)."
+        return as_ids(f"Coords: {name}", values, fix)
+    return values if values is given else jnp.asarray(values)
 
 
 def _booleans(name: str, values: Any) -> Any:
@@ -408,6 +451,7 @@ def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) 
         return array.reshape(*ones, *batch, heads, *(length if n == -1 else 1 for n in token_axes))
 
     fields = {name: expand(values) for name, values in coords.fields().items()}
+    fields["positions"] = as_place(fields["positions"])
     if head_ids is not None:
         fields["head_ids"] = head_ids.reshape((1,) * batch_ndim + (-1, 1, 1))
     return Record(side, fields)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
+from flax_attn._integers import as_bound, as_ids, saturate
 from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
 from flax_attn.attention._problem import Problem, is_aligned
@@ -72,7 +73,11 @@ def check_request(
             f"Multiply the query instead: query * scale."
         )
     _check_normalizer(function, normalizer, num_heads)
-    head_ids = jnp.arange(num_heads) if head_ids is None else jnp.asarray(head_ids)
+    head_ids = (
+        lax.iota(jnp.int32, num_heads)
+        if head_ids is None
+        else saturate(as_ids(f"{function}: head_ids", head_ids))
+    )
     if head_ids.shape != (num_heads,):
         raise ValueError(
             f"{function}: head_ids must be [N] = [{num_heads}], got {list(head_ids.shape)}."
@@ -131,7 +136,7 @@ def check_request(
         score_mod=modify,
         query_fields=fields["query"],
         key_fields=fields["key"],
-        head_ids=Aligned(head_ids.astype(jnp.int32).reshape(*rank, num_heads), "bn"),
+        head_ids=Aligned(head_ids.reshape(*rank, num_heads), "bn"),
         batch_ids=Aligned(_batch_ids(dropout, batch), "b"),
         drop=None if dropout is None else (_constant(dropout.rate), dropout.seed()),
         query_numbers=None if dropout is None else _numbers(function, "query", sides, batch),
@@ -331,7 +336,7 @@ def _check_plan(
 def _batch_ids(dropout: Dropout | None, batch: tuple[int, ...]) -> jax.Array:
     if dropout is None or dropout.batch_ids is None:
         return lax.iota(jnp.int32, math.prod(batch)).reshape(batch)
-    return jnp.asarray(dropout.batch_ids).astype(jnp.int32).reshape(batch)
+    return saturate(as_ids("Dropout: batch_ids", dropout.batch_ids)).reshape(batch)
 
 
 def _without_leaves(normalizer: Normalizer) -> Normalizer:
@@ -401,16 +406,14 @@ def _check_lengths(
 ) -> jax.Array | None:
     if lengths is None:
         return None
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"{function}: {name} must be integers, got {lengths.dtype}.")
+    lengths = as_bound(f"{function}: {name}", lengths)
     if not batch and lengths.shape == (1,):  # what jax.nn takes without a batch
         lengths = lengths.reshape(())
     if lengths.shape != batch:
         raise ValueError(
             f"{function}: {name} must be [*B] = {list(batch)}, got {list(lengths.shape)}."
         )
-    return lengths.astype(jnp.int32)
+    return lengths
 
 
 def _check_window(function: str, window: int | Sides | None) -> Sides | None:
@@ -418,7 +421,7 @@ def _check_window(function: str, window: int | Sides | None) -> Sides | None:
         return None
     sides = tuple(window) if isinstance(window, tuple | list) else (window, window)
     for side in sides:
-        if side is not None and not jnp.issubdtype(jnp.result_type(side), jnp.integer):
+        if side is not None and not _is_integer(side):
             raise TypeError(f"{function}: local_window_size must be whole numbers, got {window}.")
     known = (side for side in sides if side is not None and not isinstance(side, jax.core.Tracer))
     if len(sides) != 2 or any(jnp.ndim(side) != 0 or side < 0 for side in known):
@@ -435,8 +438,13 @@ def _check_window(function: str, window: int | Sides | None) -> Sides | None:
 def _as_side(side: int | jax.Array | None) -> int | jax.Array | None:
     """A known number stays one, so that the block map of the window is known, too."""
     if side is None or isinstance(side, jax.core.Tracer):
-        return side if side is None else jnp.asarray(side, jnp.int32)
+        return side if side is None else saturate(side)
     return int(side)
+
+
+def _is_integer(number: Any) -> bool:
+    dtype = getattr(number, "dtype", None)
+    return type(number) is int if dtype is None else jnp.issubdtype(dtype, jnp.integer)
 
 
 def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...]) -> None:
@@ -457,8 +465,8 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
     if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate <= 1:
         raise ValueError(f"{function}: the dropout rate must lie in [0, 1], got {dropout.rate}.")
     count = math.prod(batch)
-    if dropout.batch_ids is not None and dropout.batch_ids.shape != (count,):
+    if dropout.batch_ids is not None and jnp.shape(dropout.batch_ids) != (count,):
         raise ValueError(
             f"{function}: dropout.batch_ids must be one number for each batch element, "
-            f"[{count}], got {list(dropout.batch_ids.shape)}."
+            f"[{count}], got {list(jnp.shape(dropout.batch_ids))}."
         )
