@@ -6,8 +6,12 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float, Int
 
+from flax_attn._checks import broadcasts_to, check_at_least
+from flax_attn._integers import as_bound, as_ids, integers, saturate
+from flax_attn._jax import vary_together
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -56,10 +60,17 @@ class Coords:
     token axis of every field.
 
     Attributes:
-      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements.
-      segment_ids: Number of the sequence that a token belongs to `[*B, T]`.
+      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements. To masks and
+        score modifiers, positions beyond ±(2³⁰ − 1) count as these ends, so that no difference of
+        two wraps around: a sentinel such as −2³¹ is far from every token.
+      segment_ids: Number of the sequence that a token belongs to `[*B, T]`. Where a number is
+        known not to fit int32, it is refused, as in integer features.
       valid: False for tokens that take no part, as padding `[*B, T]`: no query sees them as keys,
         and as queries they give 0, whatever the mask.
+      numbers: Number of each token in its sequence `[*B, T]`, 0 ... T − 1 by default, whatever the
+        positions are. Slices and gathers keep it, and only dropout reads it: masks and score
+        modifiers do not see it. Give it where these tokens are a part of a longer sequence;
+        `Coords.arange(length, offset)` numbers them offset, offset + 1, ...
       **features: Further fields `[*B, T]`, or `PerHead([*B, T, N])`.
 
     Example:
@@ -76,20 +87,22 @@ class Coords:
         positions: Int[Array, "*#B T"],
         segment_ids: Int[Array, "*#B T"] | None = None,
         valid: Bool[Array, "*#B T"] | None = None,
+        *,
+        numbers: Int[Array, "*#B T"] | None = None,
         **features: Any,
     ) -> None:
-        self.positions = _integers("positions", positions)
-        self.segment_ids = None if segment_ids is None else _integers("segment_ids", segment_ids)
+        self.positions = as_bound("Coords: positions", positions)
+        self.segment_ids = None if segment_ids is None else _segments(segment_ids)
         self.valid = None if valid is None else _booleans("valid", valid)
         self.features = {}
         for name, values in features.items():
             if hasattr(Coords, name) or name in RESERVED:
                 raise ValueError(f"Coords: a feature may not be called {name!r}.")
             array = values.values if isinstance(values, PerHead) else values
-            if not hasattr(array, "dtype"):
-                array = jnp.asarray(array)
+            array = _feature(name, array)
             self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
         self._check()
+        self.numbers = self._numbers(numbers)
 
     def _check(self) -> None:
         if self.positions.ndim == 0:
@@ -104,11 +117,28 @@ class Coords:
                     f"[*B, T, N]: PerHead({name})."
                 )
 
+    def _numbers(self, numbers: Any) -> Any:
+        """The given numbers, or 0 ... T − 1, in the shape of the positions."""
+        shape = self.positions.shape
+        if numbers is None:
+            return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+        numbers = saturate(as_ids("Coords: numbers", numbers))
+        if numbers.shape[-1:] != shape[-1:]:
+            raise ValueError(
+                f"Coords: numbers must be [*B, T] with T = {len(self)}, the number of positions, "
+                f"got {list(numbers.shape)}."
+            )
+        if broadcasts_to(numbers.shape, shape):
+            numbers = jnp.broadcast_to(numbers, shape)
+        # Within `shard_map`, numbers that are given differ between devices as positions do. Those
+        # that are counted here do not, and attention can tell.
+        return vary_together([self.positions, numbers])[1]
+
     def __len__(self) -> int:
         return self.positions.shape[-1]
 
     def fields(self) -> dict[str, Any]:
-        """Every field that is there, by name."""
+        """Every field that is there, by name, as masks and score modifiers see them."""
         own = {"positions": self.positions, "segment_ids": self.segment_ids, "valid": self.valid}
         return {name: x for name, x in own.items() if x is not None} | self.features
 
@@ -116,12 +146,13 @@ class Coords:
         """These coordinates with more features, or others.
 
         Args:
-          **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid`.
+          **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid` and
+            `numbers`.
 
         Returns:
-          New coordinates.
+          New coordinates, of tokens with the same numbers.
         """
-        return Coords(**(self.fields() | features))
+        return Coords(**(self.fields() | {"numbers": self.numbers} | features))
 
     def __getitem__(self, index: Index) -> "Coords":
         """The tokens of a slice, or of an array of numbers `[X]`."""
@@ -131,7 +162,8 @@ class Coords:
                 return PerHead(_take(values.values, index, -2))
             return _take(values, index, -1)
 
-        return Coords(**{name: take(values) for name, values in self.fields().items()})
+        fields = self.fields() | {"numbers": self.numbers}
+        return Coords(**{name: take(values) for name, values in fields.items()})
 
     def __repr__(self) -> str:
         parts = [f"{name}={show_value(values)}" for name, values in self.fields().items()]
@@ -139,14 +171,14 @@ class Coords:
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Children with their names, for JAX."""
-        names = ("positions", "segment_ids", "valid", "features")
+        names = ("positions", "segment_ids", "valid", "features", "numbers")
         return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> "Coords":
         """From children, for JAX."""
         self = object.__new__(cls)
-        self.positions, self.segment_ids, self.valid, self.features = children
+        self.positions, self.segment_ids, self.valid, self.features, self.numbers = children
         return self
 
     @classmethod
@@ -158,13 +190,13 @@ class Coords:
           offset: Position of the first; an array `[*B]` for one per sequence.
 
         Returns:
-          Coordinates `[T]`, or `[*B, T]`.
+          Coordinates `[T]`, or `[*B, T]`; the tokens' numbers are their positions.
         """
-        offset = jnp.asarray(offset, jnp.int32)
-        return cls(
-            offset[..., None]
-            + jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
-        )
+        length = _length("Coords.arange", "length", length)
+        offset = jnp.asarray(as_place(as_bound("Coords.arange: offset", offset)))
+        index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
+        positions = offset[..., None] + index
+        return cls(positions, numbers=jnp.copy(positions))  # a copy, as buffers may be donated
 
     @classmethod
     def from_segments(cls, segment_ids: Int[Array, "*B T"], restart: bool = False) -> "Coords":
@@ -177,7 +209,7 @@ class Coords:
         Returns:
           Coordinates `[*B, T]`.
         """
-        segment_ids = _integers("segment_ids", segment_ids)
+        segment_ids = _segments(segment_ids)
         index = jnp.broadcast_to(
             jnp.arange(segment_ids.shape[-1], dtype=jnp.int32), segment_ids.shape
         )
@@ -186,7 +218,7 @@ class Coords:
         first = jnp.ones((*segment_ids.shape[:-1], 1), bool)
         starts = jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
         begin = jax.lax.cummax(jnp.where(starts, index, 0), axis=index.ndim - 1)
-        return cls(index - begin, segment_ids)
+        return cls(index - begin, segment_ids, numbers=index)
 
     @classmethod
     def from_lengths(cls, lengths: Int[Array, "*B"], length: int) -> "Coords":
@@ -199,7 +231,8 @@ class Coords:
         Returns:
           Coordinates `[*B, T]` whose `valid` is False from `lengths` on.
         """
-        lengths = _integers("lengths", lengths)
+        lengths = as_bound("Coords.from_lengths: lengths", lengths)
+        length = _length("Coords.from_lengths", "length", length)
         index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*lengths.shape, length))
         return cls(index, valid=index < lengths[..., None])
 
@@ -214,6 +247,8 @@ class Coords:
         Returns:
           Coordinates `[H · W]`.
         """
+        height = _length("Coords.grid", "height", height)
+        width = _length("Coords.grid", "width", width)
         index = jnp.arange(height * width, dtype=jnp.int32)
         return cls(index, row=index // width, col=index % width)
 
@@ -228,8 +263,13 @@ class Coords:
           Coordinates `[T]` with the depth as position (roots at 0) and the features `enter` and
           `leave`: a node's descendants are those with `enter <= enter' < leave`.
         """
-        parents = np.asarray(parents)
-        count = parents.shape[0]
+        if isinstance(parents, jax.core.Tracer):
+            raise TypeError(
+                "Coords.tree: parents must be known numbers, got a traced array. Make the "
+                "coordinates outside of jit, and pass them in."
+            )
+        parents = np.asarray(integers("Coords.tree: parents", parents))
+        count = parents.size
         if parents.ndim != 1 or ((parents < -1) | (parents >= count)).any():
             raise ValueError(
                 f"Coords.tree: parents must be one number per node in −1 ... {count - 1}, "
@@ -258,7 +298,7 @@ class Coords:
         return cls(jnp.asarray(depth), enter=jnp.asarray(enter), leave=jnp.asarray(leave))
 
 
-RESERVED = {"head_ids", "features", "positions", "segment_ids", "valid"}
+RESERVED = {"head_ids", "features", "numbers", "positions", "segment_ids", "valid"}
 
 
 def zigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
@@ -332,12 +372,42 @@ def _take(values: Any, index: Index, axis: int) -> Any:
     return jnp.take(values, index, axis=axis)
 
 
-def _integers(name: str, values: Any) -> Any:
-    if not hasattr(values, "dtype"):
-        values = jnp.asarray(values)
+def _length(owner: str, name: str, length: Any) -> Any:
+    """A number of tokens, which `jax.export` may not know yet."""
+    return length if is_symbolic_dim(length) else check_at_least(owner, name, length, 0)
+
+
+def as_place(values: Any) -> Any:
+    """Integers as int32 within ±(2³⁰ − 1), so that no difference wraps; other numbers as they are.
+
+    Masks and score modifiers see positions so, once per token.
+    """
     if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise TypeError(f"Coords: {name} must be integers, got {values.dtype}.")
-    return jnp.asarray(values, jnp.int32)
+        return values
+    if np.iinfo(values.dtype).bits < 32:
+        return values.astype(jnp.int32)
+    return jax.lax.clamp(np.int32(-FARTHEST), jnp.asarray(saturate(values)), np.int32(FARTHEST))
+
+
+FARTHEST = 2**30 - 1
+
+
+def _segments(segment_ids: Any) -> Any:
+    fix = "Number the sequences from 0, as np.unique(segment_ids, return_inverse=True)[1] does."
+    return as_ids("Coords: segment_ids", segment_ids, fix)
+
+
+def _feature(name: str, values: Any) -> Any:
+    """The array as it is, if JAX has its dtype; wider integers of NumPy as int32, if they fit."""
+    given = values
+    if not hasattr(values, "dtype"):
+        values = np.asarray(values)
+    if values.dtype.kind == "O" or (
+        values.dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
+    ):
+        fix = f"Number what it counts from 0, or cut a bound: np.clip({name}, -2**31, 2**31 - 1)."
+        return as_ids(f"Coords: {name}", values, fix)
+    return values if values is given else jnp.asarray(values)
 
 
 def _booleans(name: str, values: Any) -> Any:
@@ -381,6 +451,7 @@ def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) 
         return array.reshape(*ones, *batch, heads, *(length if n == -1 else 1 for n in token_axes))
 
     fields = {name: expand(values) for name, values in coords.fields().items()}
+    fields["positions"] = as_place(fields["positions"])
     if head_ids is not None:
         fields["head_ids"] = head_ids.reshape((1,) * batch_ndim + (-1, 1, 1))
     return Record(side, fields)

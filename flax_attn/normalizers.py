@@ -69,7 +69,7 @@ class Softmax(Normalizer):
     Attributes:
       sink: A logit per head `[N]`, or one for all `[]`, that takes part in the sum but has no
         value: the row's weights then add up to less than one. `None` is the plain softmax; a
-        sink of 0 is "softmax one".
+        sink of 0 is "softmax one", and a sink of −∞ is none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -391,7 +391,17 @@ def with_sink(
     # No gradient passes through rows that are undefined: 0 · NaN would reach the sink.
     unknown = jnp.isnan(lse)
     known_lse = jnp.where(unknown, 0, lse)
-    share = jax.nn.sigmoid(known_lse - sink)[..., None].astype(output.dtype)
-    joined = jnp.where(unknown, jnp.nan, jnp.logaddexp(known_lse, sink))
+    # A row without keys has an LSE of −∞, and so may a sink that is switched off.
+    nothing = jnp.isneginf(known_lse) & jnp.isneginf(sink)
+    logit = jnp.where(nothing, 0, known_lse) - jnp.where(nothing, 0, sink)
+    share = jax.nn.sigmoid(logit)[..., None].astype(output.dtype)
+    joined = jnp.where(unknown, jnp.nan, log_add(known_lse, sink))
     missing = jnp.isnan(output)
     return jnp.where(missing, jnp.nan, jnp.where(missing, 0, output) * share), joined
+
+
+def log_add(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(exp(a) + exp(b)); −∞ with zero gradients where both are −∞."""
+    nothing = jnp.isneginf(a) & jnp.isneginf(b)
+    some = jnp.logaddexp(jnp.where(nothing, 0, a), jnp.where(nothing, 0, b))
+    return jnp.where(nothing, -jnp.inf, some)

@@ -15,6 +15,7 @@ from flax_attn.attention._scores import (
     undefined_values,
     unstack_groups,
 )
+from flax_attn.attention.dropout import kept_share
 
 Arrays = tuple[jax.Array, ...]
 
@@ -99,7 +100,7 @@ def forward(problem: Problem) -> tuple[jax.Array, jax.Array]:
 
     if problem.drop is not None:
         keep = problem.keep(problem.batch_ids.values[..., None, None, None])
-        share = jnp.asarray(1 - problem.drop[0], weights_BNTS.dtype)
+        share = kept_share(problem.drop[0], weights_BNTS.dtype)
         weights_BNTS = jnp.where(keep, weights_BNTS / share, 0)
 
     output_BKRD = jnp.einsum(

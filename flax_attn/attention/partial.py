@@ -12,8 +12,9 @@ from flax_attn._pytree import pytree
 from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
 from flax_attn.attention._request import check_options, check_request
+from flax_attn.attention.dropout import with_rate
 from flax_attn.masks import Mask
-from flax_attn.normalizers import Normalizer, Softmax, with_sink
+from flax_attn.normalizers import Normalizer, Softmax, log_add, with_sink
 
 
 @pytree
@@ -80,6 +81,7 @@ def partial(
         name = type(problem.normalizer).__name__
         raise ValueError(f"partial: rows of the normaliser {name} cannot be cut into parts.")
     output, lse = attend(problem, names)
+    output = with_rate(output, options.get("dropout"))
     return Partial(output, lse if problem.normalizer.coupled else None)
 
 
@@ -136,7 +138,7 @@ def _join(a: Partial, b: Partial) -> Partial:
     # No gradient passes through rows that are undefined: 0 · NaN would reach the other part.
     unknown = jnp.isnan(a.lse) | jnp.isnan(b.lse)
     first, second = (jnp.where(unknown, 0, part) for part in (a.lse, b.lse))
-    lse = jnp.logaddexp(first, second)
+    lse = log_add(first, second)
     missing = jnp.isnan(a.output) | jnp.isnan(b.output)
     output = sum(
         _share(of, lse)[..., None] * jnp.where(missing, 0, part)

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
 from flax_attn.masks._mask import Mask
-from flax_attn.masks._numbers import Number, check_number, known, per_head
+from flax_attn.masks._numbers import Number, as_number, known, per_head
 
 
 @pytree
@@ -32,8 +32,8 @@ class Dilated(Mask):
     dilation: Number
 
     def __post_init__(self) -> None:
-        check_number("Dilated: window", self.window, 0, "0 is the query's own position alone.")
-        check_number("Dilated: dilation", self.dilation, 1, "1 is a plain window.")
+        _set(self, "window", 0, "0 is the query's own position alone.")
+        _set(self, "dilation", 1, "1 is a plain window.")
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
@@ -68,7 +68,7 @@ class Chunked(Mask):
     size: Number
 
     def __post_init__(self) -> None:
-        check_number("Chunked: size", self.size, 1, "It counts positions.")
+        _set(self, "size", 1, "It counts positions.")
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
@@ -108,8 +108,8 @@ class Strided(Mask):
     summary: Number = 1
 
     def __post_init__(self) -> None:
-        check_number("Strided: stride", self.stride, 1, "It counts positions.")
-        check_number("Strided: summary", self.summary, 1, "It counts positions.")
+        _set(self, "stride", 1, "It counts positions.")
+        _set(self, "summary", 1, "It counts positions.")
         stride, summary = known(self.stride), known(self.summary)
         if stride is not None and summary is not None and (summary > stride).any():
             raise ValueError(
@@ -126,3 +126,9 @@ class Strided(Mask):
         summary = per_head("Strided: summary", self.summary, q)
         same = q.positions // stride == k.positions // stride
         return (distance >= 0) & (same | (k.positions % stride >= stride - summary))
+
+
+def _set(mask: Mask, name: str, minimum: int, fix: str) -> None:
+    """Check a number of a mask, and keep it as an int32."""
+    number = as_number(f"{type(mask).__name__}: {name}", getattr(mask, name), minimum, fix)
+    object.__setattr__(mask, name, number)

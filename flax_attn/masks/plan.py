@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int8
 
+from flax_attn._integers import as_ids, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import MissingFieldError, Record
 from flax_attn.coords import Aligned, Coords, PerHead, to_record
@@ -145,6 +146,8 @@ def make_plan(
         *(_batch_ndim_of(x) for x in aligned if isinstance(x, Aligned)),
         1,
     )
+    if head_ids is not None:
+        head_ids = saturate(as_ids("make_plan: head_ids", head_ids))
     q = to_record(query_coords, "query", batch_ndim, head_ids)
     k = to_record(key_coords, "key", batch_ndim)
     try:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from flax_attn._integers import comparable
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
 from flax_attn.masks._mask import Mask
@@ -34,7 +35,8 @@ class SameSegment(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        return q.segment_ids == k.segment_ids
+        mine, theirs = comparable(q.segment_ids, k.segment_ids)
+        return mine == theirs
 
 
 @pytree
@@ -127,7 +129,9 @@ class Tree(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        return (k.enter <= q.enter) & (q.enter < k.leave)
+        enter, first = comparable(q.enter, k.enter)
+        before, leave = comparable(q.enter, k.leave)
+        return (first <= enter) & (before < leave)
 
 
 @pytree
@@ -157,8 +161,8 @@ class Overlay(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        image = getattr(q, self.feature)
-        return (image == getattr(k, self.feature)) & (image >= 0)
+        image, theirs = comparable(getattr(q, self.feature), getattr(k, self.feature))
+        return (image == theirs) & (image >= 0)
 
 
 @pytree
@@ -189,5 +193,6 @@ class Interval(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        lower, upper = getattr(k, self.lower), getattr(k, self.upper)
-        return (lower <= q.positions) & (q.positions < upper)
+        lower, from_lower = comparable(getattr(k, self.lower), q.positions)
+        upper, up_to_upper = comparable(getattr(k, self.upper), q.positions)
+        return (lower <= from_lower) & (up_to_upper < upper)

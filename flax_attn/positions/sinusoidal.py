@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -50,6 +52,10 @@ def sinusoidal(
         raise ValueError(f"sinusoidal: features must be a positive even number, got {features}.")
     if layout not in ("interleaved", "half"):
         raise ValueError(f'sinusoidal: layout must be "interleaved" or "half", got {layout!r}.')
+    if not isinstance(positions, jax.Array):
+        positions = np.asarray(positions)
+        if positions.dtype.kind in "iu":  # which JAX would wrap to 32 bits
+            positions = positions.astype(np.float32)
     positions = jnp.asarray(positions)
     wide = positions.dtype == jnp.float64
     angle_dtype = jnp.float64 if wide else jnp.float32

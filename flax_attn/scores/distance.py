@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
+from flax_attn.coords import as_place
 from flax_attn.scores._leaves import as_leaf, of_heads
 from flax_attn.scores._score_mod import ScoreMod
 
@@ -121,5 +122,5 @@ def names_of_axes(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _difference(mine: Array, theirs: Array, dtype: jnp.dtype) -> Float[Array, "..."]:
     if all(jnp.issubdtype(x.dtype, jnp.integer) for x in (mine, theirs)):
-        return (mine.astype(jnp.int32) - theirs.astype(jnp.int32)).astype(dtype)
+        return (as_place(mine) - as_place(theirs)).astype(dtype)
     return mine.astype(dtype) - theirs.astype(dtype)

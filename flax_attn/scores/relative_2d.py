@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
+from flax_attn.coords import as_place
 from flax_attn.scores._leaves import as_leaf, check_heads, take
 from flax_attn.scores._score_mod import ScoreMod
 from flax_attn.scores.distance import names_of_axes
@@ -75,7 +76,7 @@ class RelativeBias2D(ScoreMod):
         # Only the places are kept for the gradients, not the row number of each score.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def look_up(table: Array, rows: tuple[Array, Array], cols: tuple[Array, Array]) -> Array:
-            down, right = ((i - j).astype(jnp.int32) for i, j in (rows, cols))
+            down, right = (as_place(i) - as_place(j) for i, j in (rows, cols))
             row = jnp.clip(down, 1 - height, height - 1) + height - 1
             col = jnp.clip(right, 1 - width, width - 1) + width - 1
             return take(table, row * (2 * width - 1) + col, head_ids)
