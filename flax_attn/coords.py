@@ -110,9 +110,9 @@ class Coords:
         for name, values in self.fields().items():
             array = values.values if isinstance(values, PerHead) else values
             tokens = array.shape[:-1] if isinstance(values, PerHead) else array.shape
-            if not tokens or tokens[-1] != len(self):
+            if not tokens or tokens[-1] != self.length:
                 raise ValueError(
-                    f"Coords: {name} must be [*B, T] with T = {len(self)}, the number of "
+                    f"Coords: {name} must be [*B, T] with T = {self.length}, the number of "
                     f"positions, got {list(array.shape)}. Wrap what differs between heads, "
                     f"[*B, T, N]: PerHead({name})."
                 )
@@ -125,7 +125,7 @@ class Coords:
         numbers = saturate(as_ids("Coords: numbers", numbers))
         if numbers.shape[-1:] != shape[-1:]:
             raise ValueError(
-                f"Coords: numbers must be [*B, T] with T = {len(self)}, the number of positions, "
+                f"Coords: numbers must be [*B, T] with T = {self.length}, the number of positions, "
                 f"got {list(numbers.shape)}."
             )
         if broadcasts_to(numbers.shape, shape):
@@ -135,6 +135,11 @@ class Coords:
         return vary_together([self.positions, numbers])[1]
 
     def __len__(self) -> int:
+        return self.positions.shape[-1]
+
+    @property
+    def length(self) -> int:
+        """The number of tokens T; in `jax.export`, it may be symbolic, which `len` cannot give."""
         return self.positions.shape[-1]
 
     def fields(self) -> dict[str, Any]:

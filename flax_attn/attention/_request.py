@@ -228,10 +228,10 @@ def _fields(
             f"{function}: {side}_coords must be Coords, got {type(coords).__name__}. Wrap "
             f"positions: Coords(positions)."
         )
-    if len(coords) != length:
+    if coords.length != length:
         raise ValueError(
             f"{function}: {side}_coords must have the {length} tokens of the {side}, "
-            f"got {len(coords)}."
+            f"got {coords.length}."
         )
     batch, num_heads = shape[:-3], shape[-3]
     record = to_record(coords, side, len(batch))

@@ -87,9 +87,10 @@ def additive_attention(
     if mask is not None:
         mask = expand_rank(mask, len(weights_shape))
         mask_B1TS = mask[..., None, :, :]
-        sees_bad = [sees(mask_B1TS, not_finite(a)[..., None, :])[..., 0, :] for a in (key, value)]
-        bad_score = sees_bad[0] | (not_finite(query) & jnp.any(mask, axis=-1))
-        bad = bad_score | sees_bad[1]
+        bad_keys = (not_finite(array)[..., None, :] for array in (key, value))
+        sees_key, sees_value = (x[..., 0, :] for x in sees(mask_B1TS, *bad_keys))
+        bad_score = sees_key | (not_finite(query) & jnp.any(mask, axis=-1))
+        bad = bad_score | sees_value
         query, key, value = finite(query), finite(key), finite(value)
 
     queries_TM, keys_SM = query_map(query), key_map(key)

@@ -11,8 +11,7 @@ from flax_attn.attention._problem import Problem, thaw
 from flax_attn.attention._scores import (
     scores_of,
     stack_groups,
-    undefined_scores,
-    undefined_values,
+    undefined,
     unstack_groups,
 )
 from flax_attn.attention.dropout import kept_share
@@ -116,8 +115,7 @@ def forward(problem: Problem) -> tuple[jax.Array, jax.Array]:
     if seen is not None:
         sees_BTN = jnp.swapaxes(jnp.any(seen, axis=-1), -1, -2)
         output = jnp.where(sees_BTN[..., None], output, 0)
-        bad_BNT = undefined_scores(problem, seen)
-        lse = jnp.where(jnp.swapaxes(bad_BNT, -1, -2), jnp.nan, lse)
-        bad_BNT = bad_BNT | undefined_values(problem, seen)
-        output = jnp.where(jnp.swapaxes(bad_BNT, -1, -2)[..., None], jnp.nan, output)
+        no_lse_BTN, no_output_BTN = (jnp.swapaxes(x, -1, -2) for x in undefined(problem, seen))
+        lse = jnp.where(no_lse_BTN, jnp.nan, lse)
+        output = jnp.where(no_output_BTN[..., None], jnp.nan, output)
     return output, lse

@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._request import check_request
-from flax_attn.attention._scores import scores_of, undefined_scores
+from flax_attn.attention._scores import scores_of, undefined
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Normalizer, Softmax, with_sink
@@ -132,7 +132,7 @@ def attention_weights(
     if seen is not None:
         seen_rows = scores_of(whole_rows).seen
         assert seen_rows is not None
-        bad_BNT = undefined_scores(whole_rows, seen_rows)
+        bad_BNT, _ = undefined(whole_rows, seen_rows)
         weights = jnp.where(bad_BNT[..., None], jnp.nan, weights)
         weights = jnp.where(seen, weights, 0)
     # Numbers without a value yet cannot be checked: outside, they must not pass for others.
