@@ -24,6 +24,13 @@ from jaxtyping import Array, Float
 from flax_attn._checks import as_floating, as_integer, expand_rank, statistics_dtype
 from flax_attn._convolution import convolve
 
+__all__ = ["batch_norm", "conv", "conv1d", "dense", "depthwise_conv", "group_norm", "layer_norm"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
 

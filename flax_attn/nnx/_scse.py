@@ -11,7 +11,7 @@ from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision._one_channel import dot_of_one
-from flax_attn.vision.scse import Combine, scse_and_gate
+from flax_attn.vision._scse import Combine, scse_and_gate
 
 
 class SCSE(nnx.Module):

@@ -9,9 +9,9 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
-from flax_attn.nnx.channel_attention import ChannelAttention
-from flax_attn.nnx.spatial_attention import SpatialAttention
-from flax_attn.vision.spatial_attention import Pooling
+from flax_attn.nnx._channel_attention import ChannelAttention
+from flax_attn.nnx._spatial_attention import SpatialAttention
+from flax_attn.vision._spatial_attention import Pooling
 
 
 class CBAM(nnx.Module):

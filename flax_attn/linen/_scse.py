@@ -11,7 +11,7 @@ from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._one_channel import dot_of_one
-from flax_attn.vision.scse import Combine, scse_and_gate
+from flax_attn.vision._scse import Combine, scse_and_gate
 
 
 class SCSE(nn.Module, kw_only=True):

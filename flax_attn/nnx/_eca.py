@@ -9,8 +9,8 @@ from flax_attn._checks import Activation, check_features
 from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import eca_gate
+from flax_attn.vision._eca import as_kernel_size
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.eca import as_kernel_size
 
 
 class ECA(nnx.Module):

@@ -14,7 +14,7 @@ from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._norm import SlowBatchNorm
 from flax_attn.nnx._sow import sow
-from flax_attn.vision.triplet_attention import triplet_attention_and_gate
+from flax_attn.vision._triplet_attention import triplet_attention_and_gate
 
 
 class TripletAttention(nnx.Module):

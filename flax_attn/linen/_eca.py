@@ -9,8 +9,8 @@ from flax_attn._checks import Activation
 from flax_attn.linen._layers import Conv
 from flax_attn.vision import eca_gate
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._eca import as_kernel_size
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.eca import as_kernel_size
 
 
 class ECA(nn.Module, kw_only=True):

@@ -6,8 +6,8 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn.vision.channel_attention import channel_attention
-from flax_attn.vision.spatial_attention import Pooling, spatial_attention
+from flax_attn.vision._channel_attention import channel_attention
+from flax_attn.vision._spatial_attention import Pooling, spatial_attention
 
 
 def cbam(

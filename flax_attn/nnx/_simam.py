@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from flax_attn.nnx._sow import sow
-from flax_attn.vision.simam import simam_and_gate
+from flax_attn.vision._simam import simam_and_gate
 
 
 class SimAM(nnx.Module):

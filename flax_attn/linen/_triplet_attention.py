@@ -12,7 +12,7 @@ from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv
 from flax_attn.linen._norm import SlowBatchNorm, with_phase
-from flax_attn.vision.triplet_attention import triplet_attention_and_gate
+from flax_attn.vision._triplet_attention import triplet_attention_and_gate
 
 
 class TripletAttention(nn.Module, kw_only=True):

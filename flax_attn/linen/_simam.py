@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from flax_attn.vision.simam import simam_and_gate
+from flax_attn.vision._simam import simam_and_gate
 
 
 class SimAM(nn.Module, kw_only=True):

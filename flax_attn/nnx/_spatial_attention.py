@@ -14,7 +14,7 @@ from flax_attn.nnx._layers import Conv
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.spatial_attention import Pooling
+from flax_attn.vision._spatial_attention import Pooling
 
 
 class SpatialAttention(nnx.Module):

@@ -13,14 +13,14 @@ from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gather_excite_gate
-from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.gather_excite import (
+from flax_attn.vision._gather_excite import (
     Extent,
     as_extent,
     check_gather,
     gathering_convs,
     mean_extent,
 )
+from flax_attn.vision._memory import apply_gate
 
 
 class GatherExcite(nnx.Module):

@@ -13,7 +13,7 @@ from flax_attn.linen._layers import Dense
 from flax_attn.vision import polarized_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.polarized_attention import Layout
+from flax_attn.vision._polarized_attention import Layout
 
 
 class PolarizedAttention(nn.Module, kw_only=True):

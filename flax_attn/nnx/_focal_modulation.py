@@ -14,7 +14,7 @@ from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import focal_modulation
-from flax_attn.vision.focal_modulation import exact_gelu, kernel_sizes
+from flax_attn.vision._focal_modulation import exact_gelu, kernel_sizes
 
 
 class FocalModulation(nnx.Module):

@@ -13,14 +13,14 @@ from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.gather_excite import (
+from flax_attn.vision._gather_excite import (
     Extent,
     as_extent,
     check_gather,
     gathering_convs,
     mean_extent,
 )
+from flax_attn.vision._memory import apply_gate
 
 
 class GatherExcite(nn.Module, kw_only=True):

@@ -9,9 +9,9 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
-from flax_attn.linen.channel_attention import ChannelAttention
-from flax_attn.linen.spatial_attention import SpatialAttention
-from flax_attn.vision.spatial_attention import Pooling
+from flax_attn.linen._channel_attention import ChannelAttention
+from flax_attn.linen._spatial_attention import SpatialAttention
+from flax_attn.vision._spatial_attention import Pooling
 
 
 class CBAM(nn.Module, kw_only=True):

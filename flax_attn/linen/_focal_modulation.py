@@ -13,7 +13,7 @@ from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.vision import focal_modulation
 from flax_attn.vision._checks import as_image
-from flax_attn.vision.focal_modulation import exact_gelu, kernel_sizes
+from flax_attn.vision._focal_modulation import exact_gelu, kernel_sizes
 
 
 class FocalModulation(nn.Module, kw_only=True):

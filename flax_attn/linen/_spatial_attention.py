@@ -13,7 +13,7 @@ from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
-from flax_attn.vision.spatial_attention import Pooling
+from flax_attn.vision._spatial_attention import Pooling
 
 
 class SpatialAttention(nn.Module, kw_only=True):
