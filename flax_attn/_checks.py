@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Map = Callable[[jax.Array], jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
@@ -17,16 +18,32 @@ def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 def check_array(owner: str, name: str, array: jax.Array) -> None:
     """Raise unless an array, of NumPy or JAX, has come."""
+    if isinstance(array, jax.Array | np.ndarray):
+        return
     if not hasattr(array, "dtype"):
         raise TypeError(
             f"{owner}: {name} must be an array, got {type(array).__name__}. "
             f"Wrap it: jnp.asarray({name})."
         )
+    try:
+        jnp.dtype(array.dtype)
+    except TypeError:  # it is one of another library
+        library = type(array).__module__.partition(".")[0]
+        convert = ".detach().cpu().numpy()" if library == "torch" else ".numpy()"
+        raise TypeError(
+            f"{owner}: {name} must be an array of JAX or NumPy, got {library}'s "
+            f"{type(array).__name__}. Convert it: jnp.asarray({name}{convert})."
+        ) from None
 
 
 def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
     """The array, of NumPy or JAX, as one of JAX; `TypeError` unless it is real floating point."""
     check_array(function, name, array)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{function}: {name} must be real floating point, got {array.dtype}. Pass both parts "
+            f"as channels: jnp.concatenate([{name}.real, {name}.imag], axis=-1)."
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{function}: {name} must be floating point, got {array.dtype}. "
@@ -56,13 +73,15 @@ def as_integer(function: str, name: str, number: int) -> int:
         raise TypeError(f"{function}: {name} must be one whole number, got {number!r}.") from None
 
 
-def check_features(module: str, x: jax.Array, features: int, name: str = "x") -> None:
+def check_features(
+    module: str, x: jax.Array, features: int, name: str = "x", fix: str = ""
+) -> None:
     """Raise unless `x` is an array of the width that the module was made for."""
     check_array(module, name, x)
     if x.shape[-1:] != (features,):
         raise ValueError(
             f"{module}: {name} must have the {features} channels that the module was made for, "
-            f"got {list(x.shape)}."
+            f"got {list(x.shape)}. {fix}".rstrip()
         )
 
 

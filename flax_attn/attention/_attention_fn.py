@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import expand_rank
+from flax_attn.attention._modules import as_boolean
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
@@ -33,7 +34,9 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
 
     The function takes every keyword that Flax passes, does the same as Flax's
     `dot_product_attention`, and raises where it cannot. A mask here and Flax's must both allow a
-    pair; biases add.
+    pair; biases add. `flax_attn.dot_product_attention` itself does not take Flax's keywords: do not
+    pass it as `attention_fn` to Flax's modules. NNX's would raise, and Linen's, which passes only
+    what a function takes, would not drop.
 
     Args:
       **options: Passed on to `dot_product_attention`: `scale`, `is_causal`, `local_window_size`,
@@ -59,7 +62,8 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
                 f"no place for a residual."
             )
     causal = options.pop("is_causal", False)
-    own_mask, own_bias = options.pop("mask", None), options.pop("bias", None)
+    own_mask = as_boolean("attention_fn", options.pop("mask", None))
+    own_bias = options.pop("bias", None)
     own_precision = options.pop("precision", None)
     weights_options: dict[str, Any] = {
         name: options[name] for name in _WEIGHTS_OPTIONS if name in options
@@ -80,9 +84,12 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
         precision: lax.PrecisionLike = None,
         module: Any = None,
         force_fp32_for_softmax: bool = False,
+        einsum_dot_general: Callable[..., jax.Array] | None = None,
         qk_attn_weights_einsum: Callable[..., jax.Array] | None = None,
         attn_weights_value_einsum: Callable[..., jax.Array] | None = None,
+        promote_dtype: Callable[..., Any] | None = None,
         is_causal: bool = False,
+        input_positions: jax.Array | None = None,
     ) -> jax.Array:
         del force_fp32_for_softmax  # it always is
         if qk_attn_weights_einsum is not None or attn_weights_value_einsum is not None:
@@ -90,10 +97,24 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
                 "attention_fn: an einsum of your own (qk_attn_weights_einsum_cls, "
                 "attn_weights_value_einsum_cls) is not supported. Leave both out."
             )
-        if dtype is None:
-            dtype = jnp.promote_types(jnp.promote_types(query.dtype, key.dtype), value.dtype)
-        query, key, value = (array.astype(dtype) for array in (query, key, value))
-        mask = None if mask is None else mask.astype(bool)  # make_attention_mask gives float32
+        if einsum_dot_general not in (None, lax.dot_general):
+            raise NotImplementedError(
+                "attention_fn: einsum_dot_general is not supported: scores and output are computed "
+                "tile by tile. Leave it out; precision reaches both products."
+            )
+        if input_positions is not None:
+            raise NotImplementedError(
+                "attention_fn: input_positions is for rotary embeddings, which are not part of "
+                "this version. Give positions that masks compare as "
+                "attention_fn(query_coords=Coords(positions), key_coords=Coords(positions))."
+            )
+        if promote_dtype is not None:
+            query, key, value = promote_dtype((query, key, value), dtype=dtype)
+        else:
+            if dtype is None:
+                dtype = jnp.promote_types(jnp.promote_types(query.dtype, key.dtype), value.dtype)
+            query, key, value = (array.astype(dtype) for array in (query, key, value))
+        mask = as_boolean("attention_fn", mask)
         biases = [expand_rank(b, query.ndim) for b in (own_bias, bias) if b is not None]
         common: dict[str, Any] = {
             "mask": _both(own_mask, mask, query.ndim),
@@ -104,6 +125,11 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
         if module is not None:
             weights = attention_weights(query, key, **(weights_options | common))
             module.sow("intermediates", "attention_weights", weights)
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(
+                f"attention_fn: dropout_rate must lie in [0, 1), got {dropout_rate}. It is the "
+                f"probability that a weight is dropped."
+            )
         if dropout_rate > 0 and not deterministic:
             if dropout_rng is None:
                 raise ValueError(
@@ -116,10 +142,13 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
     return attend
 
 
-def _both(own: Mask | jax.Array | None, given: jax.Array | None, ndim: int) -> Any:
+def _both(
+    own: Mask | jax.Array | None, given: Mask | jax.Array | None, ndim: int
+) -> Mask | jax.Array | None:
     """A pair is visible if both allow it."""
     if own is None or given is None:
         return given if own is None else own
-    if isinstance(own, Mask):
-        return own & Dense(given)
+    if isinstance(own, Mask) or isinstance(given, Mask):
+        first, second = (m if isinstance(m, Mask) else Dense(m) for m in (own, given))
+        return first & second
     return expand_rank(own, ndim) & expand_rank(given, ndim)

@@ -11,12 +11,12 @@ from flax.typing import Dtype, Initializer, PrecisionLike
 
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.attention._modules import (
+    adapted,
     attention_options,
     check_dropout_rate,
     head_sizes,
     make_dropout,
     output_features,
-    promoted,
     refuse_decode,
     refuse_einsum,
     resolve_inputs,
@@ -135,6 +135,7 @@ class MultiHeadAttention(nn.Module):
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
         sow_weights: bool = False,
+        inputs_kv: jax.Array | None = None,
     ) -> jax.Array:
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
@@ -142,8 +143,10 @@ class MultiHeadAttention(nn.Module):
           inputs_q: Where the queries come from `[*B, T, Mq]`.
           inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
           inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: A `flax_attn.masks.Mask`; or an array, True or not 0 where a query attends (what is
-            added to scores is a bias), that broadcasts to `[*B, N, T, S]`.
+          mask: What is added to scores (0 and −1e9) is no mask: pass it as `bias`. A mask is a
+            `flax_attn.masks.Mask`; or an array, True or 1 where a query attends and False or 0
+            elsewhere, that broadcasts to `[*B, N, T, S]`. Other numbers are refused where they are
+            known; under `jit` they are not, and count as True.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
           is_causal: Whether query t sees only the keys s ≤ t.
           score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
@@ -154,15 +157,17 @@ class MultiHeadAttention(nn.Module):
           dropout_rng: Key of the dropout, default `make_rng("dropout")`.
           sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, into
             "intermediates".
+          inputs_kv: Another name of `inputs_k`.
 
         Returns:
           The output `[*B, T, out_features]`.
         """
         refuse_decode(self.decode)
         refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
-        if inputs_k is None and inputs_v is None and key_coords is None:
+        given = inputs_k, inputs_v, inputs_kv, key_coords
+        if all(x is None for x in given):
             key_coords = query_coords
-        inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
+        inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
         sizes = head_sizes(
             inputs_q.shape[-1],
             self.num_heads,
@@ -213,7 +218,7 @@ class MultiHeadAttention(nn.Module):
             inputs_v=inputs_v,
             query_norm=norm(name="query_ln") if self.normalize_qk else None,
             key_norm=norm(name="key_ln") if self.normalize_qk else None,
-            attention=promoted(attention),
+            attention=adapted(attention),
             **attention_options(
                 mask,
                 self.num_heads,

@@ -14,12 +14,14 @@ from flax.typing import Dtype, Initializer, PrecisionLike, PromoteDtypeFn
 from flax_attn._checks import check_features
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.attention._modules import (
+    MASK_BY_NAME,
+    MODULE,
+    adapted,
     attention_options,
     check_dropout_rate,
     head_sizes,
     make_dropout,
     output_features,
-    promoted,
     refuse_decode,
     resolve_inputs,
     summed_over,
@@ -182,19 +184,6 @@ class MultiHeadAttention(nnx.Module):
         self.query = project(in_features, (num_heads, sizes.head_dim))
         self.key = project(in_kv_features, (sizes.num_kv_heads, sizes.head_dim))
         self.value = project(in_value_features, (sizes.num_kv_heads, sizes.value_head_dim))
-        self.out = linear(
-            (num_heads, sizes.value_head_dim),
-            output_features(in_features, out_features),
-            axis=(-2, -1),
-            kernel_init=out_kernel_init or kernel_init,
-            bias_init=out_bias_init or bias_init,
-            promote_dtype=out_promote_dtype,
-            dot_general=summed_over(
-                axis_name, out_dot_general_cls() if out_dot_general_cls else out_dot_general
-            ),
-            kernel_metadata=out_kernel_metadata or kernel_metadata,
-            bias_metadata=out_bias_metadata or bias_metadata,
-        )
         norm = functools.partial(
             nnx.LayerNorm,
             sizes.head_dim,
@@ -208,8 +197,41 @@ class MultiHeadAttention(nnx.Module):
             norm(scale_metadata=query_ln_scale_metadata) if normalize_qk else None
         )
         self.key_ln = nnx.data(norm(scale_metadata=key_ln_scale_metadata) if normalize_qk else None)
+        self.out = linear(
+            (num_heads, sizes.value_head_dim),
+            output_features(in_features, out_features),
+            axis=(-2, -1),
+            kernel_init=out_kernel_init or kernel_init,
+            bias_init=out_bias_init or bias_init,
+            promote_dtype=out_promote_dtype,
+            dot_general=summed_over(
+                axis_name, out_dot_general_cls() if out_dot_general_cls else out_dot_general
+            ),
+            kernel_metadata=out_kernel_metadata or kernel_metadata,
+            bias_metadata=out_bias_metadata or bias_metadata,
+        )
         self.rngs = rngs.dropout.fork() if keep_rngs and dropout_rate > 0 else None
         self.num_heads = num_heads
+        self.in_features = in_features
+        self.qkv_features = num_heads * sizes.head_dim
+        self.out_features = self.out.out_features[0]
+        self.num_kv_heads = sizes.num_kv_heads
+        self.in_kv_features = in_kv_features
+        self.in_value_features = in_value_features
+        self.head_dim = sizes.head_dim
+        self.value_head_dim = sizes.value_head_dim
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.decode = decode
+        self.normalize_qk = normalize_qk
+        self.qkv_promote_dtype = qkv_promote_dtype
+        self.out_promote_dtype = out_promote_dtype
+        self.ln_promote_dtype = ln_promote_dtype
+        self.qkv_dot_general = qkv_dot_general
+        self.out_dot_general = out_dot_general
+        self.qkv_dot_general_cls = qkv_dot_general_cls
+        self.out_dot_general_cls = out_dot_general_cls
         self.broadcast_dropout = broadcast_dropout
         self.dropout_rate = dropout_rate
         self.deterministic = deterministic
@@ -240,6 +262,8 @@ class MultiHeadAttention(nnx.Module):
         decode: bool | None = None,
         out_sharding: Any = None,
         qkv_sharding: Any = None,
+        input_positions: jax.Array | None = None,
+        inputs_kv: jax.Array | None = None,
     ) -> jax.Array:
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
@@ -247,8 +271,10 @@ class MultiHeadAttention(nnx.Module):
           inputs_q: Where the queries come from `[*B, T, Mq]`.
           inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
           inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: A `flax_attn.masks.Mask`; or an array, True or not 0 where a query attends (what is
-            added to scores is a bias), that broadcasts to `[*B, N, T, S]`.
+          mask: What is added to scores (0 and −1e9) is no mask: pass it as `bias`. A mask is a
+            `flax_attn.masks.Mask`; or an array, True or 1 where a query attends and False or 0
+            elsewhere, that broadcasts to `[*B, N, T, S]`. Other numbers are refused where they are
+            known; under `jit` they are not, and count as True.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
           is_causal: Whether query t sees only the keys s ≤ t.
           score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
@@ -262,20 +288,25 @@ class MultiHeadAttention(nnx.Module):
           decode: Not in this version: only None or False.
           out_sharding: Sharding of the output, as in `flax.nnx.LinearGeneral`.
           qkv_sharding: Sharding of the projected queries, keys and values.
+          input_positions: Passed on to an `attention_fn` that takes it, such as Flax's with rotary
+            embeddings.
+          inputs_kv: Another name of `inputs_k`.
 
         Returns:
           The output `[*B, T, out_features]`.
         """
-        refuse_decode(decode)
-        if inputs_k is None and inputs_v is None and key_coords is None:
+        refuse_decode(self.decode if decode is None else decode)
+        given = inputs_k, inputs_v, inputs_kv, key_coords
+        if all(x is None for x in given):
             key_coords = query_coords
-        inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v)
+        inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
         for name, inputs, projection in (
             ("inputs_q", inputs_q, self.query),
             ("inputs_k", inputs_k, self.key),
             ("inputs_v", inputs_v, self.value),
         ):
-            check_features("MultiHeadAttention", inputs, projection.in_features[0], name)
+            fix = "" if name == "inputs_q" else MASK_BY_NAME
+            check_features(MODULE, inputs, projection.in_features[0], name, fix)
         attention = self.attention_fn
         if sow_weights:
             attention = with_weights(attention, functools.partial(sow_on_request, self))
@@ -289,7 +320,7 @@ class MultiHeadAttention(nnx.Module):
             inputs_v=inputs_v,
             query_norm=self.query_ln,
             key_norm=self.key_ln,
-            attention=promoted(attention),
+            attention=adapted(attention),
             **attention_options(
                 mask,
                 self.num_heads,
@@ -305,6 +336,7 @@ class MultiHeadAttention(nnx.Module):
                 dropout=self._dropout(inputs_q, deterministic, rngs),
                 precision=self.precision,
                 implementation=self.implementation,
+                input_positions=input_positions,
             ),
         )
 
@@ -330,6 +362,11 @@ class MultiHeadAttention(nnx.Module):
                 f"MultiHeadAttention: rngs must be passed for dropout_rate = {self.dropout_rate}, "
                 f"as the module was made with keep_rngs=False."
             )
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream):
+            raise TypeError(
+                f"MultiHeadAttention: rngs must be an nnx.Rngs or one of its streams, got "
+                f"{type(rngs).__name__}. Wrap a key: rngs=nnx.Rngs(dropout=key)."
+            )
         stream = rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs
         return make_dropout(
             self.dropout_rate, stream(), self.broadcast_dropout, inputs, self.batch_axis_name
@@ -343,5 +380,16 @@ class MultiHeadAttention(nnx.Module):
           decode: Not in this version: only None or False.
         """
         refuse_decode(decode)
+        if decode is not None:
+            self.decode = decode
         if deterministic is not None:
             self.deterministic = deterministic
+
+    def init_cache(self, input_shape: Sequence[int], dtype: Dtype = jnp.float32) -> None:
+        """Not in this version: raises, for there is no key/value cache.
+
+        Args:
+          input_shape: As in `flax.nnx.MultiHeadAttention.init_cache`.
+          dtype: As there.
+        """
+        refuse_decode(True, "init_cache")
