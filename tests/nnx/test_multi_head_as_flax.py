@@ -347,3 +347,15 @@ def test_keys_at_the_call_must_be_of_nnx():
     ours = nnx.MultiHeadAttention(4, 24, dropout_rate=0.4, rngs=flax_nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"rngs must be an nnx.Rngs .*Wrap a key: rngs=nnx.Rngs"):
         ours(X, deterministic=False, rngs=jax.random.key(0))
+
+
+def test_the_function_itself_inside_flaxs_module_names_attention_fn():
+    theirs, _ = both(attention_fn=dot_product_attention)
+    message = r"got .*dropout_rng, .*Give them attention_fn=flax_attn\.attention\.attention_fn\(\)"
+    with pytest.raises(TypeError, match=message):
+        theirs(X)
+    parameters = inspect.signature(dot_product_attention).parameters.values()
+    assert "dropout_rng" not in {p.name for p in parameters}
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'windw'"):
+        dot_product_attention(X, X, X, windw=3)
