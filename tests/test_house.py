@@ -74,6 +74,11 @@ def test_linen_and_nnx_have_the_same_files_and_names():
     files = [{p.name for p in (ROOT / package).glob("*.py")} for package in ("linen", "nnx")]
     assert files[0] == files[1] - {"_sow.py"}  # Linen's own sowing needs no help
     assert linen.__all__ == nnx.__all__
+    for package in (linen, nnx):
+        base = importlib.import_module(f"{package.__name__}._module").Module
+        for name in package.__all__:
+            thing = getattr(package, name)
+            assert not inspect.isclass(thing) or issubclass(thing, base), name
 
 
 @pytest.mark.parametrize("package", ["linen", "nnx"])

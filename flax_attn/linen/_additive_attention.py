@@ -10,9 +10,10 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn.attention import additive_attention
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 
 
-class AdditiveAttention(nn.Module):
+class AdditiveAttention(Module):
     """Additive (Bahdanau) attention, `flax_attn.additive_attention`.
 
     Parameters `query`, `key`, `score`, without biases; sows `attention_weights` `[*B, T, S]`.

@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, Map, check_positive, reduced_features
 from flax_attn.linen._layers import Conv, Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class AttentionGate(nn.Module, kw_only=True):
+class AttentionGate(Module, kw_only=True):
     """The attention gate of Attention U-Net, `flax_attn.vision.attention_gate`.
 
     Parameters `theta`, `phi`, `psi` (and `theta_norm`, `phi_norm`, `psi_norm`); sows `gate`

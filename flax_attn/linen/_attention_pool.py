@@ -12,11 +12,12 @@ from flax_attn._checks import head_features, output_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.linen._layers import DenseGeneral
+from flax_attn.linen._module import Module
 from flax_attn.vision import attention_pool
 from flax_attn.vision._checks import as_image
 
 
-class AttentionPool(nn.Module, kw_only=True):
+class AttentionPool(Module, kw_only=True):
     """Attention pooling, `flax_attn.vision.attention_pool`.
 
     Parameters `query`, `key`, `value`, `out`, and `positions` `[1 + H · W, C]`, which bind the

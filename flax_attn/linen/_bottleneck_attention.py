@@ -11,11 +11,12 @@ from flax_attn._checks import head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.linen._layers import DenseGeneral
+from flax_attn.linen._module import Module
 from flax_attn.vision import bottleneck_attention
 from flax_attn.vision._checks import as_image
 
 
-class BottleneckAttention(nn.Module, kw_only=True):
+class BottleneckAttention(Module, kw_only=True):
     """Bottleneck attention, `flax_attn.vision.bottleneck_attention`.
 
     Parameters `query`, `key`, `value`, and the tables `relative_height`, `relative_width`

@@ -10,11 +10,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.linen._channel_attention import ChannelAttention
+from flax_attn.linen._module import Module
 from flax_attn.linen._spatial_attention import SpatialAttention
 from flax_attn.vision._spatial_attention import Pooling
 
 
-class CBAM(nn.Module, kw_only=True):
+class CBAM(Module, kw_only=True):
     """CBAM, `flax_attn.vision.cbam`: channel attention, then spatial attention.
 
     Submodules `channel` and `spatial`, each with its own parameters and gate.

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from flax_attn.linen._module import Module
 from flax_attn.vision import channel_affinity_attention
 
 
-class ChannelAffinityAttention(nn.Module, kw_only=True):
+class ChannelAffinityAttention(Module, kw_only=True):
     """DANet's channel attention, `flax_attn.vision.channel_affinity_attention`.
 
     Its only parameter is the number `gamma`, which starts at 0: the identity. Sows

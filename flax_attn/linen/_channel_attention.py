@@ -9,12 +9,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import channel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class ChannelAttention(nn.Module, kw_only=True):
+class ChannelAttention(Module, kw_only=True):
     """Channel attention, `flax_attn.vision.channel_attention`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`.

@@ -11,13 +11,14 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
-from flax_attn.linen._norm import DetectorBatchNorm, with_phase
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import DetectorBatchNorm, default_norm, with_phase
 from flax_attn.vision import context_anchor_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class ContextAnchorAttention(nn.Module, kw_only=True):
+class ContextAnchorAttention(Module, kw_only=True):
     """Context anchor attention, `flax_attn.vision.context_anchor_attention`.
 
     Parameters `project_in`, `norm_in`, `row`, `column`, `project_out`, `norm_out`; sows `gate`
@@ -51,7 +52,7 @@ class ContextAnchorAttention(nn.Module, kw_only=True):
     kernel_size: int = 11
     pool_size: int = 7
     use_bias: bool = True
-    norm: Any = DetectorBatchNorm
+    norm: Any = default_norm(DetectorBatchNorm)
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.silu
     gate_fn: Activation = jax.nn.sigmoid

@@ -10,13 +10,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
-from flax_attn.linen._norm import BatchNorm, with_phase
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
 from flax_attn.vision import coordinate_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class CoordinateAttention(nn.Module, kw_only=True):
+class CoordinateAttention(Module, kw_only=True):
     """Coordinate attention, `flax_attn.vision.coordinate_attention`.
 
     Parameters `reduce`, `norm`, `expand_height`, `expand_width`; sows `gate`, the pair
@@ -52,7 +53,7 @@ class CoordinateAttention(nn.Module, kw_only=True):
     min_features: int = 8
     hidden_features: int | None = None
     use_bias: bool = True
-    norm: Any = BatchNorm
+    norm: Any = default_norm(BatchNorm)
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.hard_swish
     gate_fn: Activation = jax.nn.sigmoid

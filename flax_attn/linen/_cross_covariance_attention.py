@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import head_features
 from flax_attn.linen._layers import DenseGeneral
+from flax_attn.linen._module import Module
 from flax_attn.vision import cross_covariance_attention
 from flax_attn.vision._checks import as_image
 
 
-class CrossCovarianceAttention(nn.Module, kw_only=True):
+class CrossCovarianceAttention(Module, kw_only=True):
     """Cross-covariance attention, `flax_attn.vision.cross_covariance_attention`.
 
     Parameters `query`, `key`, `value`, `out`, `temperature`; sows `attention_weights`

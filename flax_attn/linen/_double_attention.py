@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_positive, reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import double_attention
 from flax_attn.vision._checks import as_image
 
 
-class DoubleAttention(nn.Module, kw_only=True):
+class DoubleAttention(Module, kw_only=True):
     """Double attention, `flax_attn.vision.double_attention`.
 
     Parameters `value`, `gather`, `distribute`, `out`; sows `attention_weights`, the pair of

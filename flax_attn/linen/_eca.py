@@ -7,13 +7,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.linen._layers import Conv
+from flax_attn.linen._module import Module
 from flax_attn.vision import eca_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._eca import as_kernel_size
 from flax_attn.vision._memory import apply_gate
 
 
-class ECA(nn.Module, kw_only=True):
+class ECA(Module, kw_only=True):
     """Efficient channel attention, `flax_attn.vision.eca`.
 
     Parameter `conv`; sows `gate` `[*B, 1, 1, C]`.

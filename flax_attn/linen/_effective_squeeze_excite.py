@@ -7,12 +7,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import effective_squeeze_excite_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class EffectiveSqueezeExcite(nn.Module, kw_only=True):
+class EffectiveSqueezeExcite(Module, kw_only=True):
     """Effective squeeze-and-excitation, `flax_attn.vision.effective_squeeze_excite`.
 
     Parameters `project`; sows `gate` `[*B, 1, 1, C]`.

@@ -7,12 +7,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, check_odd
 from flax_attn.linen._layers import Conv
+from flax_attn.linen._module import Module
 from flax_attn.vision import efficient_local_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class EfficientLocalAttention(nn.Module, kw_only=True):
+class EfficientLocalAttention(Module, kw_only=True):
     """Efficient local attention, `flax_attn.vision.efficient_local_attention`.
 
     The defaults are ELA-B. Parameters `conv`, `norm`; sows `gate`, the pair `[*B, H, 1, C]`,

@@ -9,12 +9,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, group_features
 from flax_attn.linen._layers import Conv, Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import efficient_multi_scale_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class EfficientMultiScaleAttention(nn.Module, kw_only=True):
+class EfficientMultiScaleAttention(Module, kw_only=True):
     """Efficient multi-scale attention, `flax_attn.vision.efficient_multi_scale_attention`.
 
     Parameters `pointwise`, `norm_scale`, `norm_bias`, `conv`, shared by all groups; sows `gate`

@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_positive
 from flax_attn.linen._layers import Dense
-from flax_attn.linen._norm import BatchNorm, with_phase
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
 from flax_attn.vision import external_attention
 from flax_attn.vision._checks import as_image
 
 
-class ExternalAttention(nn.Module, kw_only=True):
+class ExternalAttention(Module, kw_only=True):
     """External attention, `flax_attn.vision.external_attention`.
 
     Parameters `query`, `key`, `value`, `out`, `norm`, of which only `query` may have a bias; sows
@@ -46,7 +47,7 @@ class ExternalAttention(nn.Module, kw_only=True):
 
     memory_size: int = 64
     use_bias: bool = True
-    norm: Any = BatchNorm
+    norm: Any = default_norm(BatchNorm)
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
     dtype: Dtype | None = None

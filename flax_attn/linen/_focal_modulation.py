@@ -11,12 +11,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import focal_modulation
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._focal_modulation import exact_gelu, kernel_sizes
 
 
-class FocalModulation(nn.Module, kw_only=True):
+class FocalModulation(Module, kw_only=True):
     """Focal modulation, `flax_attn.vision.focal_modulation`.
 
     Parameters `query`, `context`, `gate`, `conv_0 ...`, `modulate`, `out`, and `norm` if there is

@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import frequency_channel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class FrequencyChannelAttention(nn.Module, kw_only=True):
+class FrequencyChannelAttention(Module, kw_only=True):
     """Frequency channel attention, `flax_attn.vision.frequency_channel_attention`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`. The cosines are constants.

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from flax_attn.linen._module import Module
 from flax_attn.vision import gated_channel_transform_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class GatedChannelTransform(nn.Module, kw_only=True):
+class GatedChannelTransform(Module, kw_only=True):
     """The gated channel transformation, `flax_attn.vision.gated_channel_transform`.
 
     Parameters `alpha` of ones, `gamma` and `beta` of zeros, each `[C]`, so that it starts as the

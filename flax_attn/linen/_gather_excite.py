@@ -10,7 +10,8 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Conv, Dense
-from flax_attn.linen._norm import BatchNorm, with_phase
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._gather_excite import (
@@ -23,7 +24,7 @@ from flax_attn.vision._gather_excite import (
 from flax_attn.vision._memory import apply_gate
 
 
-class GatherExcite(nn.Module, kw_only=True):
+class GatherExcite(Module, kw_only=True):
     """Gather-excite, `flax_attn.vision.gather_excite`.
 
     The defaults are GE-θ⁻ over the whole image; GE-θ is `gather="conv"`, and GE-θ⁺ is
@@ -66,7 +67,7 @@ class GatherExcite(nn.Module, kw_only=True):
     gather: Literal["mean", "conv"] = "mean"
     reduction: int | None = None
     use_bias: bool = True
-    norm: Any = BatchNorm
+    norm: Any = default_norm(BatchNorm)
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
     gate_fn: Activation = jax.nn.sigmoid

@@ -10,13 +10,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
-from flax_attn.linen._norm import LayerNorm
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import LayerNorm, default_norm
 from flax_attn.vision import global_context, global_context_weights
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._one_channel import sum_of_one
 
 
-class GlobalContext(nn.Module, kw_only=True):
+class GlobalContext(Module, kw_only=True):
     """The global context block, `flax_attn.vision.global_context`.
 
     Parameters `score`, `reduce`, `norm`, `expand`; sows `attention_weights` `[*B, H, W, 1]`.
@@ -51,7 +52,7 @@ class GlobalContext(nn.Module, kw_only=True):
     use_attention: bool = True
     combine: Literal["add", "multiply"] = "add"
     use_bias: bool = True
-    norm: Any = LayerNorm
+    norm: Any = default_norm(LayerNorm)
     activation_fn: Activation = jax.nn.relu
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32

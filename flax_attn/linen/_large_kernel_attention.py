@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_odd, check_positive
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class LargeKernelAttention(nn.Module, kw_only=True):
+class LargeKernelAttention(Module, kw_only=True):
     """Large kernel attention, `flax_attn.vision.large_kernel_attention`.
 
     Parameters `local_conv`, `dilated_conv`, `project`; sows `gate` `[*B, H, W, C]`.

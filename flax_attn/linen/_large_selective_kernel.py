@@ -11,12 +11,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd, dilated_kernels, reduced_features
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class LargeSelectiveKernel(nn.Module, kw_only=True):
+class LargeSelectiveKernel(Module, kw_only=True):
     """Large selective kernels, `flax_attn.vision.large_selective_kernel`.
 
     Parameters `conv_0 ...`, `reduce_0 ...`, `select`, `project`; sows `gate` `[*B, H, W, C]`.

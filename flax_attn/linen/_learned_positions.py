@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from flax_attn.linen._module import Module
 from flax_attn.positions import learned
 
 
-class LearnedPositions(nn.Module):
+class LearnedPositions(Module):
     """A table of learned positions, `flax_attn.positions.learned`.
 
     Parameter `embedding` `[P, M]`, named as in Flax's `Embed`.

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer, PrecisionLike
 
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.attention._modules import (
+    MODULE,
     adapted,
     attention_options,
     check_dropout_rate,
@@ -25,12 +26,13 @@ from flax_attn.attention._modules import (
 )
 from flax_attn.coords import Coords
 from flax_attn.linen._layers import DenseGeneral
+from flax_attn.linen._module import Module
 from flax_attn.masks import Mask, Plan
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Module):
     """Multi-head attention, `flax_attn.multi_head_attention`.
 
     Takes the constructor of `flax.linen.MultiHeadDotProductAttention` and has its parameters
@@ -162,6 +164,11 @@ class MultiHeadAttention(nn.Module):
         Returns:
           The output `[*B, T, out_features]`.
         """
+        if isinstance(self.dtype, int):  # the second argument of the NNX module
+            raise TypeError(
+                f"{MODULE}: dtype must be a dtype, got {self.dtype}. The width of the input is "
+                f"inferred; that of the heads together is qkv_features={self.dtype}."
+            )
         refuse_decode(self.decode)
         refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
         given = inputs_k, inputs_v, inputs_kv, key_coords

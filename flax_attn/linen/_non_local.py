@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import reduced_features
 from flax_attn.linen._layers import Dense
-from flax_attn.linen._norm import ZeroBatchNorm, with_phase
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import ZeroBatchNorm, default_norm, with_phase
 from flax_attn.vision import non_local
 from flax_attn.vision._checks import as_image
 
 
-class NonLocal(nn.Module, kw_only=True):
+class NonLocal(Module, kw_only=True):
     """The non-local block, `flax_attn.vision.non_local`.
 
     Parameters `query`, `key`, `value`, `out`, `norm`.
@@ -51,7 +52,7 @@ class NonLocal(nn.Module, kw_only=True):
     subsample: int = 1
     scale: float | None = None
     use_bias: bool = True
-    norm: Any = ZeroBatchNorm
+    norm: Any = default_norm(ZeroBatchNorm)
     use_running_average: bool | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_odd, head_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import outlook_attention
 from flax_attn.vision._checks import as_image
 
 
-class OutlookAttention(nn.Module, kw_only=True):
+class OutlookAttention(Module, kw_only=True):
     """Outlook attention, `flax_attn.vision.outlook_attention`.
 
     Parameters `score`, `value`, `out`; sows `attention_weights` `[*B, H', W', N, k², k²]`.

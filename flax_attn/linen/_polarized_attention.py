@@ -10,13 +10,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_multiple, reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import polarized_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._polarized_attention import Layout
 
 
-class PolarizedAttention(nn.Module, kw_only=True):
+class PolarizedAttention(Module, kw_only=True):
     """Polarized self-attention, `flax_attn.vision.polarized_attention`.
 
     Parameters `channel_query`, `channel_value`, `channel_expand` (and `channel_norm`),

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import position_attention
 from flax_attn.vision._checks import as_image
 
 
-class PositionAttention(nn.Module, kw_only=True):
+class PositionAttention(Module, kw_only=True):
     """DANet's position attention, `flax_attn.vision.position_attention`.
 
     Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0: the identity.

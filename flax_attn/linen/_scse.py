@@ -9,12 +9,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision._scse import Combine, scse_and_gate
 
 
-class SCSE(nn.Module, kw_only=True):
+class SCSE(Module, kw_only=True):
     """Concurrent spatial and channel squeeze-and-excitation, `flax_attn.vision.scse`.
 
     Parameters `reduce`, `expand`, `project`; sows `gate` `[*B, H, W, C]`, both gates joined.

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import separable_attention
 from flax_attn.vision._checks import as_image
 
 
-class SeparableAttention(nn.Module, kw_only=True):
+class SeparableAttention(Module, kw_only=True):
     """Separable self-attention, `flax_attn.vision.separable_attention`.
 
     Parameters `score`, `key`, `value`, `out`; sows `attention_weights` `[*B, H, W, 1]`.

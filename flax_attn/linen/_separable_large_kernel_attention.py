@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class SeparableLargeKernelAttention(nn.Module, kw_only=True):
+class SeparableLargeKernelAttention(Module, kw_only=True):
     """Large kernel attention by strips, `flax_attn.vision.separable_large_kernel_attention`.
 
     Parameters `local_row`, `local_column`, `dilated_row`, `dilated_column`, `project`; sows `gate`

@@ -6,13 +6,14 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, group_features
+from flax_attn.linen._module import Module
 from flax_attn.vision import shuffle_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._shuffle_attention import channel_shuffle
 
 
-class ShuffleAttention(nn.Module, kw_only=True):
+class ShuffleAttention(Module, kw_only=True):
     """Shuffle attention, `flax_attn.vision.shuffle_attention`.
 
     Parameters `channel_scale`, `channel_bias`, `norm_scale`, `norm_bias`, `spatial_scale`,

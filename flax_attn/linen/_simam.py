@@ -3,10 +3,11 @@
 import jax
 from flax import linen as nn
 
+from flax_attn.linen._module import Module
 from flax_attn.vision._simam import simam_and_gate
 
 
-class SimAM(nn.Module, kw_only=True):
+class SimAM(Module, kw_only=True):
     """SimAM, `flax_attn.vision.simam`.
 
     No parameters; sows `gate` `[*B, H, W, C]`.

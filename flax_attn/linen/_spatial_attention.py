@@ -11,12 +11,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv
+from flax_attn.linen._module import Module
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._spatial_attention import Pooling
 
 
-class SpatialAttention(nn.Module, kw_only=True):
+class SpatialAttention(Module, kw_only=True):
     """Spatial attention, `flax_attn.vision.spatial_attention`.
 
     Parameters `conv` (and `norm`); sows `gate` `[*B, H, W, 1]`.

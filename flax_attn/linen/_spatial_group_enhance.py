@@ -6,12 +6,13 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, group_features
+from flax_attn.linen._module import Module
 from flax_attn.vision import spatial_group_enhance_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class SpatialGroupEnhance(nn.Module, kw_only=True):
+class SpatialGroupEnhance(Module, kw_only=True):
     """Spatial group-wise enhancement, `flax_attn.vision.spatial_group_enhance`.
 
     Parameters `scale` and `bias`, `[groups]`; sows `gate` `[*B, H, W, C]`.

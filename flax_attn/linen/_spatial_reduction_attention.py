@@ -12,12 +12,13 @@ from flax_attn._checks import Activation, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.linen._layers import Conv, DenseGeneral
-from flax_attn.linen._norm import LayerNorm
+from flax_attn.linen._module import Module
+from flax_attn.linen._norm import LayerNorm, default_norm
 from flax_attn.vision import spatial_reduction_attention
 from flax_attn.vision._checks import as_image
 
 
-class SpatialReductionAttention(nn.Module, kw_only=True):
+class SpatialReductionAttention(Module, kw_only=True):
     """Spatial-reduction attention, `flax_attn.vision.spatial_reduction_attention`.
 
     Parameters `query`, `key`, `value`, `out`, and `reduce`, `norm` if the image is reduced or
@@ -51,7 +52,7 @@ class SpatialReductionAttention(nn.Module, kw_only=True):
     pool_size: int | None = None
     activation_fn: Activation | None = None
     use_bias: bool = True
-    norm: Any = LayerNorm
+    norm: Any = default_norm(LayerNorm)
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()

@@ -9,12 +9,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Dense
+from flax_attn.linen._module import Module
 from flax_attn.vision import squeeze_excite_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
 
 
-class SqueezeExcite(nn.Module, kw_only=True):
+class SqueezeExcite(Module, kw_only=True):
     """Squeeze-and-excitation, `flax_attn.vision.squeeze_excite`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`.

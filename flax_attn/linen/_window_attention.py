@@ -12,12 +12,13 @@ from flax_attn._checks import heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.linen._layers import DenseGeneral
+from flax_attn.linen._module import Module
 from flax_attn.vision import window_attention
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._windows import Size, num_offsets
 
 
-class WindowAttention(nn.Module, kw_only=True):
+class WindowAttention(Module, kw_only=True):
     """Window attention, `flax_attn.vision.window_attention`.
 
     Parameters `query`, `key`, `value`, `out`, and the table `relative_bias`.

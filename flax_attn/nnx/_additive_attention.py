@@ -10,10 +10,11 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn.attention import additive_attention
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 
 
-class AdditiveAttention(nnx.Module):
+class AdditiveAttention(Module):
     """Additive (Bahdanau) attention, `flax_attn.additive_attention`.
 
     Parameters `query`, `key`, `score`, without biases; sows `attention_weights` `[*B, T, S]`.

@@ -11,12 +11,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, Map, check_features, check_positive, reduced_features
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class AttentionGate(nnx.Module):
+class AttentionGate(Module):
     """The attention gate of Attention U-Net, `flax_attn.vision.attention_gate`.
 
     Parameters `theta`, `phi`, `psi` (and `theta_norm`, `phi_norm`, `psi_norm`); sows `gate`

@@ -11,13 +11,14 @@ from flax_attn._checks import check_features, head_features, output_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._layers import LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import attention_pool
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._windows import as_pair
 
 
-class AttentionPool(nnx.Module):
+class AttentionPool(Module):
     """Attention pooling, `flax_attn.vision.attention_pool`.
 
     Parameters `query`, `key`, `value`, `out`, and `positions` `[1 + H · W, C]`, which bind the

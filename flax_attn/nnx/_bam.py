@@ -17,13 +17,14 @@ from flax_attn._checks import (
     reduced_features,
 )
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class BAM(nnx.Module):
+class BAM(Module):
     """The bottleneck attention module, `flax_attn.vision.bam`.
 
     Parameters `reduce`, `reduce_norm`, `expand`, `conv_0 ...`, `conv_norm_0 ...`, `project`; sows

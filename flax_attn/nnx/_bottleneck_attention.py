@@ -11,12 +11,13 @@ from flax_attn._checks import check_features, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._layers import LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import bottleneck_attention
 from flax_attn.vision._windows import as_pair
 
 
-class BottleneckAttention(nnx.Module):
+class BottleneckAttention(Module):
     """Bottleneck attention, `flax_attn.vision.bottleneck_attention`.
 
     Parameters `query`, `key`, `value`, and the tables `relative_height`, `relative_width`

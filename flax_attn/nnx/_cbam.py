@@ -10,11 +10,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.nnx._channel_attention import ChannelAttention
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._spatial_attention import SpatialAttention
 from flax_attn.vision._spatial_attention import Pooling
 
 
-class CBAM(nnx.Module):
+class CBAM(Module):
     """CBAM, `flax_attn.vision.cbam`: channel attention, then spatial attention.
 
     Submodules `channel` and `spatial`, each with its own parameters and gate.

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import channel_affinity_attention
 
 
-class ChannelAffinityAttention(nnx.Module):
+class ChannelAffinityAttention(Module):
     """DANet's channel attention, `flax_attn.vision.channel_affinity_attention`.
 
     Its only parameter is the number `gamma`, which starts at 0: the identity. Sows

@@ -12,13 +12,14 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import DetectorBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import context_anchor_attention_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class ContextAnchorAttention(nnx.Module):
+class ContextAnchorAttention(Module):
     """Context anchor attention, `flax_attn.vision.context_anchor_attention`.
 
     Parameters `project_in`, `norm_in`, `row`, `column`, `project_out`, `norm_out`; sows `gate`

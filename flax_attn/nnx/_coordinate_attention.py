@@ -11,13 +11,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import coordinate_attention_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class CoordinateAttention(nnx.Module):
+class CoordinateAttention(Module):
     """Coordinate attention, `flax_attn.vision.coordinate_attention`.
 
     Parameters `reduce`, `norm`, `expand_height`, `expand_width`; sows `gate`, the pair

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import criss_cross_attention
 
 
-class CrissCrossAttention(nnx.Module):
+class CrissCrossAttention(Module):
     """Criss-cross attention, `flax_attn.vision.criss_cross_attention`.
 
     Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0: the identity.

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, head_features
 from flax_attn.nnx._layers import LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import cross_covariance_attention
 
 
-class CrossCovarianceAttention(nnx.Module):
+class CrossCovarianceAttention(Module):
     """Cross-covariance attention, `flax_attn.vision.cross_covariance_attention`.
 
     Parameters `query`, `key`, `value`, `out`, `temperature`; sows `attention_weights`

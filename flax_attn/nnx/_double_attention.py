@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_positive, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import double_attention
 
 
-class DoubleAttention(nnx.Module):
+class DoubleAttention(Module):
     """Double attention, `flax_attn.vision.double_attention`.
 
     Parameters `value`, `gather`, `distribute`, `out`; sows `attention_weights`, the pair of

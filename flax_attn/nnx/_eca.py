@@ -7,13 +7,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
 from flax_attn.nnx._layers import Conv
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import eca_gate
 from flax_attn.vision._eca import as_kernel_size
 from flax_attn.vision._memory import apply_gate
 
 
-class ECA(nnx.Module):
+class ECA(Module):
     """Efficient channel attention, `flax_attn.vision.eca`.
 
     Parameter `conv`; sows `gate` `[*B, 1, 1, C]`.

@@ -7,12 +7,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import effective_squeeze_excite_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class EffectiveSqueezeExcite(nnx.Module):
+class EffectiveSqueezeExcite(Module):
     """Effective squeeze-and-excitation, `flax_attn.vision.effective_squeeze_excite`.
 
     Parameters `project`; sows `gate` `[*B, 1, 1, C]`.

@@ -9,12 +9,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_odd, group_features
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import efficient_multi_scale_attention_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class EfficientMultiScaleAttention(nnx.Module):
+class EfficientMultiScaleAttention(Module):
     """Efficient multi-scale attention, `flax_attn.vision.efficient_multi_scale_attention`.
 
     Parameters `pointwise`, `norm_scale`, `norm_bias`, `conv`, shared by all groups; sows `gate`

@@ -11,12 +11,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_positive
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import external_attention
 
 
-class ExternalAttention(nnx.Module):
+class ExternalAttention(Module):
     """External attention, `flax_attn.vision.external_attention`.
 
     Parameters `query`, `key`, `value`, `out`, `norm`, of which only `query` may have a bias; sows

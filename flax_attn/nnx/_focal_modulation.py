@@ -12,12 +12,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_features
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import focal_modulation
 from flax_attn.vision._focal_modulation import exact_gelu, kernel_sizes
 
 
-class FocalModulation(nnx.Module):
+class FocalModulation(Module):
     """Focal modulation, `flax_attn.vision.focal_modulation`.
 
     Parameters `query`, `context`, `gate`, `conv_0 ...`, `modulate`, `out`, and `norm` if there is

@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import frequency_channel_attention_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class FrequencyChannelAttention(nnx.Module):
+class FrequencyChannelAttention(Module):
     """Frequency channel attention, `flax_attn.vision.frequency_channel_attention`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`. The cosines are constants.

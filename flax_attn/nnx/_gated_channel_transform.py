@@ -6,12 +6,13 @@ from flax import nnx
 from flax.typing import Dtype
 
 from flax_attn._checks import check_features
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gated_channel_transform_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class GatedChannelTransform(nnx.Module):
+class GatedChannelTransform(Module):
     """The gated channel transformation, `flax_attn.vision.gated_channel_transform`.
 
     Parameters `alpha` of ones, `gamma` and `beta` of zeros, each `[C]`, so that it starts as the

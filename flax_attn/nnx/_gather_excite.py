@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import gather_excite_gate
@@ -23,7 +24,7 @@ from flax_attn.vision._gather_excite import (
 from flax_attn.vision._memory import apply_gate
 
 
-class GatherExcite(nnx.Module):
+class GatherExcite(Module):
     """Gather-excite, `flax_attn.vision.gather_excite`.
 
     The defaults are GE-θ⁻ over the whole image; GE-θ is `gather="conv"`, and GE-θ⁺ is

@@ -11,11 +11,12 @@ from flax_attn._checks import check_at_least, check_features, check_positive, he
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._layers import LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import halo_attention
 
 
-class HaloAttention(nnx.Module):
+class HaloAttention(Module):
     """Halo attention, `flax_attn.vision.halo_attention`.
 
     Parameters `query`, `key`, `value`, and the tables `relative_height`, `relative_width`

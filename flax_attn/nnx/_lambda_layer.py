@@ -11,11 +11,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_odd, check_positive, head_features
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.vision import lambda_layer
 
 
-class LambdaLayer(nnx.Module):
+class LambdaLayer(Module):
     """The lambda layer, `flax_attn.vision.lambda_layer`.
 
     Parameters `query`, `query_norm`, `key`, `value`, `value_norm`, `position`.

@@ -10,12 +10,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_features, check_odd, check_positive
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_kernel_attention_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class LargeKernelAttention(nnx.Module):
+class LargeKernelAttention(Module):
     """Large kernel attention, `flax_attn.vision.large_kernel_attention`.
 
     Parameters `local_conv`, `dilated_conv`, `project`; sows `gate` `[*B, H, W, C]`.

@@ -17,12 +17,13 @@ from flax_attn._checks import (
 )
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class LargeSelectiveKernel(nnx.Module):
+class LargeSelectiveKernel(Module):
     """Large selective kernels, `flax_attn.vision.large_selective_kernel`.
 
     Parameters `conv_0 ...`, `reduce_0 ...`, `select`, `project`; sows `gate` `[*B, H, W, C]`.

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from flax_attn.nnx._module import Module
 from flax_attn.positions import learned
 
 
-class LearnedPositions(nnx.Module):
+class LearnedPositions(Module):
     """A table of learned positions, `flax_attn.positions.learned`.
 
     Parameter `embedding` `[P, M]`, named as in Flax's `Embed`.

@@ -30,6 +30,7 @@ from flax_attn.attention._modules import (
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
 from flax_attn.nnx._layers import LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
@@ -37,7 +38,7 @@ from flax_attn.scores import ScoreMod
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
-class MultiHeadAttention(nnx.Module):
+class MultiHeadAttention(Module):
     """Multi-head attention, `flax_attn.multi_head_attention`.
 
     Takes the constructor of `flax.nnx.MultiHeadAttention` and has its parameters (`query`, `key`,

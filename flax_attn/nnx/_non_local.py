@@ -11,12 +11,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import ZeroBatchNorm
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import non_local
 
 
-class NonLocal(nnx.Module):
+class NonLocal(Module):
     """The non-local block, `flax_attn.vision.non_local`.
 
     Parameters `query`, `key`, `value`, `out`, `norm`.

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features, check_odd, head_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import outlook_attention
 
 
-class OutlookAttention(nnx.Module):
+class OutlookAttention(Module):
     """Outlook attention, `flax_attn.vision.outlook_attention`.
 
     Parameters `score`, `value`, `out`; sows `attention_weights` `[*B, H', W', N, k², k²]`.

@@ -11,13 +11,14 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, check_multiple, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import polarized_attention_gate
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._polarized_attention import Layout
 
 
-class PolarizedAttention(nnx.Module):
+class PolarizedAttention(Module):
     """Polarized self-attention, `flax_attn.vision.polarized_attention`.
 
     Parameters `channel_query`, `channel_value`, `channel_expand` (and `channel_norm`),

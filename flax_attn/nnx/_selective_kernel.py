@@ -20,12 +20,13 @@ from flax_attn._checks import (
 )
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import selective_kernel
 
 
-class SelectiveKernel(nnx.Module):
+class SelectiveKernel(Module):
     """A convolution that chooses between kernels, `flax_attn.vision.selective_kernel`.
 
     Parameters `conv_0 ...`, `conv_norm_0 ...`, `reduce`, `reduce_norm`, `select`; sows `gate`

@@ -9,11 +9,12 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_attention
 
 
-class SeparableAttention(nnx.Module):
+class SeparableAttention(Module):
     """Separable self-attention, `flax_attn.vision.separable_attention`.
 
     Parameters `score`, `key`, `value`, `out`; sows `attention_weights` `[*B, H, W, 1]`.

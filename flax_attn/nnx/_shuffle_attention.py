@@ -6,13 +6,14 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, group_features
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import shuffle_attention_gate
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._shuffle_attention import channel_shuffle
 
 
-class ShuffleAttention(nnx.Module):
+class ShuffleAttention(Module):
     """Shuffle attention, `flax_attn.vision.shuffle_attention`.
 
     Parameters `channel_scale`, `channel_bias`, `norm_scale`, `norm_bias`, `spatial_scale`,

@@ -1,13 +1,13 @@
 """SimAM as an NNX module."""
 
 import jax
-from flax import nnx
 
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision._simam import simam_and_gate
 
 
-class SimAM(nnx.Module):
+class SimAM(Module):
     """SimAM, `flax_attn.vision.simam`.
 
     No parameters; sows `gate` `[*B, H, W, C]`.

@@ -11,13 +11,14 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_attention_gate
 from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._spatial_attention import Pooling
 
 
-class SpatialAttention(nnx.Module):
+class SpatialAttention(Module):
     """Spatial attention, `flax_attn.vision.spatial_attention`.
 
     Parameters `conv` (and `norm`); sows `gate` `[*B, H, W, 1]`. No width is needed: the two pooled

@@ -6,12 +6,13 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, group_features
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_group_enhance_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class SpatialGroupEnhance(nnx.Module):
+class SpatialGroupEnhance(Module):
     """Spatial group-wise enhancement, `flax_attn.vision.spatial_group_enhance`.
 
     Parameters `scale` and `bias`, `[groups]`; sows `gate` `[*B, H, W, C]`.

@@ -13,12 +13,13 @@ from flax_attn._checks import Activation, check_features, check_positive, head_f
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._layers import Conv, LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import LayerNorm
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import spatial_reduction_attention
 
 
-class SpatialReductionAttention(nnx.Module):
+class SpatialReductionAttention(Module):
     """Spatial-reduction attention, `flax_attn.vision.spatial_reduction_attention`.
 
     Parameters `query`, `key`, `value`, `out`, and `reduce`, `norm` if the image is reduced or

@@ -20,12 +20,13 @@ from flax_attn._checks import (
 )
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import split_attention
 
 
-class SplitAttention(nnx.Module):
+class SplitAttention(Module):
     """A convolution whose splits are weighed, `flax_attn.vision.split_attention`.
 
     Parameters `conv`, `conv_norm`, `reduce`, `reduce_norm`, `expand`, where `reduce` and `expand`

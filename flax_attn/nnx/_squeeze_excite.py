@@ -9,12 +9,13 @@ from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
 from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import squeeze_excite_gate
 from flax_attn.vision._memory import apply_gate
 
 
-class SqueezeExcite(nnx.Module):
+class SqueezeExcite(Module):
     """Squeeze-and-excitation, `flax_attn.vision.squeeze_excite`.
 
     Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`.

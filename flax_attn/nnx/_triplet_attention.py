@@ -12,12 +12,13 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.nnx._layers import Conv
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import SlowBatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision._triplet_attention import triplet_attention_and_gate
 
 
-class TripletAttention(nnx.Module):
+class TripletAttention(Module):
     """Triplet attention, `flax_attn.vision.triplet_attention`.
 
     Parameters `conv_cw`, `norm_cw`, `conv_hc`, `norm_hc`, `conv_hw`, `norm_hw`; sows `gate`

@@ -12,12 +12,13 @@ from flax_attn._checks import check_features, heads_of_32
 from flax_attn.attention import dot_product_attention
 from flax_attn.attention._modules import with_weights
 from flax_attn.nnx._layers import LinearGeneral
+from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import window_attention
 from flax_attn.vision._windows import Size, num_offsets
 
 
-class WindowAttention(nnx.Module):
+class WindowAttention(Module):
     """Window attention, `flax_attn.vision.window_attention`.
 
     Parameters `query`, `key`, `value`, `out`, and the table `relative_bias`.
