@@ -157,7 +157,7 @@ def test_linen_modules_with_a_norm_of_ones_own_are_bridged_to_nnx(name):
 
 def draws(name):
     """Whether the module of NNX has parameters to draw."""
-    return "rngs" in inspect.signature(class_of(name)).parameters
+    return "rngs" in inspect.signature(class_of(name).__init__).parameters
 
 
 def class_of(name):
