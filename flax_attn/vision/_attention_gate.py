@@ -77,7 +77,15 @@ def attention_gate_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W 1"]:
     """The coefficients α of `attention_gate`, `[*B, H, W, 1]` in the dtype of x."""
-    x = as_image("attention_gate", x)
+    x = as_image(
+        "attention_gate",
+        x,
+        theta=theta,
+        phi=phi,
+        psi=psi,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     gating = _as_gating(x, gating)
     grid = theta(x)
     _check_grid(x, grid)

@@ -61,7 +61,7 @@ def attention_pool(
       ICML 2021, arXiv:2103.00020, section 2.4.
     """
     function = "attention_pool"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, out=out, attention=attention)
     positions = as_floating(function, "positions", positions)
     *batch, height, width, features = x.shape
     if positions.shape != (1 + height * width, features):

@@ -102,7 +102,18 @@ def bam_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The factor 1 + σ(M_c + M_s) of `bam`, `[*B, H, W, C]` in the dtype of x."""
-    x = as_image("bam", x)
+    x = as_image(
+        "bam",
+        x,
+        reduce=reduce,
+        reduce_norm=reduce_norm,
+        expand=expand,
+        convs=convs,
+        conv_norms=conv_norms,
+        project=project,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     if combine not in ("add", "multiply"):
         raise ValueError(f'bam: combine must be "add" or "multiply", got {combine!r}.')
     if len(convs) != len(conv_norms):

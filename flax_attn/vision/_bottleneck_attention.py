@@ -68,7 +68,7 @@ def bottleneck_attention(
       Recognition", CVPR 2021, arXiv:2101.11605, section 3, figure 4.
     """
     function = "bottleneck_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, attention=attention)
     *batch, height, width, features = x.shape
     size, tables = (height, width), (relative_height, relative_width)
     check_tables(function, tables, size, ("H", "W"))

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._channel_attention import channel_attention
+from flax_attn.vision._checks import as_image
 from flax_attn.vision._spatial_attention import Pooling, spatial_attention
 
 
@@ -56,5 +57,15 @@ def cbam(
       Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
       arXiv:1807.06521, equation 1.
     """
+    x = as_image(
+        "cbam",
+        x,
+        conv=conv,
+        reduce=reduce,
+        expand=expand,
+        norm=norm,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     x = channel_attention(x, reduce, expand, activation_fn=activation_fn, gate_fn=gate_fn)
     return spatial_attention(x, conv, norm=norm, order=order, gate_fn=gate_fn)

@@ -64,7 +64,14 @@ def channel_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `channel_attention`, `[*B, 1, 1, C]` in the dtype of x."""
-    x = as_image("channel_attention", x)
+    x = as_image(
+        "channel_attention",
+        x,
+        reduce=reduce,
+        expand=expand,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
 
     pooled = jnp.stack([spatial_mean(x), spatial_max(x)])
     hidden = activation_fn(reduce(pooled))

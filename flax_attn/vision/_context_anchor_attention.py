@@ -96,7 +96,18 @@ def context_anchor_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The gate g of `context_anchor_attention`, `[*B, H, W, C]` in the dtype of x."""
-    x = as_image("context_anchor_attention", x)
+    x = as_image(
+        "context_anchor_attention",
+        x,
+        project_in=project_in,
+        norm_in=norm_in,
+        row=row,
+        column=column,
+        project_out=project_out,
+        norm_out=norm_out,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     context = project_in(_window_mean(x, pool_size))
     context = activation_fn(context if norm_in is None else norm_in(context))
     out = project_out(column(row(context)))

@@ -80,7 +80,16 @@ def coordinate_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> tuple[Float[Array, "*B H 1 C"], Float[Array, "*B 1 W C"]]:
     """The two gates of `coordinate_attention`, `[*B, H, 1, C]` and `[*B, 1, W, C]`."""
-    x = as_image("coordinate_attention", x)
+    x = as_image(
+        "coordinate_attention",
+        x,
+        reduce=reduce,
+        norm=norm,
+        expand_height=expand_height,
+        expand_width=expand_width,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     rows = mean(x, -2)
     columns = mean(x, -3, rows)
     joint = activation_fn(norm(reduce(jnp.concatenate([rows, columns], axis=-2))))

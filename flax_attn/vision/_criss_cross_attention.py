@@ -71,7 +71,7 @@ def criss_cross_attention(
       ICCV 2019, arXiv:1811.11721, equations 1-2.
     """
     function = "criss_cross_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value)
     steps = []
     for _ in range(check_positive(function, "recurrence", recurrence)):
         q, k, v = query(x), key(x), value(x)

@@ -69,7 +69,7 @@ def cross_covariance_attention(
       section 3.2.
     """
     function = "cross_covariance_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, out=out)
     temperature = as_floating(function, "temperature", temperature)
     check_above_zero(function, "epsilon", epsilon)
     q, k, v = query(x), key(x), value(x)

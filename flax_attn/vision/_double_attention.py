@@ -59,7 +59,7 @@ def double_attention(
       arXiv:1810.11579, equations 2-6.
     """
     function = "double_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, value=value, gather=gather, distribute=distribute, out=out)
     features, places, descriptors = value(x), gather(x), distribute(x)
     check_projected(function, "value", features, x, "[*B, H, W, R]")
     check_projected(function, "gather", places, x, "[*B, H, W, S]")

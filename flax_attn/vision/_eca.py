@@ -53,7 +53,7 @@ def eca_gate(
     x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `eca`, `[*B, 1, 1, C]` in the dtype of x."""
-    x = as_image("eca", x)
+    x = as_image("eca", x, conv=conv, gate_fn=gate_fn)
     pooled = spatial_mean(x)[..., None]
     convolved = conv(pooled)
     check_returned("eca", "conv", convolved, pooled.shape, "[*B, C, 1]")

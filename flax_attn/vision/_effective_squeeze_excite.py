@@ -50,7 +50,7 @@ def effective_squeeze_excite_gate(
     x: Float[Array, "*B H W C"], project: Map, *, gate_fn: Activation = jax.nn.hard_sigmoid
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `effective_squeeze_excite`, `[*B, 1, 1, C]` in the dtype of x."""
-    x = as_image("effective_squeeze_excite", x)
+    x = as_image("effective_squeeze_excite", x, project=project, gate_fn=gate_fn)
     pooled = spatial_mean(x)
     gate = gate_fn(project(pooled))
     check_returned("effective_squeeze_excite", "project", gate, pooled.shape, "[*B, C]")

@@ -66,7 +66,7 @@ def efficient_local_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> tuple[Float[Array, "*B H 1 C"], Float[Array, "*B 1 W C"]]:
     """The two gates of `efficient_local_attention`, `[*B, H, 1, C]` and `[*B, 1, W, C]`."""
-    x = as_image("efficient_local_attention", x)
+    x = as_image("efficient_local_attention", x, conv=conv, norm=norm, gate_fn=gate_fn)
 
     def strip_gate(axis: int, letters: str) -> jax.Array:
         strip = mean(x, axis)

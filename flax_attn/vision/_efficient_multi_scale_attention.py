@@ -81,7 +81,7 @@ def efficient_multi_scale_attention_gate(
 ) -> Float[Array, "*B H W C"]:
     """The gate of `efficient_multi_scale_attention`, `[*B, H, W, C]`, equal in a group."""
     name = "efficient_multi_scale_attention"
-    x = as_image(name, x)
+    x = as_image(name, x, pointwise=pointwise, conv=conv, gate_fn=gate_fn)
     if norm_scale.ndim != 1 or norm_bias.shape != norm_scale.shape:
         raise ValueError(
             f"{name}: norm_scale and norm_bias must both be [P], got {list(norm_scale.shape)} and "

@@ -66,7 +66,16 @@ def external_attention(
       Visual Tasks", TPAMI 2023, arXiv:2105.02358, sections 3.1 and 3.2.
     """
     function = "external_attention"
-    x = as_image(function, x)
+    x = as_image(
+        function,
+        x,
+        query=query,
+        key=key,
+        value=value,
+        out=out,
+        norm=norm,
+        activation_fn=activation_fn,
+    )
     scores = key(query(x))
     check_projected(function, "key", scores, x, "[*B, H, W, S]")
     dtype = statistics_dtype(scores.dtype)

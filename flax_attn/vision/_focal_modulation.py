@@ -94,7 +94,18 @@ def focal_modulation(
       Yang, Li, Dai, Gao, "Focal Modulation Networks", NeurIPS 2022, arXiv:2203.11926, section 3.
     """
     function = "focal_modulation"
-    x = as_image(function, x)
+    x = as_image(
+        function,
+        x,
+        query=query,
+        context=context,
+        gate=gate,
+        convs=convs,
+        modulate=modulate,
+        out=out,
+        norm=norm,
+        activation_fn=activation_fn,
+    )
     q, z, gates = query(x), context(x), gate(x)
     check_returned(function, "query", q, (*x.shape[:-1], q.shape[-1]), "[*B, H, W, D]")
     check_returned(function, "context", z, q.shape, "[*B, H, W, D]")

@@ -100,7 +100,14 @@ def frequency_channel_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `frequency_channel_attention`, `[*B, 1, 1, C]` in the dtype of x."""
-    x = as_image("frequency_channel_attention", x)
+    x = as_image(
+        "frequency_channel_attention",
+        x,
+        reduce=reduce,
+        expand=expand,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     pairs = _pairs(frequencies, x.shape[-1])
     # A smaller plane has not the 7 frequencies.
     sizes = as_pair("frequency_channel_attention", "dct_size", dct_size, 7)

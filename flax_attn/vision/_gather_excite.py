@@ -107,7 +107,16 @@ def gather_excite_gate(
 
     It is `[*B, H, W, C]`, or `[*B, 1, 1, C]` if the whole image is gathered.
     """
-    x = as_image("gather_excite", x)
+    x = as_image(
+        "gather_excite",
+        x,
+        convs=convs,
+        norms=norms,
+        reduce=reduce,
+        expand=expand,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     if len(convs) != len(norms):
         raise ValueError(
             f"gather_excite: convs and norms must pair up, got {len(convs)} and {len(norms)}."

@@ -62,7 +62,15 @@ def global_context(
       Cao, Xu, Lin, Wei, Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and
       Beyond", ICCV Workshops 2019, arXiv:1904.11492, equation 5.
     """
-    x = as_image("global_context", x)
+    x = as_image(
+        "global_context",
+        x,
+        score=score,
+        reduce=reduce,
+        norm=norm,
+        expand=expand,
+        activation_fn=activation_fn,
+    )
     if combine not in ("add", "multiply"):
         raise ValueError(f'global_context: combine must be "add" or "multiply", got {combine!r}.')
     if score is None:
@@ -101,7 +109,7 @@ def global_context_weights(x: Float[Array, "*B H W C"], score: Map) -> Float[Arr
       >>> float(vision.global_context_weights(jnp.ones((2, 2, 2, 16)), score)[0, 0, 0, 0])
       0.25
     """
-    x = as_image("global_context", x)
+    x = as_image("global_context", x, score=score)
     logits = score(x)
     check_returned("global_context", "score", logits, (*x.shape[:-1], 1), "[*B, H, W, 1]")
     return jax.nn.softmax(logits.astype(statistics_dtype(x.dtype)), axis=(-3, -2))

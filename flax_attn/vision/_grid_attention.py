@@ -77,7 +77,7 @@ def grid_attention(
       2022, arXiv:2204.01697, section 3.2.
     """
     function = "grid_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, out=out, attention=attention)
     grid = as_pair(function, "grid_size", grid_size, 1)
     check_divides(function, "grid_size", grid, x)
     height, width = x.shape[-3:-1]

@@ -78,7 +78,7 @@ def halo_attention(
       Parameter Efficient Visual Backbones", CVPR 2021, arXiv:2103.12731, section 2.2.
     """
     function = "halo_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, attention=attention)
     block = as_integer(function, "block_size", block_size)
     halo = as_integer(function, "halo_size", halo_size)
     if block < 1 or halo < 0:

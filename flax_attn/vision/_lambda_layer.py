@@ -60,7 +60,16 @@ def lambda_layer(
       arXiv:2102.08602, section 3.
     """
     function = "lambda_layer"
-    x = as_image(function, x)
+    x = as_image(
+        function,
+        x,
+        query=query,
+        query_norm=query_norm,
+        key=key,
+        value=value,
+        value_norm=value_norm,
+        position=position,
+    )
     places = x.shape[:-1]
     q, k, v = query_norm(query(x)), key(x), value_norm(value(x))
     check_returned(function, "query", q, (*places, q.shape[-1]), "[*B, H, W, N · K]")

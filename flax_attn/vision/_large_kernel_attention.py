@@ -53,7 +53,13 @@ def large_kernel_attention_gate(
     x: Float[Array, "*B H W C"], local_conv: Map, dilated_conv: Map, project: Map
 ) -> Float[Array, "*B H W C"]:
     """The factor a of `large_kernel_attention`, `[*B, H, W, C]` in the dtype of x."""
-    x = as_image("large_kernel_attention", x)
+    x = as_image(
+        "large_kernel_attention",
+        x,
+        local_conv=local_conv,
+        dilated_conv=dilated_conv,
+        project=project,
+    )
     gate = project(dilated_conv(local_conv(x)))
     check_returned("large_kernel_attention", "project", gate, x.shape, "[*B, H, W, C]")
     return gate.astype(x.dtype)

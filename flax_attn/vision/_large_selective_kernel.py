@@ -77,7 +77,15 @@ def large_selective_kernel_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The factor a of `large_selective_kernel`, `[*B, H, W, C]` in the dtype of x."""
-    x = as_image("large_selective_kernel", x)
+    x = as_image(
+        "large_selective_kernel",
+        x,
+        convs=convs,
+        reduces=reduces,
+        select=select,
+        project=project,
+        gate_fn=gate_fn,
+    )
     if not len(convs) == len(reduces) >= 1:
         raise ValueError(
             f"large_selective_kernel: convs and reduces must pair up, at least 1 of each, "

@@ -68,7 +68,7 @@ def non_local(
       equations 1-6.
     """
     function = "non_local"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, out=out, norm=norm)
     seen = _pooled(x, subsample)
     q, k, v = query(x), key(seen), value(seen)
     check_projected(function, "query", q, x, "[*B, H, W, R]")

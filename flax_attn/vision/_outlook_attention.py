@@ -72,7 +72,7 @@ def outlook_attention(
       arXiv:2106.13112, section 3.1.
     """
     function = "outlook_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, score=score, value=value, out=out)
     size, stride = check_odd(function, kernel_size), check_positive(function, "stride", stride)
     v = value(x)
     check_returned(function, "value", v, (*x.shape[:-1], v.shape[-1]), "[*B, H, W, N · D]")

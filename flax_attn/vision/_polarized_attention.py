@@ -100,7 +100,17 @@ def polarized_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The factor g_c + g_s, or g_c ⊙ g_s, of `polarized_attention`, in the dtype of x."""
-    x = as_image("polarized_attention", x)
+    x = as_image(
+        "polarized_attention",
+        x,
+        channel_query=channel_query,
+        channel_value=channel_value,
+        channel_expand=channel_expand,
+        spatial_query=spatial_query,
+        spatial_value=spatial_value,
+        channel_norm=channel_norm,
+        gate_fn=gate_fn,
+    )
     if layout not in ("parallel", "sequential"):
         raise ValueError(
             f'polarized_attention: layout must be "parallel" or "sequential", got {layout!r}.'

@@ -57,7 +57,7 @@ def position_attention(
       arXiv:1809.02983, equations 1-2.
     """
     function = "position_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value)
     q, k, v = query(x), key(x), value(x)
     check_projected(function, "query", q, x, "[*B, H, W, R]")
     check_returned(function, "key", k, q.shape, "[*B, H, W, R]")

@@ -111,7 +111,15 @@ def _gates(
     gate_fn: Activation,
 ) -> tuple[jax.Array, jax.Array]:
     """The gate of the channels `[*B, 1, 1, C]`, and that of the places `[*B, H, W, 1]`."""
-    x = as_image("scse", x)
+    x = as_image(
+        "scse",
+        x,
+        reduce=reduce,
+        expand=expand,
+        project=project,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     if combine not in _JOINED:
         raise ValueError(f'scse: combine must be "max" or "add", got {combine!r}.')
     pooled = spatial_mean(x)

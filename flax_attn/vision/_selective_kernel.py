@@ -68,7 +68,16 @@ def selective_kernel(
     References:
       Li, Wang, Hu, Yang, "Selective Kernel Networks", CVPR 2019, arXiv:1903.06586, equations 1-6.
     """
-    x = as_image("selective_kernel", x)
+    x = as_image(
+        "selective_kernel",
+        x,
+        convs=convs,
+        conv_norms=conv_norms,
+        reduce=reduce,
+        reduce_norm=reduce_norm,
+        select=select,
+        activation_fn=activation_fn,
+    )
     if len(convs) != len(conv_norms):
         raise ValueError(
             f"selective_kernel: convs and conv_norms must pair up, got {len(convs)} and "

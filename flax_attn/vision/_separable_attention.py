@@ -61,7 +61,9 @@ def separable_attention(
       arXiv:2206.02680, section 3.2.
     """
     function = "separable_attention"
-    x = as_image(function, x)
+    x = as_image(
+        function, x, score=score, key=key, value=value, out=out, activation_fn=activation_fn
+    )
     *batch, height, width, _ = x.shape
     patch_size = check_positive(function, "patch_size", patch_size)
     if height % patch_size or width % patch_size:

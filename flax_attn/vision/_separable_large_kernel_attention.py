@@ -66,7 +66,15 @@ def separable_large_kernel_attention_gate(
     project: Map,
 ) -> Float[Array, "*B H W C"]:
     """The factor a of `separable_large_kernel_attention`, `[*B, H, W, C]` in the dtype of x."""
-    x = as_image("separable_large_kernel_attention", x)
+    x = as_image(
+        "separable_large_kernel_attention",
+        x,
+        local_row=local_row,
+        local_column=local_column,
+        dilated_row=dilated_row,
+        dilated_column=dilated_column,
+        project=project,
+    )
     local = local_column(local_row(x))
     gate = project(dilated_column(dilated_row(local)))
     check_returned("separable_large_kernel_attention", "project", gate, x.shape, "[*B, H, W, C]")

@@ -91,7 +91,7 @@ def shuffle_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The gate of `shuffle_attention` before the shuffle, `[*B, H, W, C]` in the dtype of x."""
-    x = as_image("shuffle_attention", x)
+    x = as_image("shuffle_attention", x, gate_fn=gate_fn)
     vectors = channel_scale, channel_bias, norm_scale, norm_bias, spatial_scale, spatial_bias
     sizes = [list(vector.shape) for vector in vectors]
     if any(vector.ndim != 1 or vector.shape != channel_scale.shape for vector in vectors):

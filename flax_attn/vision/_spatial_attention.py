@@ -67,7 +67,7 @@ def spatial_attention_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W 1"]:
     """The gate g of `spatial_attention`, `[*B, H, W, 1]` in the dtype of x."""
-    x = as_image("spatial_attention", x)
+    x = as_image("spatial_attention", x, conv=conv, norm=norm, gate_fn=gate_fn)
     if sorted(order) != ["max", "mean"]:
         raise ValueError(
             f'spatial_attention: order must be ("mean", "max") or ("max", "mean"), got {order}.'

@@ -68,7 +68,7 @@ def spatial_group_enhance_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
     """The gate of `spatial_group_enhance`, `[*B, H, W, C]` in the dtype of x, equal in a group."""
-    x = as_image("spatial_group_enhance", x)
+    x = as_image("spatial_group_enhance", x, gate_fn=gate_fn)
     if scale.ndim != 1 or bias.shape != scale.shape:
         raise ValueError(
             f"spatial_group_enhance: scale and bias must both be [G], got {list(scale.shape)} and "

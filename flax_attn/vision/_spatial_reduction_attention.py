@@ -73,7 +73,18 @@ def spatial_reduction_attention(
       Media 2022, arXiv:2106.13797, section 3.2.
     """
     function = "spatial_reduction_attention"
-    x = as_image(function, x)
+    x = as_image(
+        function,
+        x,
+        query=query,
+        key=key,
+        value=value,
+        out=out,
+        reduce=reduce,
+        norm=norm,
+        activation_fn=activation_fn,
+        attention=attention,
+    )
     seen = x if pool_size is None else _adaptive_mean(x, pool_size)
     seen = seen if reduce is None else reduce(seen)
     if seen.ndim != x.ndim or 0 in seen.shape[-3:]:

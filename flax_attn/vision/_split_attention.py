@@ -74,7 +74,16 @@ def split_attention(
       Zhang, Wu, Zhang, Zhu, Lin, Zhang, Sun, He, Mueller, Manmatha, Li, Smola, "ResNeSt:
       Split-Attention Networks", CVPR Workshops 2022, arXiv:2004.08955, equations 1-2.
     """
-    x = as_image("split_attention", x)
+    x = as_image(
+        "split_attention",
+        x,
+        conv=conv,
+        conv_norm=conv_norm,
+        reduce=reduce,
+        reduce_norm=reduce_norm,
+        expand=expand,
+        activation_fn=activation_fn,
+    )
     radix = check_positive("split_attention", "radix", radix)
     groups = check_positive("split_attention", "groups", groups)
     splits = activation_fn(conv_norm(conv(x))).astype(x.dtype)

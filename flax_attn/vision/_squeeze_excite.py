@@ -62,7 +62,14 @@ def squeeze_excite_gate(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B 1 1 C"]:
     """The gate g of `squeeze_excite`, `[*B, 1, 1, C]` in the dtype of x."""
-    x = as_image("squeeze_excite", x)
+    x = as_image(
+        "squeeze_excite",
+        x,
+        reduce=reduce,
+        expand=expand,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
     pooled = spatial_mean(x)
     hidden = activation_fn(reduce(pooled))
     check_reduced("squeeze_excite", hidden)

@@ -103,7 +103,17 @@ def _gates(
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> list[jax.Array]:
     """The gates of the planes, divided by their number."""
-    x = as_image("triplet_attention", x)
+    x = as_image(
+        "triplet_attention",
+        x,
+        conv_cw=conv_cw,
+        norm_cw=norm_cw,
+        conv_hc=conv_hc,
+        norm_hc=norm_hc,
+        conv_hw=conv_hw,
+        norm_hw=norm_hw,
+        gate_fn=gate_fn,
+    )
     if (conv_hw is None) != (norm_hw is None):
         missing = "conv_hw" if conv_hw is None else "norm_hw"
         raise ValueError(

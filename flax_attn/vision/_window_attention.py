@@ -91,7 +91,7 @@ def window_attention(
       using Shifted Windows", ICCV 2021, arXiv:2103.14030, section 3.2, equation 4.
     """
     function = "window_attention"
-    x = as_image(function, x)
+    x = as_image(function, x, query=query, key=key, value=value, out=out, attention=attention)
     window = as_pair(function, "window_size", window_size, 1)
     shift = as_pair(function, "shift_size", shift_size, 0)
     if not pad:
