@@ -1,25 +1,73 @@
 """Attention mechanisms for JAX: pure functions, and thin modules in `linen` and `nnx`."""
 
-from flax_attn import attention as attention
-from flax_attn import coords as coords
-from flax_attn import maps as maps
-from flax_attn import masks as masks
-from flax_attn import positions as positions
-from flax_attn import scores as scores
-from flax_attn import vision as vision
-from flax_attn import visualize as visualize
-from flax_attn.attention import Dropout as Dropout
-from flax_attn.attention import additive_attention as additive_attention
-from flax_attn.attention import attention_weights as attention_weights
-from flax_attn.attention import dot_product_attention as dot_product_attention
-from flax_attn.attention import explain as explain
-from flax_attn.attention import merge as merge
-from flax_attn.attention import multi_head_attention as multi_head_attention
-from flax_attn.attention import scaled_dot_product_attention as scaled_dot_product_attention
-from flax_attn.coords import Coords as Coords
-from flax_attn.masks import Plan as Plan
-from flax_attn.masks import make_plan as make_plan
-from flax_attn.normalizers import Sigmoid as Sigmoid
-from flax_attn.normalizers import Softmax as Softmax
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from flax_attn import (
+    attention,
+    coords,
+    maps,
+    masks,
+    normalizers,
+    positions,
+    scores,
+    vision,
+    visualize,
+)
+from flax_attn.attention import (
+    Dropout,
+    additive_attention,
+    attention_weights,
+    dot_product_attention,
+    explain,
+    merge,
+    multi_head_attention,
+    scaled_dot_product_attention,
+)
+from flax_attn.coords import Coords
+from flax_attn.masks import Plan, make_plan
+from flax_attn.normalizers import Sigmoid, Softmax
+
+if TYPE_CHECKING:
+    from flax_attn import linen, nnx
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Coords",
+    "Dropout",
+    "Plan",
+    "Sigmoid",
+    "Softmax",
+    "additive_attention",
+    "attention",
+    "attention_weights",
+    "coords",
+    "dot_product_attention",
+    "explain",
+    "linen",
+    "make_plan",
+    "maps",
+    "masks",
+    "merge",
+    "multi_head_attention",
+    "nnx",
+    "normalizers",
+    "positions",
+    "scaled_dot_product_attention",
+    "scores",
+    "vision",
+    "visualize",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `linen` and `nnx` when they are first used: they need Flax, the rest does not."""
+    if name in ("linen", "nnx"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,10 +1,12 @@
 """Checks shared by the public functions: each raises with the numbers and the fix."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Map = Callable[[jax.Array], jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
@@ -17,22 +19,76 @@ def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 def check_array(owner: str, name: str, array: jax.Array) -> None:
     """Raise unless an array, of NumPy or JAX, has come."""
+    if isinstance(array, jax.Array | np.ndarray):
+        return
     if not hasattr(array, "dtype"):
         raise TypeError(
             f"{owner}: {name} must be an array, got {type(array).__name__}. "
             f"Wrap it: jnp.asarray({name})."
         )
+    try:
+        jnp.dtype(array.dtype)
+    except TypeError:  # it is one of another library
+        library = type(array).__module__.partition(".")[0]
+        convert = ".detach().cpu().numpy()" if library == "torch" else ".numpy()"
+        raise TypeError(
+            f"{owner}: {name} must be an array of JAX or NumPy, got {library}'s "
+            f"{type(array).__name__}. Convert it: jnp.asarray({name}{convert})."
+        ) from None
+
+
+def check_arrays(owner: str, **arrays: jax.Array | None) -> None:
+    """Raise unless each is an array, of NumPy or JAX, or left out."""
+    for name, array in arrays.items():
+        if array is not None:
+            check_array(owner, name, array)
 
 
 def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
     """The array, of NumPy or JAX, as one of JAX; `TypeError` unless it is real floating point."""
     check_array(function, name, array)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{function}: {name} must be real floating point, got {array.dtype}. Pass both parts "
+            f"as channels: jnp.concatenate([{name}.real, {name}.imag], axis=-1)."
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{function}: {name} must be floating point, got {array.dtype}. "
             f"Convert it: {name}.astype(jnp.float32)."
         )
     return jnp.asarray(array)
+
+
+def check_maps(function: str, **maps: Any) -> None:
+    """Raise unless each map is one, or a sequence of them; None stands for one left out."""
+    for name, given in maps.items():
+        many = isinstance(given, Sequence) and not isinstance(given, str)
+        for number, one in enumerate(given if many else [given]):
+            if one is not None:
+                _check_map(function, f"{name}[{number}]" if many else name, one)
+
+
+def _check_map(function: str, name: str, given: Any) -> None:
+    kind = "function" if name.endswith("_fn") or name == "attention" else "map"
+    fix = "Bind arrays by flax_attn.maps, such as maps.dense(kernel, bias)."
+    got = type(given).__name__
+    if isinstance(given, jax.Array | np.ndarray) or hasattr(given, "__jax_array__"):
+        bind = {3: "conv1d(kernel), or to heads maps.dense", 4: "conv"}.get(given.ndim, "dense")
+        got, fix = f"an array {list(given.shape)}", f"Bind it: maps.{bind}(kernel)."
+    elif isinstance(given, Mapping):
+        fix = f"Bind its arrays, as maps.dense({name}['kernel'], {name}['bias'])."
+    elif isinstance(given, str):
+        got, fix = repr(given), f"Pass the function, as jax.nn.{given}."
+    elif isinstance(given, type):
+        got, fix = f"the class {given.__name__}", "Make one of it."
+    elif type(given).__module__.partition(".")[0] == "torch":
+        got, fix = f"torch's {got}", "Bind its weights: maps.dense(jnp.asarray(weight.T.numpy()))."
+    elif callable(given):
+        return
+    raise TypeError(
+        f"{function}: {name} must be a {kind}, callable from array to array, got {got}. {fix}"
+    )
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -56,13 +112,15 @@ def as_integer(function: str, name: str, number: int) -> int:
         raise TypeError(f"{function}: {name} must be one whole number, got {number!r}.") from None
 
 
-def check_features(module: str, x: jax.Array, features: int, name: str = "x") -> None:
+def check_features(
+    module: str, x: jax.Array, features: int, name: str = "x", fix: str = ""
+) -> None:
     """Raise unless `x` is an array of the width that the module was made for."""
     check_array(module, name, x)
     if x.shape[-1:] != (features,):
         raise ValueError(
             f"{module}: {name} must have the {features} channels that the module was made for, "
-            f"got {list(x.shape)}."
+            f"got {list(x.shape)}. {fix}".rstrip()
         )
 
 

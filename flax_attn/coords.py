@@ -15,6 +15,13 @@ from flax_attn._jax import vary_together
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
+__all__ = ["Aligned", "Coords", "PerHead", "unzigzag", "zigzag"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Tree = TypeVar("Tree")
 Index = slice | Int[Array, "X"] | np.ndarray
 

@@ -21,8 +21,15 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from flax_attn._checks import as_floating, as_integer, expand_rank, statistics_dtype
+from flax_attn._checks import as_floating, as_integer, check_arrays, expand_rank, statistics_dtype
 from flax_attn._convolution import convolve
+
+__all__ = ["batch_norm", "conv", "conv1d", "dense", "depthwise_conv", "group_norm", "layer_norm"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
@@ -64,6 +71,7 @@ def dense(
     """
     if axes < 1:
         raise ValueError(f"dense: axes must be at least 1, got {axes}.")
+    check_arrays("dense", kernel=kernel, bias=bias)
     return Partial(_Dense(axes, precision, axis_name), kernel, bias)
 
 
@@ -138,10 +146,9 @@ def depthwise_conv(
       >>> maps.depthwise_conv(jnp.ones((3, 3, 1, 5)))(jnp.ones((2, 8, 8, 5))).shape
       (2, 8, 8, 5)
     """
-    groups = jnp.shape(kernel)[-1]
-    return _bind_conv(
-        "depthwise_conv", 2, kernel, bias, strides, dilation, groups, padding, precision
-    )
+    check_arrays("depthwise_conv", kernel=kernel)
+    name, groups = "depthwise_conv", kernel.shape[-1]
+    return _bind_conv(name, 2, kernel, bias, strides, dilation, groups, padding, precision)
 
 
 def conv1d(
@@ -428,6 +435,7 @@ def _bind_conv(
     if groups < 1:
         raise ValueError(f"{name}: groups must be at least 1, got {groups}.")
     pairs = None if padding is None else _padding_pairs(name, padding, rank)
+    check_arrays(name, kernel=kernel, bias=bias)
     return Partial(_Conv(name, strides, dilation, groups, pairs, precision), kernel, bias)
 
 
@@ -482,6 +490,7 @@ def _standardize(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
 def _check_norm(name: str, x: jax.Array, *parameters: Array | None) -> jax.Array:
     x = as_floating(name, "x", x)
     for parameter in parameters:
+        check_arrays(name, parameters=parameter)
         if parameter is not None and parameter.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: parameters must be [C] = [{x.shape[-1]}] for an input of shape "

@@ -9,6 +9,13 @@ from jaxtyping import Array, Float
 
 from flax_attn._pytree import pytree, static
 
+__all__ = ["Entmax", "Normalizer", "ReLU", "Sigmoid", "Softmax", "TopK"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Statistics = tuple[jax.Array, ...]
 
 

@@ -1,10 +1,12 @@
 """The structure: who may import whom, what the front door holds, what importing costs."""
 
 import ast
+import importlib
 import inspect
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -69,20 +71,81 @@ def test_the_functional_core_imports_no_flax(name):
 
 
 def test_linen_and_nnx_have_the_same_files_and_names():
-    files = [{p.name for p in (ROOT / package).glob("[!_]*.py")} for package in ("linen", "nnx")]
-    assert files[0] == files[1]
-    names = [{n for n in vars(p) if n[0] != "_" and n[0].isupper()} for p in (linen, nnx)]
-    assert names[0] == names[1]
+    files = [{p.name for p in (ROOT / package).glob("*.py")} for package in ("linen", "nnx")]
+    assert files[0] == files[1] - {"_sow.py"}  # Linen's own sowing needs no help
+    assert linen.__all__ == nnx.__all__
+    for package in (linen, nnx):
+        base = importlib.import_module(f"{package.__name__}._module").Module
+        for name in package.__all__:
+            thing = getattr(package, name)
+            assert not inspect.isclass(thing) or issubclass(thing, base), name
 
 
 @pytest.mark.parametrize("package", ["linen", "nnx"])
 def test_layers_are_those_that_sum_the_gradients_of_biases_in_float32(package):
     """Those of `_layers`; Flax's own sum them in the layer's dtype."""
     layers = {"Linear", "LinearGeneral", "Dense", "DenseGeneral", "Conv", "Einsum"}
-    for path in (ROOT / package).glob("[!_]*.py"):
+    for path in (ROOT / package).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute):
+            if isinstance(node, ast.Attribute) and path.name != "_layers.py":
                 assert node.attr not in layers, f"{path}:{node.lineno}"
+
+
+SURFACES = [
+    "flax_attn",
+    *(
+        f"flax_attn.{name}"
+        for name in flax_attn.__all__
+        if isinstance(getattr(flax_attn, name), types.ModuleType)
+    ),
+]
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_dir_and_star_show_the_public_names_only(name):
+    package = importlib.import_module(name)
+    assert dir(package) == sorted(package.__all__) == sorted(set(package.__all__))
+    starred: dict = {}
+    exec(f"from {name} import *", starred)
+    assert set(starred) - {"__builtins__"} == set(package.__all__)
+    for shown in package.__all__:
+        thing = getattr(package, shown)
+        assert shown[0] != "_"
+        if name != "flax_attn":
+            assert not isinstance(thing, types.ModuleType), shown
+    own = {
+        shown
+        for shown, thing in vars(package).items()
+        if shown[0] != "_"
+        and not isinstance(thing, types.ModuleType)
+        and getattr(thing, "__module__", "").startswith("flax_attn")
+    }
+    if hasattr(package, "__path__"):  # whose __init__ imports what it shows, and nothing else
+        assert own <= set(package.__all__), own - set(package.__all__)
+
+
+def test_no_private_file_has_the_name_of_something_public():
+    """`nnx.cbam` would be a file where `vision.cbam` is a function."""
+    functions = {*flax_attn.__all__, *attention.__all__, *vision.__all__}
+    for name in SURFACES:
+        package = importlib.import_module(name)
+        files = {path.stem for path in pathlib.Path(package.__file__).parent.glob("[!_]*.py")}
+        if name != "flax_attn" and hasattr(package, "__path__"):
+            assert not files & (functions | set(package.__all__)), name
+
+
+def test_linen_and_nnx_are_imported_when_they_are_used():
+    code = """
+import sys, flax_attn
+assert "flax" not in sys.modules
+dir(flax_attn)
+assert "flax" not in sys.modules
+assert flax_attn.nnx.CBAM.__name__ == flax_attn.linen.CBAM.__name__ == "CBAM"
+from flax_attn import nnx
+assert nnx is flax_attn.nnx is sys.modules["flax_attn.nnx"]
+assert not hasattr(flax_attn, "torch")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def public():

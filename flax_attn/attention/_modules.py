@@ -1,19 +1,24 @@
 """What the Linen and the NNX module of multi-head attention share."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from flax_attn._checks import check_array
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
 from flax_attn.masks import Mask
 
 MODULE = "MultiHeadAttention"
+MASK_BY_NAME = "(A mask is passed by name: mask=mask.)"
 
 
 class HeadSizes(NamedTuple):
@@ -77,14 +82,17 @@ def output_features(in_features: int, out_features: int | None) -> int:
 def check_dropout_rate(rate: float) -> None:
     """Raise unless the rate is a probability below 1."""
     if not 0 <= rate < 1:
-        raise ValueError(f"{MODULE}: dropout_rate must lie in [0, 1), got {rate}.")
+        raise ValueError(
+            f"{MODULE}: dropout_rate must lie in [0, 1), got {rate}. It is the probability that a "
+            f"weight is dropped."
+        )
 
 
-def refuse_decode(decode: bool | None) -> None:
+def refuse_decode(decode: bool | None, what: str = "decode=True") -> None:
     """Raise if an autoregressive cache is asked for."""
     if decode:
         raise NotImplementedError(
-            f"{MODULE}: decode=True is not part of this version. "
+            f"{MODULE}: {what} is not part of this version, which has no key/value cache. "
             f"Pass all tokens with is_causal=True."
         )
 
@@ -99,16 +107,48 @@ def refuse_einsum(*einsum_classes: Any) -> None:
 
 
 def resolve_inputs(
-    inputs_q: jax.Array, inputs_k: jax.Array | None, inputs_v: jax.Array | None
+    inputs_q: jax.Array,
+    inputs_k: jax.Array | None,
+    inputs_v: jax.Array | None,
+    inputs_kv: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Keys default to the queries' input, values to the keys'."""
+    if inputs_kv is not None:
+        if inputs_k is not None or inputs_v is not None:
+            raise ValueError(
+                f"{MODULE}: inputs_kv was given with inputs_k or inputs_v. It stands for both: "
+                f"pass inputs_k and inputs_v alone."
+            )
+        inputs_k = inputs_kv
     if inputs_k is None and inputs_v is not None:
         raise ValueError(
             f"{MODULE}: inputs_v was given without inputs_k. Pass inputs_k; the values then "
-            f"default to it. (A mask is passed by name: mask=mask.)"
+            f"default to it. {MASK_BY_NAME}"
         )
     inputs_k = inputs_q if inputs_k is None else inputs_k
-    return inputs_k, inputs_k if inputs_v is None else inputs_v
+    inputs_v = inputs_k if inputs_v is None else inputs_v
+    check_array(MODULE, "inputs_q", inputs_q)
+    for name, inputs in (("inputs_k", inputs_k), ("inputs_v", inputs_v)):
+        _refuse_mask(name, inputs, inputs_q.ndim)
+        check_array(MODULE, name, inputs)
+    return inputs_k, inputs_v
+
+
+def _refuse_mask(name: str, inputs: Any, ndim: int) -> None:
+    """Raise if a mask was passed by position: it then stands where the keys or values do."""
+    error: type[Exception]
+    if isinstance(inputs, Mask):
+        error, got = TypeError, repr(inputs)
+    elif getattr(inputs, "dtype", None) == jnp.bool_:
+        error, got = TypeError, f"bool {list(inputs.shape)}"
+    elif getattr(inputs, "ndim", ndim) > ndim:
+        error, got = ValueError, str(list(inputs.shape))
+    else:
+        return
+    raise error(
+        f"{MODULE}: {name} must be features of tokens, of the rank {ndim} of inputs_q, got {got}. "
+        f"{MASK_BY_NAME}"
+    )
 
 
 def make_dropout(
@@ -126,27 +166,99 @@ def attention_options(
     mask: Mask | jax.Array | None, num_heads: int, axis_name: str | None, **options: Any
 ) -> dict[str, Any]:
     """The options of `attention_fn`: those that say something."""
-    if mask is not None and not isinstance(mask, Mask):
-        mask = jnp.asarray(mask).astype(bool)  # Flax's make_attention_mask gives float32
     head_ids = None
     if axis_name is not None:
         head_ids = lax.axis_index(axis_name) * num_heads + jnp.arange(num_heads)
-    given = {"mask": mask, "head_ids": head_ids, **options}
+    given = {"mask": as_boolean(MODULE, mask), "head_ids": head_ids, **options}
     return {
         name: value for name, value in given.items() if value is not None and value is not False
     }
 
 
-def promoted(attention_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`attention_fn` on queries, keys and values of a common dtype, as in Flax."""
+def as_boolean(owner: str, mask: Any) -> Any:
+    """An array of booleans from one of zeros and ones, as Flax's `make_attention_mask` gives.
+
+    Anything but an array is returned as it is.
+    """
+    if isinstance(mask, list | tuple):
+        mask = np.asarray(mask)
+    if mask is None or not hasattr(mask, "dtype"):
+        return mask
+    check_array(owner, "mask", mask)
+    if mask.dtype != jnp.bool_ and is_known(mask):
+        numbers = np.asarray(mask)
+        other = numbers[(numbers != 0) & (numbers != 1)]
+        if other.size:
+            raise ValueError(
+                f"{owner}: mask must be boolean, or hold 0 and 1 only, 1 = attend, got {other[0]}. "
+                f"Pass what is added to the scores as a bias: bias=mask."
+            )
+    return jnp.asarray(mask).astype(bool)
+
+
+def is_known(array: jax.Array) -> bool:
+    """Whether the numbers of an array can be read here and now."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def adapted(attention_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`attention_fn` on queries, keys and values of a common dtype, as in Flax.
+
+    Dropout is handed to functions of Flax, and to those with its arguments, in its keywords. An
+    option that a function does not take is refused.
+    """
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
         if not query.dtype == key.dtype == value.dtype:
             dtype = jnp.result_type(query, key, value)
             query, key, value = (array.astype(dtype) for array in (query, key, value))
-        return attention_fn(query, key, value, **options)
+        return attention_fn(query, key, value, **_in_its_words(attention_fn, options))
 
     return attend
+
+
+def _in_its_words(
+    attention_fn: Callable[..., jax.Array], options: dict[str, Any]
+) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(attention_fn).parameters
+    except (TypeError, ValueError):  # not every callable has one
+        return options
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    flax = _is_of_flax(attention_fn) or (
+        "dropout" not in parameters and "dropout_rng" in parameters
+    )
+    name = getattr(attention_fn, "__qualname__", repr(attention_fn))
+    if flax and (dropout := options.get("dropout")) is not None:
+        if dropout.batch_ids is not None:
+            raise NotImplementedError(
+                f"{MODULE}: batch_axis_name needs attention_fn = flax_attn.dot_product_attention "
+                f"for dropout, got {name}, which does not know the numbers of batch elements."
+            )
+        options = {key: option for key, option in options.items() if key != "dropout"} | {
+            "dropout_rate": dropout.rate,
+            "dropout_rng": dropout.key,
+            "broadcast_dropout": dropout.broadcast,
+            "deterministic": False,
+        }
+    if _is_of_flax(attention_fn) and isinstance(options.get("mask"), Mask):
+        raise TypeError(
+            f"{MODULE}: a Mask needs attention_fn = flax_attn.dot_product_attention, got {name}. "
+            f"Pass mask as a boolean array."
+        )
+    unknown = [key for key in options if key not in parameters]
+    if unknown and not takes_all:
+        raise TypeError(
+            f"{MODULE}: {', '.join(unknown)} was given, which attention_fn = {name} does not take. "
+            f"Leave it out, or use flax_attn.dot_product_attention."
+        )
+    return options
+
+
+def _is_of_flax(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__module__", "").partition(".")[0] == "flax"
 
 
 def with_weights(

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
+from flax_attn._checks import as_floating, broadcasts_to, check_maps, expand_rank, statistics_dtype
 from flax_attn.attention._finite import finite, not_finite, sees
 from flax_attn.normalizers import Softmax
 
@@ -60,6 +60,7 @@ def additive_attention(
       Translate", ICLR 2015, arXiv:1409.0473, section A.1.2.
     """
     function = "additive_attention"
+    check_maps(function, query_map=query_map, key_map=key_map, score_map=score_map)
     query = as_floating(function, "query", query)
     key = as_floating(function, "key", key)
     value = as_floating(function, "value", value)

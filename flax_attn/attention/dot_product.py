@@ -1,7 +1,8 @@
 """Scaled dot-product attention over several heads."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -15,7 +16,32 @@ from flax_attn.masks import Mask, Plan
 from flax_attn.normalizers import Normalizer, Softmax, with_sink
 from flax_attn.scores import ScoreMod
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+FLAXS_OWN = ("broadcast_dropout", "dropout_rng", "dropout_rate", "deterministic", "dtype", "module")
+
+
+def _names_attention_fn(function: Callable[P, R]) -> Callable[P, R]:
+    """Say what to do where Flax's modules call `function` as their `attention_fn`.
+
+    A wrapper, so that the signature shows no keyword that the function does not take: Flax's Linen
+    module reads it.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if flaxs := [name for name in FLAXS_OWN if name in kwargs]:
+            raise TypeError(
+                f"{function.__name__}: got {', '.join(flaxs)}, which Flax's modules pass. Give "
+                f"them attention_fn=flax_attn.attention.attention_fn()."
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_names_attention_fn
 def dot_product_attention(
     query: Float[Array, "*B T N D"],
     key: Float[Array, "*B S K D"],

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import as_floating
+from flax_attn._checks import as_floating, check_maps
 from flax_attn.attention._finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 
@@ -75,6 +75,8 @@ def multi_head_attention(
       arXiv:2302.05442 (normalised queries and keys).
     """
     function = "multi_head_attention"
+    check_maps(function, query=query, key=key, value=value, out=out)
+    check_maps(function, query_norm=query_norm, key_norm=key_norm, attention=attention)
     inputs_v = inputs_kv if inputs_v is None else inputs_v
     inputs_q = as_floating(function, "inputs_q", inputs_q)
     inputs_kv = as_floating(function, "inputs_kv", inputs_kv)

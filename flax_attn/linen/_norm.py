@@ -1,5 +1,6 @@
 """The normalisations of the vision modules."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,6 +16,15 @@ SlowBatchNorm = functools.partial(BatchNorm, momentum=0.99)
 DetectorBatchNorm = functools.partial(BatchNorm, momentum=0.97, epsilon=1e-3)
 # As in PyTorch, too.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+def default_norm(norm: Any) -> Any:
+    """The field whose default is `norm`.
+
+    The class itself must have no such attribute: `nnx.bridge.ToNNX` would take it for the submodule
+    of that name (seen in Flax 0.12.12).
+    """
+    return dataclasses.field(default_factory=lambda: norm)
 
 
 def with_phase(module: str, norm: Any, attribute: bool | None, argument: bool | None) -> Any:

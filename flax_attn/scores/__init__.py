@@ -9,15 +9,29 @@ keys of a tile; `R` rows of a table. `i` is the position of the query and `j` th
 the number of the head.
 """
 
-from flax_attn.scores._score_mod import ScoreMod as ScoreMod
-from flax_attn.scores._score_mod import score_mod as score_mod
-from flax_attn.scores.alibi import ALiBi as ALiBi
-from flax_attn.scores.bias import Bias as Bias
-from flax_attn.scores.distance import DistanceBias as DistanceBias
-from flax_attn.scores.distance import Forget as Forget
-from flax_attn.scores.elementwise import Scale as Scale
-from flax_attn.scores.elementwise import SoftCap as SoftCap
-from flax_attn.scores.elementwise import Temperature as Temperature
-from flax_attn.scores.relative import RelativeBias as RelativeBias
-from flax_attn.scores.relative import T5Bias as T5Bias
-from flax_attn.scores.relative_2d import RelativeBias2D as RelativeBias2D
+from flax_attn.scores._score_mod import ScoreMod, score_mod
+from flax_attn.scores.alibi import ALiBi
+from flax_attn.scores.bias import Bias
+from flax_attn.scores.distance import DistanceBias, Forget
+from flax_attn.scores.elementwise import Scale, SoftCap, Temperature
+from flax_attn.scores.relative import RelativeBias, T5Bias
+from flax_attn.scores.relative_2d import RelativeBias2D
+
+__all__ = [
+    "ALiBi",
+    "Bias",
+    "DistanceBias",
+    "Forget",
+    "RelativeBias",
+    "RelativeBias2D",
+    "Scale",
+    "ScoreMod",
+    "SoftCap",
+    "T5Bias",
+    "Temperature",
+    "score_mod",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,12 +1,18 @@
 """Checks shared by the vision mechanisms."""
 
+from typing import Any
+
 import jax
 
-from flax_attn._checks import as_floating
+from flax_attn._checks import as_floating, check_maps
 
 
-def as_image(function: str, x: jax.Array) -> jax.Array:
-    """The image, which must be floating point `[*B, H, W, C]` without empty axes."""
+def as_image(function: str, x: jax.Array, **maps: Any) -> jax.Array:
+    """The image, which must be floating point `[*B, H, W, C]` without empty axes.
+
+    `maps` are the maps and functions that the mechanism was given: each must be callable.
+    """
+    check_maps(function, **maps)
     x = as_floating(function, "x", x)
     if x.ndim < 3 or any(size < 1 for size in x.shape[-3:]):
         raise ValueError(

@@ -7,6 +7,16 @@ Each function returns the matplotlib axes, whose last image is the heat map: its
 opacity are changed by `ax.images[-1].set(clim=(0, 1), cmap="viridis", alpha=0.5)`.
 """
 
-from flax_attn.visualize.gate import gate as gate
-from flax_attn.visualize.heat_map import heat_map as heat_map
-from flax_attn.visualize.where import where as where
+from flax_attn.visualize._gate import gate
+from flax_attn.visualize._heat_map import heat_map
+from flax_attn.visualize._where import where
+
+__all__ = [
+    "gate",
+    "heat_map",
+    "where",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

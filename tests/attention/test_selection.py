@@ -65,7 +65,7 @@ def only_tpu(monkeypatch):
     rows = {"fast": row, **_implementations.IMPLEMENTATIONS}
     monkeypatch.setattr(_implementations, "IMPLEMENTATIONS", rows)
     monkeypatch.setattr("flax_attn.attention._primitive.IMPLEMENTATIONS", rows)
-    module = importlib.import_module("flax_attn.attention.explain")
+    module = importlib.import_module("flax_attn.attention._explain")
     monkeypatch.setattr(module, "IMPLEMENTATIONS", rows)
 
 

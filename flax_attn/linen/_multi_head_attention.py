@@ -1,0 +1,258 @@
+"""Multi-head attention as a Linen module."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype, Initializer, PrecisionLike
+
+from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
+from flax_attn.attention._modules import (
+    MODULE,
+    adapted,
+    attention_options,
+    check_dropout_rate,
+    head_sizes,
+    make_dropout,
+    output_features,
+    refuse_decode,
+    refuse_einsum,
+    resolve_inputs,
+    summed_over,
+    with_weights,
+)
+from flax_attn.coords import Coords
+from flax_attn.linen._layers import DenseGeneral
+from flax_attn.linen._module import Module
+from flax_attn.masks import Mask, Plan
+from flax_attn.normalizers import Normalizer
+from flax_attn.scores import ScoreMod
+
+
+class MultiHeadAttention(Module):
+    """Multi-head attention, `flax_attn.multi_head_attention`.
+
+    Takes the constructor of `flax.linen.MultiHeadDotProductAttention` and has its parameters
+    (`query`, `key`, `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move
+    both ways; the widths of queries, keys, values, heads and output are free of each other.
+
+    Attributes:
+      num_heads: N, the number of query heads.
+      dtype: dtype of the computation; None infers it from inputs and parameters.
+      param_dtype: dtype of the parameters.
+      qkv_features: N · D, default the width of the queries' input.
+      out_features: Width of the output, default that of the queries' input.
+      broadcast_dropout: Whether batch elements and heads share one dropout pattern, as in Flax.
+      dropout_rate: Probability of dropping an attention weight, in [0, 1).
+      deterministic: Whether not to drop; needed only with a positive rate.
+      precision: Precision of all dot products.
+      kernel_init: Initializer of the kernels.
+      out_kernel_init: Initializer of the kernel of `out`, default `kernel_init`.
+      bias_init: Initializer of the biases.
+      out_bias_init: Initializer of the bias of `out`, default `bias_init`.
+      use_bias: Whether the projections have biases.
+      attention_fn: Attention on heads, called with `query, key, value` and those keywords of
+        `flax_attn.dot_product_attention` that are set.
+      decode: Not in this version: only False.
+      normalize_qk: Whether to normalise the projected queries and keys.
+      force_fp32_for_softmax: The softmax is always float32.
+      qkv_dot_general: Dot product of the query, key and value projections.
+      out_dot_general: Dot product of the output projection.
+      qkv_dot_general_cls: Makes `qkv_dot_general`.
+      out_dot_general_cls: Makes `out_dot_general`.
+      num_kv_heads: K, the number of key/value heads, default N.
+      head_dim: D, if not `qkv_features // num_heads`.
+      value_head_dim: Dv, default D.
+      scale: Factor of the dot products, default 1/√D.
+      normalizer: From scores to weights.
+      implementation: As in `flax_attn.dot_product_attention`.
+      qk_attn_weights_einsum_cls: Not in this version: only None.
+      attn_weights_value_einsum_cls: Not in this version: only None.
+      axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
+        and `num_kv_heads` then count the heads of one device, and the parts of the output are
+        summed over the axis.
+      batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`; only
+        dropout needs to know it, to drop what one device would.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax_attn import linen
+      >>> x = jnp.ones((2, 10, 32))
+      >>> attention = linen.MultiHeadAttention(num_heads=4)
+      >>> variables = attention.init(jax.random.key(0), x)
+      >>> attention.apply(variables, x, is_causal=True).shape
+      (2, 10, 32)
+    """
+
+    num_heads: int
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    qkv_features: int | None = None
+    out_features: int | None = None
+    broadcast_dropout: bool = True
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
+    precision: PrecisionLike = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    out_kernel_init: Initializer | None = None
+    bias_init: Initializer = nn.initializers.zeros_init()
+    out_bias_init: Initializer | None = None
+    use_bias: bool = True
+    attention_fn: Callable[..., jax.Array] = dot_product_attention
+    decode: bool = False
+    normalize_qk: bool = False
+    force_fp32_for_softmax: bool = False
+    qkv_dot_general: Callable[..., jax.Array] | None = None
+    out_dot_general: Callable[..., jax.Array] | None = None
+    qkv_dot_general_cls: Any = None
+    out_dot_general_cls: Any = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    value_head_dim: int | None = None
+    scale: float | None = None
+    normalizer: Normalizer | None = None
+    implementation: str | Sequence[str] | None = None
+    axis_name: str | None = None
+    batch_axis_name: str | None = None
+    qk_attn_weights_einsum_cls: Any = None
+    attn_weights_value_einsum_cls: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        mask: Mask | jax.Array | None = None,
+        bias: jax.Array | None = None,
+        is_causal: bool = False,
+        score_mod: ScoreMod | None = None,
+        query_coords: Coords | None = None,
+        key_coords: Coords | None = None,
+        plan: Plan | None = None,
+        deterministic: bool | None = None,
+        dropout_rng: jax.Array | None = None,
+        sow_weights: bool = False,
+        inputs_kv: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
+
+        Args:
+          inputs_q: Where the queries come from `[*B, T, Mq]`.
+          inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
+          inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
+          mask: What is added to scores (0 and −1e9) is no mask: pass it as `bias`. A mask is a
+            `flax_attn.masks.Mask`; or an array, True or 1 where a query attends and False or 0
+            elsewhere, that broadcasts to `[*B, N, T, S]`. Other numbers are refused where they are
+            known; under `jit` they are not, and count as True.
+          bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
+          is_causal: Whether query t sees only the keys s ≤ t.
+          score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
+          query_coords: What the tokens of `inputs_q` carry.
+          key_coords: What those of `inputs_k` carry, default `query_coords` in self-attention.
+          plan: The block map of `mask`, made once for many layers by `flax_attn.make_plan`.
+          deterministic: Whether not to drop, if the attribute is None.
+          dropout_rng: Key of the dropout, default `make_rng("dropout")`.
+          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, into
+            "intermediates".
+          inputs_kv: Another name of `inputs_k`.
+
+        Returns:
+          The output `[*B, T, out_features]`.
+        """
+        if isinstance(self.dtype, int):  # the second argument of the NNX module
+            raise TypeError(
+                f"{MODULE}: dtype must be a dtype, got {self.dtype}. The width of the input is "
+                f"inferred; that of the heads together is qkv_features={self.dtype}."
+            )
+        refuse_decode(self.decode)
+        refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
+        given = inputs_k, inputs_v, inputs_kv, key_coords
+        if all(x is None for x in given):
+            key_coords = query_coords
+        inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
+        sizes = head_sizes(
+            inputs_q.shape[-1],
+            self.num_heads,
+            self.num_kv_heads,
+            self.qkv_features,
+            self.head_dim,
+            self.value_head_dim,
+            self.axis_name,
+        )
+        dense = functools.partial(
+            DenseGeneral,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+        )
+        project = functools.partial(
+            dense,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dot_general=self.qkv_dot_general,
+            dot_general_cls=self.qkv_dot_general_cls,
+        )
+        out = dense(
+            output_features(inputs_q.shape[-1], self.out_features),
+            axis=(-2, -1),
+            kernel_init=self.out_kernel_init or self.kernel_init,
+            bias_init=self.out_bias_init or self.bias_init,
+            dot_general=summed_over(
+                self.axis_name,
+                self.out_dot_general_cls() if self.out_dot_general_cls else self.out_dot_general,
+            ),
+            name="out",
+        )
+        norm = functools.partial(
+            nn.LayerNorm, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        attention = self.attention_fn
+        if sow_weights:
+            attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
+        return multi_head_attention(
+            inputs_q,
+            inputs_k,
+            project((self.num_heads, sizes.head_dim), name="query"),
+            project((sizes.num_kv_heads, sizes.head_dim), name="key"),
+            project((sizes.num_kv_heads, sizes.value_head_dim), name="value"),
+            out,
+            inputs_v=inputs_v,
+            query_norm=norm(name="query_ln") if self.normalize_qk else None,
+            key_norm=norm(name="key_ln") if self.normalize_qk else None,
+            attention=adapted(attention),
+            **attention_options(
+                mask,
+                self.num_heads,
+                self.axis_name,
+                bias=bias,
+                is_causal=is_causal,
+                score_mod=score_mod,
+                query_coords=query_coords,
+                key_coords=key_coords,
+                plan=plan,
+                scale=self.scale,
+                normalizer=self.normalizer,
+                dropout=self._dropout(inputs_q, deterministic, dropout_rng),
+                precision=self.precision,
+                implementation=self.implementation,
+            ),
+        )
+
+    def _dropout(
+        self, inputs: jax.Array, deterministic: bool | None, key: jax.Array | None
+    ) -> Dropout | None:
+        check_dropout_rate(self.dropout_rate)
+        if self.dropout_rate == 0:
+            return None
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
+            return None
+        key = self.make_rng("dropout") if key is None else key
+        return make_dropout(
+            self.dropout_rate, key, self.broadcast_dropout, inputs, self.batch_axis_name
+        )

@@ -1,0 +1,123 @@
+"""Context anchor attention (CAA)."""
+
+import jax
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Activation, Map, check_odd, statistics_dtype
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import window_sum
+
+
+def context_anchor_attention(
+    x: Float[Array, "*B H W C"],
+    project_in: Map,
+    norm_in: Map | None,
+    row: Map,
+    column: Map,
+    project_out: Map,
+    norm_out: Map | None,
+    *,
+    pool_size: int = 7,
+    activation_fn: Activation = jax.nn.silu,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> Float[Array, "*B H W C"]:
+    """Context anchor attention: the gate of each place is drawn from long strips around it.
+
+    u = SiLU(norm_in(project_in(mean_{7×7} x)))
+    g = σ(SiLU(norm_out(project_out(column(row(u)))))),   y = x ⊙ g
+
+    The mean counts the zeros around the image, as in the released code: near its edges it is
+    smaller. The strips are 1×11 and 11×1 depthwise convolutions there. The released module returns
+    g and leaves the product to its caller. The above is that module by itself, with biases in the
+    strips alone; since SiLU is at least −0.28, so is σ's argument, and no gate is below 0.43. The
+    equation of the paper and the released networks have neither normalisation nor SiLU, and biases
+    in all four maps.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      project_in: Map of `[*B, H, W, C]` over the channels.
+      norm_in: Map of `[*B, H, W, C]`; None for none.
+      row: Map of `[*B, H, W, C]`, a depthwise convolution along the width.
+      column: Map of `[*B, H, W, C]`, a depthwise convolution along the height.
+      project_out: Map of `[*B, H, W, C]` over the channels.
+      norm_out: Map of `[*B, H, W, C]`; None for none.
+      pool_size: Width of the window of the mean, odd.
+      activation_fn: After each normalisation; `lambda u: u` for none.
+      gate_fn: From the context to the gate.
+
+    Returns:
+      The scaled image `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, the pool size is even, or the maps return another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x, identity = jnp.ones((2, 8, 8, 4)), lambda u: u
+      >>> row, column = jnp.ones((1, 11, 1, 4)), jnp.ones((11, 1, 1, 4))
+      >>> strips = maps.depthwise_conv(row), maps.depthwise_conv(column)
+      >>> mix, close = maps.dense(jnp.eye(4)), maps.dense(jnp.zeros((4, 4)))
+      >>> vision.context_anchor_attention(x, mix, identity, *strips, close, identity)[0, 0, 0, :2]
+      Array([0.5, 0.5], dtype=float32)
+
+    References:
+      Cai, Lai, Wang, Wang, Sun, Yao, "Poly Kernel Inception Network for Remote Sensing Detection",
+      CVPR 2024, arXiv:2403.06258, section 3.
+    """
+    gate = context_anchor_attention_gate(
+        x,
+        project_in,
+        norm_in,
+        row,
+        column,
+        project_out,
+        norm_out,
+        pool_size=pool_size,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
+    return apply_gate(x, gate)
+
+
+def context_anchor_attention_gate(
+    x: Float[Array, "*B H W C"],
+    project_in: Map,
+    norm_in: Map | None,
+    row: Map,
+    column: Map,
+    project_out: Map,
+    norm_out: Map | None,
+    *,
+    pool_size: int = 7,
+    activation_fn: Activation = jax.nn.silu,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> Float[Array, "*B H W C"]:
+    """The gate g of `context_anchor_attention`, `[*B, H, W, C]` in the dtype of x."""
+    x = as_image(
+        "context_anchor_attention",
+        x,
+        project_in=project_in,
+        norm_in=norm_in,
+        row=row,
+        column=column,
+        project_out=project_out,
+        norm_out=norm_out,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
+    context = project_in(_window_mean(x, pool_size))
+    context = activation_fn(context if norm_in is None else norm_in(context))
+    out = project_out(column(row(context)))
+    gate = gate_fn(activation_fn(out if norm_out is None else norm_out(out)))
+    check_returned("context_anchor_attention", "project_out", gate, x.shape, "[*B, H, W, C]")
+    return gate.astype(x.dtype)
+
+
+def _window_mean(x: Array, size: int) -> Array:
+    """The mean of the size × size places around each, those outside counting as zeros."""
+    size = check_odd("context_anchor_attention", size, "pool_size")
+    wide = x.astype(statistics_dtype(x.dtype))
+    return (window_sum(wide, size) / size**2).astype(x.dtype)

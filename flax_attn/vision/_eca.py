@@ -1,0 +1,105 @@
+"""Efficient channel attention (ECA)."""
+
+import math
+import warnings
+
+import jax
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Activation, Map, check_odd, check_positive
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
+
+
+def eca(
+    x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
+) -> Float[Array, "*B H W C"]:
+    """Efficient channel attention: each channel's gate reads a few neighbouring channels.
+
+    z = mean_{H,W} x,   g = σ(conv_k(z)) along the channels,   y = g ⊙ x
+
+    One kernel of k weights serves all channels. The paper's k follows from C (`eca_kernel_size`);
+    its released models set k by hand, from 1 to 7.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      conv: Map from `[*B, C, 1]` to `[*B, C, 1]`, a convolution along the channels, zero-padded.
+      gate_fn: From the convolved statistics to the gate.
+
+    Returns:
+      The scaled image `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, or the map returns another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x = jnp.ones((2, 7, 7, 64))
+      >>> k = vision.eca_kernel_size(64)
+      >>> vision.eca(x, maps.conv1d(jnp.ones((k, 1, 1)))).shape
+      (2, 7, 7, 64)
+
+    References:
+      Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional
+      Neural Networks", CVPR 2020, arXiv:1910.03151, equation 9.
+    """
+    return apply_gate(x, eca_gate(x, conv, gate_fn=gate_fn))
+
+
+def eca_gate(
+    x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
+) -> Float[Array, "*B 1 1 C"]:
+    """The gate g of `eca`, `[*B, 1, 1, C]` in the dtype of x."""
+    x = as_image("eca", x, conv=conv, gate_fn=gate_fn)
+    pooled = spatial_mean(x)[..., None]
+    convolved = conv(pooled)
+    check_returned("eca", "conv", convolved, pooled.shape, "[*B, C, 1]")
+    return gate_fn(convolved)[..., None, None, :, 0].astype(x.dtype)
+
+
+def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> int:
+    """The kernel size that the paper gives to C channels.
+
+    k = |t|_odd,   t = |(log₂ C + β) / γ|, rounded down, and one more if that is even
+
+    Args:
+      channels: C.
+      gamma: γ, how slowly the kernel grows.
+      beta: β, where it starts.
+
+    Returns:
+      An odd number of at least 1.
+
+    Raises:
+      ValueError: If `channels` is not at least 1, or `gamma` is 0.
+
+    Example:
+      >>> from flax_attn import vision
+      >>> [vision.eca_kernel_size(c) for c in (1, 8, 64, 128, 512, 2048)]
+      [1, 3, 3, 5, 5, 7]
+
+    References:
+      Wang et al., CVPR 2020, arXiv:1910.03151, equation 12.
+    """
+    channels = check_positive("eca_kernel_size", "channels", channels)
+    if gamma == 0:
+        raise ValueError(f"eca_kernel_size: gamma must not be 0, got {gamma}. The paper's is 2.")
+    size = int(abs((math.log2(channels) + beta) / gamma))
+    return size if size % 2 else size + 1
+
+
+def as_kernel_size(channels: int, kernel_size: int | None) -> int:
+    """The kernel size of the modules: the one that was asked for, or the paper's."""
+    if kernel_size is None:
+        return eca_kernel_size(channels)
+    size, widest = check_odd("ECA", kernel_size), 2 * channels - 1
+    if size > widest:
+        warnings.warn(
+            f"ECA: a kernel of {size} weights reaches beyond all {channels} channels, the outer "
+            f"{size - widest} never count. Use kernel_size={widest} at most.",
+            stacklevel=3,
+        )
+    return size

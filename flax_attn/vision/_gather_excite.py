@@ -1,0 +1,215 @@
+"""Gather-excite (GE)."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import window_sum
+from flax_attn.vision._resize import resize_nearest
+from flax_attn.vision._windows import as_pair
+
+# A power of 2, the height and width of the whole image, or the whole image whatever its size.
+Extent = int | tuple[int, int] | None
+
+
+def gather_excite(
+    x: Float[Array, "*B H W C"],
+    convs: Sequence[Map] = (),
+    norms: Sequence[Map] = (),
+    reduce: Map | None = None,
+    expand: Map | None = None,
+    *,
+    extent: int | None = None,
+    activation_fn: Activation = jax.nn.relu,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> Float[Array, "*B H W C"]:
+    """Gather-excite: scale each channel of each place by what its wider neighbourhood says of it.
+
+    y = x ⊙ σ(resize(excite(gather(x))))
+
+    GE-θ⁻ gathers by means of (2e − 1)×(2e − 1) places every e places, over as many of them as lie
+    in the image, and learns nothing. GE-θ gathers by `convs`, depthwise and each followed by its
+    normalisation: log₂ e of stride 2, or one kernel as large as the image; ReLU stands between
+    them. GE-θ⁺ also excites by expand(ReLU(reduce(ReLU(·)))), in the paper with R = C / 16. Its
+    first ReLU, which only convolutions have before `reduce`, is that of the released networks; timm
+    has none there. What is gathered returns to the grid of x by nearest neighbours: row i is row
+    ⌊i · h / H⌋. With the mean over the whole image and `reduce`, `expand`, this is
+    squeeze-and-excitation.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      convs: Maps, the first from `[*B, H, W, C]`, the last to `[*B, h, w, C]`; none for the mean.
+      norms: Maps of what `convs` return, one for each of them.
+      reduce: Map from `[*B, h, w, C]` to `[*B, h, w, R]`; None for no perceptron.
+      expand: Map from `[*B, h, w, R]` to `[*B, h, w, C]`, with `reduce`.
+      extent: e of the mean, a power of 2; None for the whole image. `convs` have their own.
+      activation_fn: Between the convolutions, between them and `reduce`, and after `reduce`.
+      gate_fn: From what is gathered and excited to the gate.
+
+    Returns:
+      The scaled image `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, `extent` is not a power of 2 or stands beside `convs`,
+        `convs` and `norms` do not pair up, `reduce` and `expand` do not come together, R is 0, or a
+        map returns another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x = jnp.zeros((1, 8, 8, 1)).at[0, 0, 0].set(9.0)
+      >>> vision.gather_excite(x).shape                                   # GE-θ⁻
+      (1, 8, 8, 1)
+      >>> float(vision.gather_excite_gate(x, extent=4)[0, 7, 7, 0])       # σ(0)
+      0.5
+      >>> conv = maps.depthwise_conv(jnp.ones((3, 3, 1, 1)), strides=2)
+      >>> vision.gather_excite(x, [conv], [lambda u: u]).shape            # GE-θ, e = 2
+      (1, 8, 8, 1)
+
+    References:
+      Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in Convolutional
+      Neural Networks", NeurIPS 2018, arXiv:1810.12348, section 3.
+    """
+    gate = gather_excite_gate(
+        x,
+        convs,
+        norms,
+        reduce,
+        expand,
+        extent=extent,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
+    return apply_gate(x, gate)
+
+
+def gather_excite_gate(
+    x: Float[Array, "*B H W C"],
+    convs: Sequence[Map] = (),
+    norms: Sequence[Map] = (),
+    reduce: Map | None = None,
+    expand: Map | None = None,
+    *,
+    extent: int | None = None,
+    activation_fn: Activation = jax.nn.relu,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> Float[Array, "*B #H #W C"]:
+    """The gate of `gather_excite` in the dtype of x.
+
+    It is `[*B, H, W, C]`, or `[*B, 1, 1, C]` if the whole image is gathered.
+    """
+    x = as_image(
+        "gather_excite",
+        x,
+        convs=convs,
+        norms=norms,
+        reduce=reduce,
+        expand=expand,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
+    if len(convs) != len(norms):
+        raise ValueError(
+            f"gather_excite: convs and norms must pair up, got {len(convs)} and {len(norms)}."
+        )
+    if convs and extent is not None:
+        raise ValueError(
+            f"gather_excite: extent must be None where convs gather, got {extent}. Theirs is "
+            f"2 to the power of their number."
+        )
+    gathered = _by_convs(x, convs, norms, activation_fn) if convs else _by_mean(x, extent)
+    if reduce is not None and expand is not None:
+        hidden = activation_fn(reduce(activation_fn(gathered) if convs else gathered))
+        check_reduced("gather_excite", hidden)
+        excited = expand(hidden)
+        check_returned("gather_excite", "expand", excited, gathered.shape, "[*B, h, w, C]")
+        gathered = excited
+    elif reduce is not None or expand is not None:
+        raise ValueError("gather_excite: reduce and expand must come together, got only one.")
+    gate = gate_fn(gathered).astype(x.dtype)
+    return gate if gate.shape[-3:-1] == (1, 1) else resize_nearest(gate, x.shape[-3:-1])
+
+
+def check_extent(name: str, extent: int) -> int:
+    """The extent, if it is a power of 2 that gathers more than one place."""
+    extent = as_integer(name, "extent", extent)
+    if extent < 2 or extent & (extent - 1):
+        raise ValueError(f"{name}: extent must be a power of 2, at least 2, got {extent}.")
+    return extent
+
+
+def as_extent(module: str, extent: Extent) -> Extent:
+    """The extent of a module in Python's integers, if it can be one."""
+    if isinstance(extent, tuple | list):
+        return as_pair(module, "extent", extent, 1)
+    return None if extent is None else check_extent(module, extent)
+
+
+def check_gather(module: str, gather: str) -> None:
+    """Raise unless a module is to gather in one of the two ways."""
+    if gather not in ("mean", "conv"):
+        raise ValueError(f'{module}: gather must be "mean" or "conv", got {gather!r}.')
+
+
+def gathering_convs(module: str, extent: Extent) -> list[dict[str, Any]]:
+    """Kernel sizes, strides and padding of the convolutions that gather over `extent`."""
+    if extent is None:
+        raise ValueError(
+            f"{module}: extent must be a power of 2, or the (height, width) of the images, where "
+            f"convolutions gather, got None. A kernel is as large as what it gathers over."
+        )
+    if isinstance(extent, int):
+        count = int(math.log2(extent))
+        return [{"kernel_size": (3, 3), "strides": 2, "padding": 1}] * count
+    return [{"kernel_size": extent, "strides": 1, "padding": 0}]
+
+
+def mean_extent(module: str, x: jax.Array, extent: Extent) -> int | None:
+    """The extent as `gather_excite` takes it, if a whole image of that size has come."""
+    if extent is None or isinstance(extent, int):
+        return extent
+    if x.shape[-3:-1] != extent:
+        raise ValueError(
+            f"{module}: x must have [H, W] = {list(extent)}, the extent that the module was made "
+            f"for, got {list(x.shape)}."
+        )
+    return None
+
+
+def _by_convs(
+    x: jax.Array, convs: Sequence[Map], norms: Sequence[Map], activation_fn: Activation
+) -> jax.Array:
+    gathered = norms[0](convs[0](x))
+    for conv, norm in zip(convs[1:], norms[1:], strict=True):
+        gathered = norm(conv(activation_fn(gathered)))
+    kept = (*x.shape[:-3], x.shape[-1])
+    if gathered.ndim != x.ndim or (*gathered.shape[:-3], gathered.shape[-1]) != kept:
+        raise ValueError(
+            f"gather_excite: convs must return [*B, h, w, C] with *B = {list(x.shape[:-3])} and "
+            f"C = {x.shape[-1]}, got {list(gathered.shape)}."
+        )
+    if gathered.shape[-3] == 0 or gathered.shape[-2] == 0:
+        raise ValueError(
+            f"gather_excite: convs must leave at least one place of [H, W] = "
+            f"{list(x.shape[-3:-1])}, got [h, w] = {list(gathered.shape[-3:-1])}."
+        )
+    return gathered
+
+
+def _by_mean(x: jax.Array, extent: int | None) -> jax.Array:
+    wide = x.astype(statistics_dtype(x.dtype))
+    if extent is None:
+        return jnp.mean(wide, axis=(-3, -2), keepdims=True)
+    extent = check_extent("gather_excite", extent)
+    sums = functools.partial(window_sum, size=2 * extent - 1, stride=extent)
+    places = jnp.ones((*x.shape[-3:-1], 1), wide.dtype)
+    return sums(wide) / expand_rank(sums(places), x.ndim)

@@ -1,0 +1,65 @@
+"""Large kernel attention (LKA)."""
+
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Map
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._memory import apply_gate
+
+
+def large_kernel_attention(
+    x: Float[Array, "*B H W C"], local_conv: Map, dilated_conv: Map, project: Map
+) -> Float[Array, "*B H W C"]:
+    """Large kernel attention: each value is scaled by what a wide neighbourhood says of it.
+
+    a = project(dilated_conv(local_conv(x))),   y = x ⊙ a
+
+    A large depthwise kernel is made of a small one, a dilated one and a pointwise map: 5×5, 7×7
+    with dilation 3 and 1×1, which stand for 21×21 in the paper and reach 23×23 places. a is not
+    bounded: neither the paper nor its released code puts a sigmoid or a softmax after it. There it
+    stands in the middle of a block, x + out(LKA(GELU(in(x)))).
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      local_conv: Map of `[*B, H, W, C]`, a depthwise convolution.
+      dilated_conv: Map of `[*B, H, W, C]`, a dilated depthwise convolution.
+      project: Map of `[*B, H, W, C]` over the channels.
+
+    Returns:
+      The scaled image `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, or the maps return another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x = jnp.ones((2, 32, 32, 4))
+      >>> local_conv = maps.depthwise_conv(jnp.full((5, 5, 1, 4), 1 / 25))
+      >>> dilated_conv = maps.depthwise_conv(jnp.full((7, 7, 1, 4), 1 / 49), dilation=3)
+      >>> y = vision.large_kernel_attention(x, local_conv, dilated_conv, maps.dense(jnp.eye(4)))
+      >>> round(float(y[0, 16, 16, 0]), 4)
+      1.0
+
+    References:
+      Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023,
+      arXiv:2202.09741, equations 1-2.
+    """
+    return apply_gate(x, large_kernel_attention_gate(x, local_conv, dilated_conv, project))
+
+
+def large_kernel_attention_gate(
+    x: Float[Array, "*B H W C"], local_conv: Map, dilated_conv: Map, project: Map
+) -> Float[Array, "*B H W C"]:
+    """The factor a of `large_kernel_attention`, `[*B, H, W, C]` in the dtype of x."""
+    x = as_image(
+        "large_kernel_attention",
+        x,
+        local_conv=local_conv,
+        dilated_conv=dilated_conv,
+        project=project,
+    )
+    gate = project(dilated_conv(local_conv(x)))
+    check_returned("large_kernel_attention", "project", gate, x.shape, "[*B, H, W, C]")
+    return gate.astype(x.dtype)

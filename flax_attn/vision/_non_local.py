@@ -1,0 +1,103 @@
+"""The non-local block."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Map, check_positive
+from flax_attn.attention import attention_weights, dot_product_attention
+from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._tokens import as_tokens, check_projected
+
+
+def non_local(
+    x: Float[Array, "*B H W C"],
+    query: Map,
+    key: Map,
+    value: Map,
+    out: Map,
+    *,
+    norm: Map | None = None,
+    subsample: int = 1,
+    scale: float | None = None,
+    return_weights: bool = False,
+) -> Float[Array, "*B H W C"] | Any:
+    """The non-local block (embedded Gaussian): each place reads all others, and is added to them.
+
+    q = query(x),   k = key(x′),   v = value(x′),   x′ = x, or its maxima in 2×2 windows
+    A_ij = softmax_j(scale · q_i · k_j),   y_i = norm(out(Σ_j A_ij v_j)) + x_i
+
+    In the paper R = C / 2. Its released code scales by 1/√R, which the paper does not, has biases,
+    and pools the image for keys and values (`subsample=2`; widespread copies pool the keys and
+    values). Either way the gain of the batch normalisation starts at 0: the identity. Query and key
+    that return their input make the paper's plain Gaussian.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      query: Map from `[*B, H, W, C]` to `[*B, H, W, R]`; θ in the paper.
+      key: Map from `[*B, H', W', C]` to `[*B, H', W', R]`; φ in the paper.
+      value: Map from `[*B, H', W', C]` to `[*B, H', W', V]`; g in the paper.
+      out: Map from `[*B, H, W, V]` to `[*B, H, W, C]`.
+      norm: Map of `[*B, H, W, C]`; None for none.
+      subsample: Width and stride of the windows of which keys and values see the maxima:
+        H' = H // subsample, W' = W // subsample. Places that tie share the gradient.
+      scale: Factor of the scores, default 1/√R; 1 as in the paper.
+      return_weights: Whether to return A too, which takes memory for H · W · H' · W' numbers.
+
+    Returns:
+      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also A
+      `[*B, H·W, H'·W']` in float32 (float64 for float64 input).
+
+    Raises:
+      ValueError: If `x` is not an image, R or V is 0, a map returns another shape, or the image is
+        smaller than a window.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x = jnp.array([[[[1.0], [5.0]]]])                    # two places of one channel
+      >>> nothing, itself = maps.dense(jnp.zeros((1, 1))), lambda u: u
+      >>> vision.non_local(x, nothing, nothing, itself, maps.dense(jnp.ones((1, 1))))[0, 0, :, 0]
+      Array([4., 8.], dtype=float32)
+
+    References:
+      Wang, Girshick, Gupta, He, "Non-local Neural Networks", CVPR 2018, arXiv:1711.07971,
+      equations 1-6.
+    """
+    function = "non_local"
+    x = as_image(function, x, query=query, key=key, value=value, out=out, norm=norm)
+    seen = _pooled(x, subsample)
+    q, k, v = query(x), key(seen), value(seen)
+    check_projected(function, "query", q, x, "[*B, H, W, R]")
+    check_returned(function, "key", k, (*seen.shape[:-1], q.shape[-1]), "[*B, H', W', R]")
+    check_projected(function, "value", v, seen, "[*B, H', W', V]")
+    q, k, v = as_tokens(q), as_tokens(k), as_tokens(v)
+    attended = dot_product_attention(q, k, v, scale=scale)
+    branch = out(attended.reshape(*x.shape[:-1], v.shape[-1]))
+    check_returned(function, "out", branch, x.shape, "[*B, H, W, C]")
+    if norm is not None:
+        branch = norm(branch)
+        check_returned(function, "norm", branch, x.shape, "[*B, H, W, C]")
+    y = branch.astype(x.dtype) + x
+    return (y, attention_weights(q, k, scale=scale)[..., 0, :, :]) if return_weights else y
+
+
+def _pooled(x: jax.Array, size: int) -> jax.Array:
+    """Maxima of windows that do not overlap; rows and columns left over are dropped."""
+    size = check_positive("non_local", "subsample", size)
+    if size == 1:
+        return x
+    *batch, height, width, channels = x.shape
+    if min(height, width) < size:
+        raise ValueError(
+            f"non_local: H and W must be at least subsample = {size}, got H, W = {height}, {width}."
+            f" Leave subsample at 1 for so small an image."
+        )
+    rows, columns = height // size, width // size
+    windows = x[..., : rows * size, : columns * size, :].reshape(
+        *batch, rows, size, columns, size, channels
+    )
+    return jnp.max(windows, axis=(-4, -2))

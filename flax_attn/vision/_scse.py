@@ -1,0 +1,158 @@
+"""Concurrent spatial and channel squeeze-and-excitation (scSE)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import again, apply_sum, elementwise, gate_sum
+from flax_attn.vision._pooling import spatial_mean
+
+Combine = Literal["max", "add"]
+
+
+def scse(
+    x: Float[Array, "*B H W C"],
+    reduce: Map,
+    expand: Map,
+    project: Map,
+    *,
+    combine: Combine = "max",
+    activation_fn: Activation = jax.nn.relu,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> Float[Array, "*B H W C"]:
+    """scSE: the image scaled by channel and the image scaled by place, whichever is larger.
+
+    g_c = σ(expand(ReLU(reduce(mean_{H,W} x)))),   g_s = σ(project(x))
+    y = max(g_c ⊙ x, g_s ⊙ x)   or   g_c ⊙ x + g_s ⊙ x
+
+    The paper adds (`combine="add"`), as many re-implementations do. A longer version
+    (arXiv:1808.08127) compares ways to join the two, and the released code takes the maximum. There
+    R = C / 2; some re-implementations take C / 16.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      reduce: Map from `[*B, C]` to `[*B, R]`.
+      expand: Map from `[*B, R]` to `[*B, C]`.
+      project: Map from `[*B, H, W, C]` to `[*B, H, W, 1]`.
+      combine: How the two scaled images are joined.
+      activation_fn: Between `reduce` and `expand`.
+      gate_fn: From what the maps return to both gates.
+
+    Returns:
+      The scaled image `[*B, H, W, C]`.
+
+    Raises:
+      ValueError: If `x` is not an image, R is 0, a map returns another shape, or `combine` is
+        neither of the two.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x = jnp.ones((2, 7, 7, 16))
+      >>> reduce, expand = maps.dense(jnp.ones((16, 8))), maps.dense(jnp.zeros((8, 16)))
+      >>> y = vision.scse(x, reduce, expand, maps.dense(jnp.ones((16, 1))))
+      >>> float(y[0, 0, 0, 0].round(4))                                # max(σ(0), σ(16))
+      1.0
+
+    References:
+      Roy, Navab, Wachinger, "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully
+      Convolutional Networks", MICCAI 2018, arXiv:1803.02579, section 2.
+    """
+    gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
+    return _SCALED[combine](x, *gates)
+
+
+def scse_gate(
+    x: Float[Array, "*B H W C"],
+    reduce: Map,
+    expand: Map,
+    project: Map,
+    *,
+    combine: Combine = "max",
+    activation_fn: Activation = jax.nn.relu,
+    gate_fn: Activation = jax.nn.sigmoid,
+) -> Float[Array, "*B H W C"]:
+    """The factor of `scse`, `[*B, H, W, C]` in the dtype of x.
+
+    g_c + g_s to add. For the maximum, the larger gate where x is positive and the smaller one where
+    it is negative.
+    """
+    gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
+    return _JOINED[combine](x, *gates)
+
+
+def scse_and_gate(
+    x: jax.Array,
+    reduce: Map,
+    expand: Map,
+    project: Map,
+    combine: Combine,
+    activation_fn: Activation,
+    gate_fn: Activation,
+) -> tuple[jax.Array, jax.Array]:
+    """What both return."""
+    gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
+    return _SCALED[combine](x, *gates), _JOINED[combine](x, *gates)
+
+
+def _gates(
+    x: jax.Array,
+    reduce: Map,
+    expand: Map,
+    project: Map,
+    combine: Combine,
+    activation_fn: Activation,
+    gate_fn: Activation,
+) -> tuple[jax.Array, jax.Array]:
+    """The gate of the channels `[*B, 1, 1, C]`, and that of the places `[*B, H, W, 1]`."""
+    x = as_image(
+        "scse",
+        x,
+        reduce=reduce,
+        expand=expand,
+        project=project,
+        activation_fn=activation_fn,
+        gate_fn=gate_fn,
+    )
+    if combine not in _JOINED:
+        raise ValueError(f'scse: combine must be "max" or "add", got {combine!r}.')
+    pooled = spatial_mean(x)
+    hidden = activation_fn(reduce(pooled))
+    check_reduced("scse", hidden)
+    channel = gate_fn(expand(hidden))
+    check_returned("scse", "expand", channel, pooled.shape, "[*B, C]")
+    spatial = gate_fn(project(again(x, channel)))
+    check_returned("scse", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
+    dtype = statistics_dtype(x.dtype)
+    return channel[..., None, None, :].astype(dtype), spatial.astype(dtype)
+
+
+def _larger_gate(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
+    # The larger where x is positive, the smaller where it is negative, and half of each at 0, where
+    # the scaled images tie and a maximum shares its gradient between them.
+    return (channel + spatial + jnp.sign(x) * jnp.abs(channel - spatial)) / 2
+
+
+@jax.custom_jvp
+def _larger(a: jax.Array, b: jax.Array, half: jax.Array | float) -> jax.Array:
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
+    (a, b, half), (da, db, _) = primals, tangents
+    first = lax.stop_gradient(jnp.sign(a - b))  # 1, −1, or 0 where they share the gradient
+    return _larger(*primals), half * (da + db + first * (da - db))
+
+
+_SCALED = {
+    "max": elementwise(lambda x, c, s, half: _larger(x * c, x * s, half), 0.5),
+    "add": apply_sum,
+}
+_JOINED = {"max": elementwise(_larger_gate), "add": gate_sum}

@@ -1,0 +1,114 @@
+"""Split attention (ResNeSt)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
+from flax_attn.vision._checks import as_image, check_reduced, check_returned
+from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._pooling import spatial_mean
+
+
+def split_attention(
+    x: Float[Array, "*B H W C"],
+    conv: Map,
+    conv_norm: Map,
+    reduce: Map,
+    reduce_norm: Map,
+    expand: Map,
+    *,
+    radix: int = 2,
+    groups: int = 1,
+    activation_fn: Activation = jax.nn.relu,
+    return_gate: bool = False,
+) -> Float[Array, "*B H2 W2 C2"] | Any:
+    """A convolution whose channels are split into several versions, weighed against each other.
+
+    [u_1; ...; u_S] = ReLU(norm(conv(x)))
+    z = ReLU(norm(reduce(mean_{H,W} Σ_s u_s))),   a = softmax_s(expand(z)),   y = Σ_s a_s ⊙ u_s
+
+    S is the radix. It stands for a convolution: strides and the output's width C' are those of
+    `conv`, which in the paper has K · S groups, K being the cardinality (`groups`), without a bias.
+    `reduce` and `expand` have K groups too, so that no cardinal group sees another, and
+    R = max(C · S / 4, 32). The splits come one after the other in the channels of `conv`, but
+    within each cardinal group in those of `expand`, as in the released code. With a radix of 1 the
+    softmax is a sigmoid, and this is squeeze-and-excitation after a convolution.
+
+    Args:
+      x: Image `[*B, H, W, C]`.
+      conv: Map from `[*B, H, W, C]` to `[*B, H', W', S · C']`, split by split.
+      conv_norm: Map of `[*B, H', W', S · C']`.
+      reduce: Map from `[*B, 1, 1, C']` to `[*B, 1, 1, R]`: a 1×1 convolution of K groups, or a
+        dense map if K is 1.
+      reduce_norm: Map of `[*B, 1, 1, R]`. Batch normalisation of a single pooled vector (a batch of
+        1 in training) leaves nothing but its bias, and shrinks its running
+        variance. (PyTorch raises.)
+      expand: Map from `[*B, 1, 1, R]` to `[*B, 1, 1, S · C']`, of K groups, each split by split.
+      radix: S, the number of splits.
+      groups: K, the number of cardinal groups.
+      activation_fn: After each normalisation.
+      return_gate: Whether to return a too.
+
+    Returns:
+      The convolved image `[*B, H', W', C']` in the dtype of x; with `return_gate` also a
+      `[*B, 1, 1, S, C']`, whose sum over S is 1 if the radix is not.
+
+    Raises:
+      ValueError: If `x` is not an image, radix or groups is not positive, the channels that `conv`
+        returns are not a multiple of S · K, R is 0, or a map returns another shape.
+      TypeError: If `x` is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import maps, vision
+      >>> x, identity = jnp.ones((2, 8, 8, 4)), lambda u: u
+      >>> conv = maps.conv(jnp.ones((3, 3, 2, 12)), strides=2, groups=2)
+      >>> reduce, expand = maps.dense(jnp.ones((6, 3))), maps.dense(jnp.zeros((3, 12)))
+      >>> vision.split_attention(x, conv, identity, reduce, identity, expand).shape
+      (2, 4, 4, 6)
+
+    References:
+      Zhang, Wu, Zhang, Zhu, Lin, Zhang, Sun, He, Mueller, Manmatha, Li, Smola, "ResNeSt:
+      Split-Attention Networks", CVPR Workshops 2022, arXiv:2004.08955, equations 1-2.
+    """
+    x = as_image(
+        "split_attention",
+        x,
+        conv=conv,
+        conv_norm=conv_norm,
+        reduce=reduce,
+        reduce_norm=reduce_norm,
+        expand=expand,
+        activation_fn=activation_fn,
+    )
+    radix = check_positive("split_attention", "radix", radix)
+    groups = check_positive("split_attention", "groups", groups)
+    splits = activation_fn(conv_norm(conv(x))).astype(x.dtype)
+    channels = splits.shape[-1]
+    shape = (*x.shape[:-3], *splits.shape[-3:])
+    check_returned("split_attention", "conv", splits, shape, "[*B, H', W', S · C']")
+    if channels % (radix * groups):
+        raise ValueError(
+            f"split_attention: conv must return a multiple of radix · groups = {radix} · {groups} "
+            f"channels, got {channels}."
+        )
+    features = channels // radix
+    splits_HWSC = splits.reshape(*splits.shape[:-1], radix, features)
+
+    pooled_SC = spatial_mean(splits).reshape(*x.shape[:-3], radix, features)
+    pooled_11C = jnp.sum(pooled_SC, axis=-2)[..., None, None, :]
+    hidden = activation_fn(reduce_norm(reduce(pooled_11C)))
+    check_reduced("split_attention", hidden)
+    logits = expand(hidden)
+    ones = pooled_11C.shape[:-1]
+    check_returned("split_attention", "expand", logits, (*ones, channels), "[*B, 1, 1, S · C']")
+    logits_11KSD = logits.reshape(*ones, groups, radix, features // groups)
+    logits_11SKD = jnp.swapaxes(logits_11KSD, -3, -2).astype(statistics_dtype(logits.dtype))
+    logits_11SC = logits_11SKD.reshape(*ones, radix, features)
+    gate = jax.nn.sigmoid(logits_11SC) if radix == 1 else jax.nn.softmax(logits_11SC, axis=-2)
+    gate = gate.astype(x.dtype)
+    y = jnp.sum(apply_gate(splits_HWSC, gate), axis=-2)
+    return (y, gate) if return_gate else y
