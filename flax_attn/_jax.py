@@ -1,6 +1,7 @@
 """What differs between versions of JAX."""
 
 import jax
+from jax.interpreters import mlir
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
@@ -20,3 +21,12 @@ def vary_together(arrays: list[jax.Array]) -> list[jax.Array]:
         else x
         for x in arrays
     ]
+
+
+def divided_by_xla(context: mlir.LoweringRuleContext) -> bool:
+    """Whether XLA divides the program that is being lowered among devices."""
+    where = context.module_context.axis_context
+    if isinstance(where, mlir.SPMDAxisContext):  # inside shard_map: by its mesh's other axes
+        sizes = where.mesh.shape
+        return any(size > 1 for name, size in sizes.items() if name not in where.manual_axes)
+    return isinstance(where, mlir.ShardingContext) and where.num_devices > 1
