@@ -19,6 +19,7 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 # `attention` and `_checks`: neither may import the other.)
 ROWS = [
     {"_checks", "_jax", "_pytree", "_record"},
+    {"_devices"},
     {"_convolution"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
