@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
@@ -453,8 +454,8 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
             f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
         )
     count = math.prod(batch)
-    if dropout.batch_ids is not None and jnp.shape(dropout.batch_ids) != (count,):
+    if dropout.batch_ids is not None and np.shape(dropout.batch_ids) != (count,):
         raise ValueError(
             f"{function}: dropout.batch_ids must be one number for each batch element, "
-            f"[{count}], got {list(jnp.shape(dropout.batch_ids))}."
+            f"[{count}], got {list(np.shape(dropout.batch_ids))}."
         )

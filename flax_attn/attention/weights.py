@@ -111,10 +111,10 @@ def attention_weights(
     col_ids = _select(function, "cols", cols, key.shape[-3])
     whole_rows = problem.take(row_ids, None)
     window = whole_rows.take(None, col_ids)
-    if lse is not None and jnp.shape(lse) != query.shape[:-1]:
+    if lse is not None and np.shape(lse) != query.shape[:-1]:
         raise ValueError(
             f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got "
-            f"{list(jnp.shape(lse))}."
+            f"{list(np.shape(lse))}."
         )
     scores, seen = scores_of(window)
     if not normalizer.folds:  # its weights need the whole row
