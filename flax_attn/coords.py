@@ -6,10 +6,17 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import broadcasts_to, check_at_least
+from flax_attn._checks import broadcasts_to
+from flax_attn._fields import (
+    as_booleans,
+    as_feature,
+    as_length,
+    as_positions,
+    as_segments,
+    check_index,
+)
 from flax_attn._integers import as_bound, as_ids, integers, saturate
 from flax_attn._jax import vary_together
 from flax_attn._pytree import pytree, show_value, static
@@ -98,30 +105,36 @@ class Coords:
         numbers: Int[Array, "*#B T"] | None = None,
         **features: Any,
     ) -> None:
-        self.positions = as_bound("Coords: positions", positions)
-        self.segment_ids = None if segment_ids is None else _segments(segment_ids)
-        self.valid = None if valid is None else _booleans("valid", valid)
+        if isinstance(positions, Coords):
+            raise TypeError("Coords: positions must be integers, got Coords. Use them as they are.")
+        self.positions = as_positions(positions)
+        self.segment_ids = None if segment_ids is None else as_segments(segment_ids)
+        self.valid = None if valid is None else as_booleans("valid", valid)
         self.features = {}
         for name, values in features.items():
             if hasattr(Coords, name) or name in RESERVED:
                 raise ValueError(f"Coords: a feature may not be called {name!r}.")
             array = values.values if isinstance(values, PerHead) else values
-            array = _feature(name, array)
+            array = as_feature(name, array)
             self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
         self._check()
         self.numbers = self._numbers(numbers)
 
     def _check(self) -> None:
         if self.positions.ndim == 0:
-            raise ValueError("Coords: positions must be [*B, T], got a single number.")
+            raise ValueError(
+                "Coords: positions must be [*B, T], got a single number. For positions 0, 1, ... "
+                "write Coords.arange(length)."
+            )
         for name, values in self.fields().items():
             array = values.values if isinstance(values, PerHead) else values
             tokens = array.shape[:-1] if isinstance(values, PerHead) else array.shape
             if not tokens or tokens[-1] != self.length:
+                own = name in ("segment_ids", "valid")
+                fix = f" Wrap what differs between heads, [*B, T, N]: PerHead({name})."
                 raise ValueError(
                     f"Coords: {name} must be [*B, T] with T = {self.length}, the number of "
-                    f"positions, got {list(array.shape)}. Wrap what differs between heads, "
-                    f"[*B, T, N]: PerHead({name})."
+                    f"positions, got {list(array.shape)}.{'' if own else fix}"
                 )
 
     def _numbers(self, numbers: Any) -> Any:
@@ -168,6 +181,7 @@ class Coords:
 
     def __getitem__(self, index: Index) -> "Coords":
         """The tokens of a slice, or of an array of numbers `[X]`."""
+        index = check_index(index, len(self))
 
         def take(values: Any) -> Any:
             if isinstance(values, PerHead):
@@ -176,6 +190,14 @@ class Coords:
 
         fields = self.fields() | {"numbers": self.numbers}
         return Coords(**{name: take(values) for name, values in fields.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        features = self.__dict__.get("features", {})
+        if name in features:
+            raise AttributeError(
+                f"Coords has no attribute {name!r}, but a feature: coords.features[{name!r}]."
+            )
+        raise AttributeError(f"Coords has no attribute or feature {name!r}.")
 
     def __repr__(self) -> str:
         parts = [f"{name}={show_value(values)}" for name, values in self.fields().items()]
@@ -204,7 +226,7 @@ class Coords:
         Returns:
           Coordinates `[T]`, or `[*B, T]`; the tokens' numbers are their positions.
         """
-        length = _length("Coords.arange", "length", length)
+        length = as_length("Coords.arange", "length", length)
         offset = jnp.asarray(as_place(as_bound("Coords.arange: offset", offset)))
         index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
         positions = offset[..., None] + index
@@ -221,7 +243,11 @@ class Coords:
         Returns:
           Coordinates `[*B, T]`.
         """
-        segment_ids = _segments(segment_ids)
+        segment_ids = as_segments(segment_ids)
+        if segment_ids.ndim == 0:
+            raise ValueError(
+                "Coords.from_segments: segment_ids must be [*B, T], got a single number."
+            )
         index = jnp.broadcast_to(
             jnp.arange(segment_ids.shape[-1], dtype=jnp.int32), segment_ids.shape
         )
@@ -244,7 +270,7 @@ class Coords:
           Coordinates `[*B, T]` whose `valid` is False from `lengths` on.
         """
         lengths = as_bound("Coords.from_lengths: lengths", lengths)
-        length = _length("Coords.from_lengths", "length", length)
+        length = as_length("Coords.from_lengths", "length", length)
         index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*lengths.shape, length))
         return cls(index, valid=index < lengths[..., None])
 
@@ -259,8 +285,8 @@ class Coords:
         Returns:
           Coordinates `[H · W]`.
         """
-        height = _length("Coords.grid", "height", height)
-        width = _length("Coords.grid", "width", width)
+        height = as_length("Coords.grid", "height", height)
+        width = as_length("Coords.grid", "width", width)
         index = jnp.arange(height * width, dtype=jnp.int32)
         return cls(index, row=index // width, col=index % width)
 
@@ -384,11 +410,6 @@ def _take(values: Any, index: Index, axis: int) -> Any:
     return jnp.take(values, index, axis=axis)
 
 
-def _length(owner: str, name: str, length: Any) -> Any:
-    """A number of tokens, which `jax.export` may not know yet."""
-    return length if is_symbolic_dim(length) else check_at_least(owner, name, length, 0)
-
-
 def as_place(values: Any) -> Any:
     """Integers as int32 within ±(2³⁰ − 1), so that no difference wraps; other numbers as they are.
 
@@ -402,35 +423,6 @@ def as_place(values: Any) -> Any:
 
 
 FARTHEST = 2**30 - 1
-
-
-def _segments(segment_ids: Any) -> Any:
-    fix = "Number the sequences from 0, as np.unique(segment_ids, return_inverse=True)[1] does."
-    return as_ids("Coords: segment_ids", segment_ids, fix)
-
-
-def _feature(name: str, values: Any) -> Any:
-    """The array as it is, if JAX has its dtype; wider integers of NumPy as int32, if they fit."""
-    given = values
-    if not hasattr(values, "dtype"):
-        values = np.asarray(values)
-    if values.dtype.kind == "O" or (
-        values.dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
-    ):
-        fix = f"Number what it counts from 0, or cut a bound: np.clip({name}, -2**31, 2**31 - 1)."
-        return as_ids(f"Coords: {name}", values, fix)
-    return values if values is given else jnp.asarray(values)
-
-
-def _booleans(name: str, values: Any) -> Any:
-    if not hasattr(values, "dtype"):
-        values = jnp.asarray(values)
-    if values.dtype != jnp.bool_:
-        raise TypeError(
-            f"Coords: {name} must be boolean, True for tokens that count, got {values.dtype}. "
-            f"Write {name}.astype(bool)."
-        )
-    return jnp.asarray(values)
 
 
 def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) -> Record:

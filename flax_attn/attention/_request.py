@@ -8,21 +8,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
 from flax_attn._integers import as_bound, as_ids, saturate
 from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
+from flax_attn.attention._heads import check_numbers_of_heads
 from flax_attn.attention._problem import Problem, is_aligned
 from flax_attn.attention._trial import try_out
-from flax_attn.attention.dropout import Dropout
+from flax_attn.attention.dropout import Dropout, check_rate
 from flax_attn.coords import Aligned, Coords, to_record
 from flax_attn.masks import Causal, Dense, Full, Mask, Plan, Window
 from flax_attn.masks._intervals import reads
-from flax_attn.normalizers import Normalizer, Sigmoid, Softmax
+from flax_attn.masks._mask import kind_of
+from flax_attn.normalizers import Normalizer, Sigmoid, Softmax, check_normalizer
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
+from flax_attn.scores._score_mod import how_to_modify
 
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]
 
@@ -72,7 +76,10 @@ def check_request(
             f"{function}: scale must be one number, got shape {list(jnp.shape(scale))}. "
             f"Multiply the query instead: query * scale."
         )
-    _check_normalizer(function, normalizer, num_heads)
+    check_normalizer(function, normalizer, num_heads)
+    if head_ids is None:
+        for part in (mask, score_mod):
+            check_numbers_of_heads(function, part, num_heads)
     head_ids = (
         lax.iota(jnp.int32, num_heads)
         if head_ids is None
@@ -99,8 +106,8 @@ def check_request(
     if score_mod is not None:
         if not isinstance(score_mod, ScoreMod):
             raise TypeError(
-                f"{function}: score_mod must be a ScoreMod, got {type(score_mod).__name__}. Wrap a "
-                f"function: scores.score_mod(function)."
+                f"{function}: score_mod must be a ScoreMod, got {kind_of(score_mod)}. "
+                f"{how_to_modify(score_mod)}"
             )
         mods.append(_align(function, score_mod, weights_shape))
     if isinstance(normalizer, Sigmoid):
@@ -283,23 +290,6 @@ def _within(lengths: jax.Array, length: int, valid: Aligned | None, letter: str)
     return Aligned(within if valid is None else within & valid.values, "bn" + letter)
 
 
-def _check_normalizer(function: str, normalizer: Normalizer, num_heads: int) -> None:
-    if not isinstance(normalizer, Normalizer):
-        raise TypeError(
-            f"{function}: normalizer must be a Normalizer such as Softmax(), got "
-            f"{type(normalizer).__name__}."
-        )
-    for name, number in (
-        ("sink", getattr(normalizer, "sink", None)),
-        ("bias of the sigmoid", getattr(normalizer, "bias", None)),
-    ):
-        if number is not None and jnp.shape(number) not in ((), (1,), (num_heads,)):
-            raise ValueError(
-                f"{function}: the {name} must be one number or [N] = [{num_heads}], "
-                f"got {list(jnp.shape(number))}."
-            )
-
-
 def _shift(scores: jax.Array, q: Any, k: Any, head_ids: jax.Array, *, bias: Any) -> jax.Array:
     """s + b, for one b or one for each head that is here."""
     del q, k, head_ids
@@ -452,8 +442,9 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
         return
     if not isinstance(dropout, Dropout):
         raise TypeError(
-            f"{function}: dropout must be a Dropout(rate, key), got {type(dropout).__name__}."
+            f"{function}: dropout must be a Dropout(rate, key), got {kind_of(dropout)}."
         )
+    check_rate(function, dropout.rate)
     if not hasattr(dropout.key, "dtype") or not (
         (jnp.issubdtype(dropout.key.dtype, jax.dtypes.prng_key) and dropout.key.ndim == 0)
         or (dropout.key.dtype == jnp.uint32 and dropout.key.ndim == 1)
@@ -462,11 +453,9 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
             f"{function}: dropout.key must be one JAX key, got "
             f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
         )
-    if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate <= 1:
-        raise ValueError(f"{function}: the dropout rate must lie in [0, 1], got {dropout.rate}.")
     count = math.prod(batch)
-    if dropout.batch_ids is not None and jnp.shape(dropout.batch_ids) != (count,):
+    if dropout.batch_ids is not None and np.shape(dropout.batch_ids) != (count,):
         raise ValueError(
             f"{function}: dropout.batch_ids must be one number for each batch element, "
-            f"[{count}], got {list(jnp.shape(dropout.batch_ids))}."
+            f"[{count}], got {list(np.shape(dropout.batch_ids))}."
         )

@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from flax_attn._checks import as_floating, broadcasts_to, check_maps, expand_rank, statistics_dtype
 from flax_attn.attention._finite import finite, not_finite, sees
+from flax_attn.masks import Mask
+from flax_attn.masks._mask import kind_of
 from flax_attn.normalizers import Softmax
 
 
@@ -74,7 +76,18 @@ def additive_attention(
         raise ValueError(f"{function}: the batch axes *B must be equal, got {shapes}.")
     if key.shape[-2] != value.shape[-2]:
         raise ValueError(f"{function}: key and value must have one length S, got {shapes}.")
+    for name, given in (("query_map", query_map), ("key_map", key_map), ("score_map", score_map)):
+        if not callable(given):
+            raise TypeError(
+                f"{function}: {name} must be a map, from array to array, got "
+                f"{type(given).__name__}. Bind a kernel: maps.dense(kernel)."
+            )
     weights_shape = (*query.shape[:-1], key.shape[-2])
+    if isinstance(mask, Mask) or callable(mask):
+        raise TypeError(
+            f"{function}: mask must be a boolean array, True = attend, got {kind_of(mask)}. A Mask "
+            f"is for dot_product_attention. Here give an array: jnp.tri(T, S, dtype=bool)."
+        )
     mask = None if mask is None else jnp.asarray(mask)
     if mask is not None and mask.dtype != jnp.bool_:
         raise TypeError(f"{function}: mask must be boolean, True = attend, got {mask.dtype}.")

@@ -104,6 +104,24 @@ def keep_weights(
     return uniform >= jnp.asarray(rate, jnp.float32)
 
 
+def check_rate(function: str, rate: float | Float[Array, ""]) -> None:
+    """Raise unless a rate is one real number in [0, 1]; of a traced one that cannot be known."""
+    is_number = isinstance(rate, int | float) or (
+        hasattr(rate, "dtype") and jnp.issubdtype(rate.dtype, jnp.floating)
+    )
+    if not is_number or isinstance(rate, bool):
+        kind = getattr(rate, "dtype", type(rate).__name__)
+        raise TypeError(
+            f"{function}: the dropout rate must be a number, got {kind}. Write Dropout(rate, key)."
+        )
+    if jnp.ndim(rate):
+        raise ValueError(
+            f"{function}: the dropout rate must be one number, got {list(jnp.shape(rate))}."
+        )
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate <= 1:
+        raise ValueError(f"{function}: the dropout rate must lie in [0, 1], got {rate}.")
+
+
 def kept_share(rate: float | Float[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:
     """1 − rate, by which the kept weights are divided; 1 where nothing is kept."""
     share = jnp.asarray(1 - rate, dtype)

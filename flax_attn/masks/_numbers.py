@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from flax_attn._integers import LARGEST, known, saturate
 from flax_attn._record import Record
@@ -67,8 +67,3 @@ def scalar(name: str, value: Number, fix: str) -> int | Int[Array, ""]:
     if number.ndim:
         raise ValueError(f"{name} must be one number, got {list(number.shape)}. {fix}")
     return number
-
-
-def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
-    """The same answer for every pair of tokens."""
-    return jnp.full(jnp.broadcast_shapes(q.positions.shape, k.positions.shape), value)

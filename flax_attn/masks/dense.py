@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from flax_attn._checks import check_at_least
-from flax_attn._integers import known, saturate
+from flax_attn._integers import integers, known, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
 from flax_attn.masks._intervals import Blocks, Interval, Truth
-from flax_attn.masks._mask import Mask
+from flax_attn.masks._mask import Mask, how_to_mask, kind_of
 from flax_attn.masks._numbers import as_number
 
 
@@ -41,10 +41,9 @@ class Dense(Mask):
     def __init__(self, array: Bool[Array, "..."]) -> None:
         dtype = getattr(array, "dtype", None)
         if dtype is None:
-            raise TypeError(
-                f"Dense: array must be a boolean array, got {type(array).__name__}. Write "
-                f"jnp.asarray(array, bool)."
-            )
+            is_mask = isinstance(array, Mask) or how_to_mask(array).startswith("Call it")
+            fix = "A mask needs no Dense" if is_mask else "Write jnp.asarray(array, bool)"
+            raise TypeError(f"Dense: array must be a boolean array, got {kind_of(array)}. {fix}.")
         if dtype != jnp.bool_:
             raise TypeError(
                 f"Dense: array must be boolean, True = attend, got {dtype}. Write "
@@ -209,6 +208,8 @@ def _span(bounds: Interval, size: int, count: int) -> tuple[Array, Array, Array]
 
 
 def _check_blocks(blocks: Any) -> Int[Array, "..."]:
+    if isinstance(blocks, list | tuple):
+        blocks = integers("Selected: blocks", blocks)
     dtype = getattr(blocks, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         kind = type(blocks).__name__ if dtype is None else dtype

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from flax_attn._integers import LARGEST
@@ -160,7 +161,8 @@ def _size(number: Any) -> int:
 
 
 def _per_axis(name: str, value: Any, axes: tuple[str, ...], kind: Any) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * len(axes)
+    several = isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    values = tuple(value) if several else (value,) * len(axes)
     if len(values) != len(axes):
         raise ValueError(
             f"Neighborhood: {name} must have one number per axis, {len(axes)} for the axes {axes}, "

@@ -1,5 +1,7 @@
 """Masks of a period: dilated windows, chunks, and the Sparse Transformer's two patterns."""
 
+from typing import ClassVar
+
 from jaxtyping import Array, Bool
 
 from flax_attn._pytree import pytree, static
@@ -30,6 +32,8 @@ class Dilated(Mask):
 
     window: Number
     dilation: Number
+
+    per_head: ClassVar = ("window", "dilation")
 
     def __post_init__(self) -> None:
         _set(self, "window", 0, "0 is the query's own position alone.")
@@ -66,6 +70,8 @@ class Chunked(Mask):
     """
 
     size: Number
+
+    per_head: ClassVar = ("size",)
 
     def __post_init__(self) -> None:
         _set(self, "size", 1, "It counts positions.")
@@ -106,6 +112,8 @@ class Strided(Mask):
     stride: Number
     fixed: bool = static(default=False)
     summary: Number = 1
+
+    per_head: ClassVar = ("stride", "summary")
 
     def __post_init__(self) -> None:
         _set(self, "stride", 1, "It counts positions.")

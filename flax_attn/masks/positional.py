@@ -2,14 +2,15 @@
 
 import functools
 import operator
+from typing import ClassVar
 
 from jaxtyping import Array, Bool
 
 from flax_attn._integers import comparable
 from flax_attn._pytree import pytree
 from flax_attn._record import Record
-from flax_attn.masks._mask import Mask
-from flax_attn.masks._numbers import Number, as_number, everywhere, per_head, scalar
+from flax_attn.masks._mask import Mask, everywhere
+from flax_attn.masks._numbers import Number, as_number, per_head, scalar
 
 
 @pytree
@@ -111,6 +112,8 @@ class Window(Mask):
 
     left: Number | None
     right: Number | None = 0
+
+    per_head: ClassVar = ("left", "right")
 
     def __post_init__(self) -> None:
         fix = "Leave a side open with None."

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flax_attn._integers import as_bound
+from flax_attn.coords import Coords
 
 
 def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Array, "*T M"]:
@@ -35,6 +36,8 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
       Gehring, Auli, Grangier, Yarats, Dauphin, "Convolutional Sequence to Sequence Learning",
       ICML 2017, arXiv:1705.03122, section 3.1.
     """
+    if isinstance(positions, Coords):
+        raise TypeError("learned: positions must be integers, got Coords. Write coords.positions.")
     positions = as_bound("learned: positions", positions)
     table = jnp.asarray(table)
     if table.ndim != 2:

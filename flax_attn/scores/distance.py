@@ -1,5 +1,7 @@
 """Biases that grow with a distance between tokens: in space, or in forgetting."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -40,6 +42,8 @@ class DistanceBias(ScoreMod):
 
     weight: float | int | Float[Array, ""] | Float[Array, "N"]
     axes: tuple[str, ...] = static(default=("row", "col"))
+
+    per_head: ClassVar = ("weight",)
 
     def __post_init__(self) -> None:
         shapes = {0: "a number", 1: "one per head [N]"}

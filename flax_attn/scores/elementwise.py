@@ -1,7 +1,7 @@
 """Modifiers of one score by itself, or by its query's position."""
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -33,6 +33,8 @@ class Scale(ScoreMod):
     """
 
     factor: float | int | Float[Array, ""] | Float[Array, "N"]
+
+    per_head: ClassVar = ("factor",)
 
     def __post_init__(self) -> None:
         factor = as_leaf("Scale: factor", self.factor, {0: "a number", 1: "one per head [N]"})

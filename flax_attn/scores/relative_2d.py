@@ -1,6 +1,7 @@
 """Learned biases of relative positions in a picture."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,14 @@ class RelativeBias2D(ScoreMod):
     window: tuple[int, int] = static()
     axes: tuple[str, str] = static(default=("row", "col"))
 
+    per_head: ClassVar = ("table",)
+
     def __post_init__(self) -> None:
+        if not isinstance(self.window, tuple | list):
+            raise TypeError(
+                f"RelativeBias2D: window must be (height, width), got {self.window!r}. A square "
+                f"has the number twice."
+            )
         object.__setattr__(self, "window", tuple(self.window))
         object.__setattr__(self, "axes", names_of_axes("RelativeBias2D", self.axes))
         if len(self.axes) != 2 or len(self.window) != 2 or min(self.window) < 1:

@@ -57,7 +57,9 @@ def test_it_is_transposed_in_the_value(implementation):
         return attend(X, X, v, implementation)
 
     (found,) = jax.linear_transpose(f, X)(cotangent)
-    np.testing.assert_allclose(jnp.vdot(f(jnp.sin(X)), cotangent), jnp.vdot(jnp.sin(X), found), 1e-5)
+    np.testing.assert_allclose(
+        jnp.vdot(f(jnp.sin(X)), cotangent), jnp.vdot(jnp.sin(X), found), 1e-5
+    )
     assert_close(found, jax.vjp(f, X)[1](cotangent)[0], FORWARD["float32"])
 
 

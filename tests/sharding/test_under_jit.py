@@ -295,7 +295,8 @@ def test_vmap_of_sharded_arguments():
     def attend(query, key, value):
         return dot_product_attention(query, key, value, is_causal=True)
 
-    compiled = jax.jit(lambda x: jax.vmap(attend)(x["query"], x["key"], x["value"])).lower(placed).compile()
+    each = jax.jit(lambda x: jax.vmap(attend)(x["query"], x["key"], x["value"]))
+    compiled = each.lower(placed).compile()
     assert not collectives(compiled)
     assert_close(np.asarray(compiled(placed)), expected(plain)[0], FORWARD["float32"])
 
