@@ -27,8 +27,8 @@ from jax.sharding import PartitionSpec
 from flax_attn._jax import is_split, lower_without_mesh, split_by_rule, vary_together
 from flax_attn.attention import dense
 from flax_attn.attention._implementations import IMPLEMENTATIONS, choose
-from flax_attn.attention._partition import Call, Dims
 from flax_attn.attention._layout import VALUE
+from flax_attn.attention._partition import Call, Dims
 from flax_attn.attention._problem import Problem, freeze, leaf_axes, thaw
 
 Arrays = Sequence[jax.Array]
