@@ -18,7 +18,7 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 ROWS = [
     {"_checks", "_jax", "_pytree", "_record"},
     {"_devices"},
-    {"_convolution"},
+    {"_convolution", "_products"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
     {"attention", "vision", "linear"},
