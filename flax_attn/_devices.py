@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from flax_attn._jax import is_split
+from flax_attn._jax import is_divided
 
 Arrays = Sequence[jax.Array]
 Program = Callable[..., list[jax.Array]]
@@ -99,7 +99,7 @@ def _replaced(arrays: Arrays, places: Sequence[int], values: Arrays) -> list[jax
 def _lower(
     context: mlir.LoweringRuleContext, *arrays: Any, programs: Sequence[ClosedJaxpr]
 ) -> Sequence[Any]:
-    program = programs[is_split(context)]
+    program = programs[is_divided(context)]
     return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(context, *arrays)
 
 

@@ -5,7 +5,7 @@ Written for JAX 0.10.2 to 0.12.0.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -53,8 +53,8 @@ def lower_without_mesh(
         return lower(ctx.replace(avals_in=plain), *args)
 
 
-def is_split(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether XLA's partitioner will split the module being lowered over several devices.
+def is_divided(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether XLA's partitioner will divide the module being lowered among several devices.
 
     False within a `shard_map` over all axes of its mesh and within `pmap`: shapes are local there.
     """
@@ -65,30 +65,34 @@ def is_split(ctx: mlir.LoweringRuleContext) -> bool:
     return getattr(context, "num_devices", 1) > 1
 
 
-Plan = Callable[[dict[str, int], list[Spec], list[Spec]], tuple[Any, list[Spec], list[Spec]]]
-"""Of the sizes of mesh axes and the specs of operands and results that XLA proposes: a function of
-local arrays, and the specs that it needs."""
+class Divisible(Protocol):
+    """A computation that can be divided among devices."""
+
+    def whole(self, *args: jax.Array) -> tuple[jax.Array, ...]:
+        """All of it."""
+
+    def rule(self) -> tuple[str, tuple[str, ...]]:
+        """Its sharding rule in the notation of Shardy, and the factors that may not be split."""
+
+    def plan(
+        self, mesh: dict[str, int], args: list[Spec], results: list[Spec]
+    ) -> tuple[Callable[..., Any], list[Spec], list[Spec]]:
+        """What one device computes of its parts of the operands, and how all is split for that.
+
+        Args:
+          mesh: The sizes of the mesh axes.
+          args: How XLA proposes to split the operands.
+          results: How XLA proposes to split the results.
+        """
 
 
-def split_by_rule(
-    ctx: mlir.LoweringRuleContext,
-    function: Callable[..., Any],
-    rule: str,
-    whole: tuple[str, ...],
-    plan: Plan,
+def divide(
+    ctx: mlir.LoweringRuleContext, computation: Divisible
 ) -> tuple[Callable[..., Any], mlir.LoweringRuleContext] | None:
-    """A function that tells XLA how it is split over devices, to be lowered in a new context.
+    """A function that tells XLA's partitioner how to divide it, to be lowered in a new context.
 
-    Args:
-      ctx: The context of the lowering.
-      function: A function of arrays that returns a tuple of arrays.
-      rule: Its sharding rule in the notation of Shardy.
-      whole: The factors of the rule that are not split, in order of appearance.
-      plan: Called by XLA's partitioner, after the shardings of all arrays are settled.
-
-    Returns:
-      The function and a context; None where XLA cannot be told: within a `shard_map` over some axes
-      of a mesh, in `jax.export`, where the devices are not known, and without Shardy.
+    None where the partitioner cannot be told: within a `shard_map` over some axes of a mesh, in
+    `jax.export`, where the devices are not known, and without Shardy.
     """
     module = ctx.module_context
     context = module.axis_context
@@ -107,7 +111,7 @@ def split_by_rule(
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         del mesh
         mesh, specs = _fitting_mesh(devices, [*args, *results])
-        local, args, results = plan(dict(mesh.shape), specs[: len(args)], specs[len(args) :])
+        local, args, results = computation.plan(dict(mesh.shape), specs[: len(args)], specs[len(args) :])
 
         def run(*arrays: jax.Array) -> Any:
             with jax.sharding.use_abstract_mesh(NO_MESH):
@@ -118,7 +122,8 @@ def split_by_rule(
 
         return mesh, run, shardings(results), shardings(args)
 
-    split = custom_partitioning(function)
+    rule, whole = computation.rule()
+    split = custom_partitioning(computation.whole)
     split.def_partition(
         partition, sharding_rule=rule, need_replication_factors=whole, decode_shardings=False
     )

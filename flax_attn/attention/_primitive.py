@@ -24,7 +24,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
-from flax_attn._jax import is_split, lower_without_mesh, split_by_rule, vary_together
+from flax_attn._jax import divide, is_divided, lower_without_mesh, vary_together
 from flax_attn.attention import dense
 from flax_attn.attention._implementations import IMPLEMENTATIONS, choose
 from flax_attn.attention._layout import VALUE
@@ -289,12 +289,11 @@ def _lower(
     count = tree.num_leaves
     problem = thaw(tree.unflatten(ctx.avals_in[:count]))
     chosen = IMPLEMENTATIONS[choose("dot_product_attention", problem, names, platform)]
-    if is_split(ctx) and not chosen.splits:
+    if is_divided(ctx) and not chosen.splits:
         if platform in PARTITIONED:
             call = _call(primitive, problem, ctx.avals_in, tree=tree, names=names, **settings)
-            split = split_by_rule(ctx, call.whole, *call.rule(), call.plan)
-            if split is not None:
-                return lower_without_mesh(*split, args)
+            if (divided := divide(ctx, call)) is not None:
+                return lower_without_mesh(*divided, args)
         platform = None  # all batch elements and heads at once, which XLA can split
 
     def run(*args: jax.Array) -> list[jax.Array]:
