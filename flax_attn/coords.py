@@ -37,10 +37,26 @@ Index = slice | Int[Array, "X"] | np.ndarray
 class Aligned:
     """An array whose axes follow those of attention, so that a tile of it can be cut.
 
+    As a parameter of `scores.score_mod` or `masks.relation` it carries what differs between batch
+    elements, heads, queries or keys. The function reads `values`, which is then the part for the
+    scores at hand, `[..., heads, ...]`, with the other axes as they are named.
+
     Attributes:
       values: The array; an axis of size 1 broadcasts.
       axes: One letter per axis: `b` (all batch axes together), `n` query heads, `k` key heads,
-        `t` queries, `s` keys, and any other letter for an axis that is never cut.
+        `t` queries, `s` keys, and any other letter for an axis that is never cut. Those of
+        parameters begin with `b` and `n`: `"bn"`, `"bnt"`, `"bns"`, `"bnts"`, `"bntr"`; where one
+        of the two is left out, the function sees an axis of size 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import scores
+      >>> from flax_attn.coords import Aligned
+      >>> def scaled(scores, q, k, head_ids, *, factor):
+      ...     return scores * factor.values[..., None]
+      >>> per_query = jnp.ones((2, 1, 16))  # [B, 1, T]: the same for all heads
+      >>> scores.score_mod(scaled, factor=Aligned(per_query, "bnt"))
+      scaled(factor=Aligned(values=float32[2, 1, 16], axes='bnt'))
     """
 
     values: Any
@@ -76,7 +92,8 @@ class Coords:
     Attributes:
       positions: Position of each token `[*B, T]`, or `[T]` for all batch elements. To masks and
         score modifiers, positions beyond ±(2³⁰ − 1) count as these ends, so that no difference of
-        two wraps around: a sentinel such as −2³¹ is far from every token.
+        two wraps around: a sentinel such as −2³¹ is far from every token. Count times from a
+        near origin, or give them as a feature.
       segment_ids: Number of the sequence that a token belongs to `[*B, T]`. Where a number is
         known not to fit int32, it is refused, as in integer features.
       valid: False for tokens that take no part, as padding `[*B, T]`: no query sees them as keys,

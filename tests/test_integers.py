@@ -17,6 +17,7 @@ RNG = np.random.default_rng(0)
 Q, V = (RNG.normal(size=(1, L, 2, 4)) for _ in range(2))
 PLACES = np.arange(L, dtype=np.int64)
 PLACES[RNG.permutation(L)[:9]] = np.repeat([-(2**31), 2**31 - 1, -(2**31) + 1], 3)
+TIMES = 1_700_000_000 + RNG.integers(0, 100, L)  # seconds, more than 2³⁰ of them
 both = pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 
 
@@ -69,9 +70,10 @@ def test_modifiers_see_a_sentinel_as_far(implementation):
             scores.RelativeBias(jnp.asarray(table, jnp.float32)),
             np.moveaxis(table[np.clip(-BACK, -5, 5) + 5], -1, 0),
         ),
-        (scores.DistanceBias(1.0, axes=("place",)), -1.0 * abs(BACK)),
+        (scores.DistanceBias(1.0, axes=("place",)), -1.0 * abs(PLACES[:, None] - PLACES)),
+        (scores.DistanceBias(0.5, axes=("time",)), -0.5 * abs(TIMES[:, None] - TIMES)),
     ):
-        coords = Coords(PLACES).with_features(place=PLACES)
+        coords = Coords(PLACES).with_features(place=PLACES, time=TIMES)
         actual = attend(implementation, coords, score_mod=mod)
         assert_close(actual, expected(True, bias), FORWARD["float32"])
 

@@ -15,7 +15,7 @@ from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistic
 from flax_attn._integers import as_bound, as_ids, saturate
 from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
-from flax_attn.attention._heads import check_numbers_of_heads
+from flax_attn.attention._parts import check_numbers_of_heads, check_sizes, name_all_axes
 from flax_attn.attention._problem import Problem, is_aligned
 from flax_attn.attention._trial import try_out
 from flax_attn.attention.dropout import Dropout, check_rate
@@ -191,17 +191,19 @@ def _align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
     def align(x: Any) -> Any:
         if not is_aligned(x):
             return x
-        array = x.values
-        full = batch_ndim + len(x.axes) - 1
+        axes, array = name_all_axes(function, part, x)
+        full = batch_ndim + len(axes) - 1
         if array.ndim > full:
             raise ValueError(
                 f"{function}: an array of {type(part).__name__} has the shape {list(array.shape)}, "
                 f"which has more than the {batch_ndim} batch axes of the query."
             )
         array = expand_rank(array, full)
-        if x.axes == "bnts":
-            array = _check_broadcast(function, f"the array in {part!r}", array, shape)
-        return Aligned(array, x.axes)
+        if axes == "bnts":
+            _check_broadcast(function, f"the array in {part!r}", array, shape)
+        else:
+            check_sizes(function, part, axes, array, shape)
+        return Aligned(array, axes)
 
     return jax.tree.map(align, part, is_leaf=is_aligned)
 

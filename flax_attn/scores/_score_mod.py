@@ -138,10 +138,19 @@ def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -
       function: Called as `function(scores, q, k, head_ids, **parameters)`; returns the new scores.
         It must work elementwise on tiles of any size. Arrays that it needs are parameters, not
         captured.
-      **parameters: Numbers and arrays; they become leaves, and the float ones get gradients.
+      **parameters: Numbers and arrays; they become leaves, and the float ones get gradients. The
+        function gets them whole. An array over batch elements, heads, queries or keys is given as
+        `coords.Aligned(array, axes)`, with a letter for each axis: the function then gets the part
+        that belongs to its scores, as `.values`. So come the position terms of Transformer-XL
+        (queries and distances, `"bntr"`), the edge features of Graphormer (pairs, `"bnts"`) and
+        parameters of each batch element (`"bn"`).
 
     Returns:
       A `ScoreMod`.
+
+    Raises:
+      TypeError: If it is not a function of these parameters; later, if it returns no scores, or
+        decides by the value of an array (`and`, `or`, `not`, `if`, `a < b < c`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -150,6 +159,28 @@ def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -
       ...     return scores - rates[head_ids] * abs(q.positions - k.positions)
       >>> scores.score_mod(decay, rates=jnp.ones(8)) >> scores.SoftCap(30.0)
       decay(rates=float32[8]) >> SoftCap(cap=30.0)
+
+      Transformer-XL adds a product of each query with a vector r of the distance, (q_i + v) · r_ij
+      / √D. Here it is computed once for all distances, `[B, N, T, R]`, and looked up:
+
+      >>> import jax
+      >>> from flax_attn import dot_product_attention
+      >>> from flax_attn.coords import Aligned
+      >>> def position_term(scores, q, k, head_ids, *, table):
+      ...     row = jnp.clip(q.positions - k.positions, 0, table.values.shape[-1] - 1)
+      ...     return scores + jnp.take_along_axis(table.values, row, axis=-1)
+      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+      >>> r, bias = jax.random.normal(jax.random.key(1), (16, 4, 8)), jnp.zeros((1, 1, 4, 8))
+      >>> table = jnp.einsum("btnd,rnd->bntr", q + bias, r) / 8**0.5
+      >>> by_distance = scores.score_mod(position_term, table=Aligned(table, "bntr"))
+      >>> dot_product_attention(q, k, v, is_causal=True, score_mod=by_distance).shape
+      (2, 16, 4, 8)
+
+    References:
+      Dai, Yang, Yang, Carbonell, Le, Salakhutdinov, "Transformer-XL: Attentive Language Models
+      beyond a Fixed-Length Context", ACL 2019, arXiv:1901.02860, section 3.3; Ying, Cai, Luo,
+      Zheng, Ke, He, Shen, Liu, "Do Transformers Really Perform Bad for Graph Representation?",
+      NeurIPS 2021, arXiv:2106.05234.
     """
     if isinstance(function, ScoreMod):
         raise TypeError(

@@ -1,11 +1,14 @@
-"""Numbers per head in masks and score modifiers must be as many as there are heads."""
+"""Checks of the arrays within masks and score modifiers: numbers per head, and aligned axes."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from flax_attn._checks import broadcasts_to
+from flax_attn.coords import Aligned
 from flax_attn.masks import Mask
 from flax_attn.scores import ScoreMod
 
@@ -48,3 +51,35 @@ def _numbers_of_heads(part: Any) -> Iterator[tuple[str, int, int]]:
         for field in dataclasses.fields(part):
             if not field.metadata.get("static"):
                 yield from _numbers_of_heads(getattr(part, field.name))
+
+
+def name_all_axes(function: str, part: Mask | ScoreMod, array: Aligned) -> tuple[str, jax.Array]:
+    """The axes of an array with those of batch and heads, which it may lack, and the array.
+
+    Every implementation then hands out parts of one rank.
+    """
+    axes, values = array.axes, jnp.asarray(array.values)
+    rest = axes.removeprefix("b").removeprefix("n")
+    if set(rest) & {"b", "n"} or len(set(rest)) < len(rest):
+        raise ValueError(
+            f"{function}: the axes {axes!r} of an array in {part!r} must be different letters, b "
+            f"and n first: 'bn', 'bnt', 'bns', 'bnts'. Move the axes of the array."
+        )
+    if "n" not in axes:
+        values = jnp.expand_dims(values, values.ndim - len(rest))
+    return "bn" + rest, values
+
+
+def check_sizes(
+    function: str, part: Mask | ScoreMod, axes: str, array: jax.Array, shape: tuple[int, ...]
+) -> None:
+    """Raise unless an array with the axes `axes` broadcasts to scores of that shape."""
+    *batch, num_heads, length_q, length_k = shape
+    sizes = {"n": num_heads, "t": length_q, "s": length_k}
+    own = zip(axes[1:], array.shape[len(batch) :], strict=True)
+    wanted = (*batch, *(sizes.get(letter, size) for letter, size in own))
+    if not broadcasts_to(array.shape, wanted):
+        raise ValueError(
+            f"{function}: the array with the axes {axes!r} in {part!r} must broadcast to "
+            f"{list(wanted)}, got {list(array.shape)}."
+        )
