@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flax_attn._checks import check_array
+from flax_attn._checks import as_integer, check_array, check_maps
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
@@ -39,6 +39,10 @@ def head_sizes(
     axis_name: str | None,
 ) -> HeadSizes:
     """Settle the numbers that may be left out, and check them."""
+    numbers = {"num_kv_heads": num_kv_heads, "qkv_features": qkv_features, "head_dim": head_dim}
+    for name, number in {"num_heads": num_heads, **numbers}.items():
+        if number is not None:
+            as_integer(MODULE, name, number)
     if num_heads < 1:
         raise ValueError(f"{MODULE}: num_heads must be at least 1, got {num_heads}.")
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -180,7 +184,7 @@ def as_boolean(owner: str, mask: Any) -> Any:
 
     Anything but an array is returned as it is.
     """
-    if isinstance(mask, list | tuple):
+    if isinstance(mask, list | tuple) and np.asarray(mask).dtype != object:
         mask = np.asarray(mask)
     if mask is None or not hasattr(mask, "dtype"):
         return mask
@@ -207,6 +211,7 @@ def adapted(attention_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     Dropout is handed to functions of Flax, and to those with its arguments, in its keywords. An
     option that a function does not take is refused.
     """
+    check_maps(MODULE, attention_fn=attention_fn)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
         if not query.dtype == key.dtype == value.dtype:
