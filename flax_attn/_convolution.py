@@ -1,12 +1,15 @@
-"""Convolutions that XLA for CPUs is slow at, there in forms that it is fast at.
+"""Convolutions in other forms, where XLA is slow at them or brings divided batches together.
 
-`convolve` takes the place of `jax.lax.conv_general_dilated` in maps and in Flax's layers. On other
-platforms it is that function. On CPUs
+`convolve` takes the place of `jax.lax.conv_general_dilated` in maps and in Flax's layers. On one
+device it is that function, but on CPUs
 
 - a convolution among very few channels is a sum of shifted images, a tenth of the time;
 - so is a depthwise one, a tenth to a thirtieth;
-- one of many groups has the gradient of its kernel, and one of few or narrow groups its value too,
-  by a kernel without groups that is zero between them: down to a hundredth.
+- one of wider groups is several without groups: its gradient takes a tenth to a hundredth.
+
+On several devices the last is true of all platforms: XLA (seen until jaxlib 0.12) gathers a batch
+that is divided among them whole on each for a convolution of groups, but not for one without
+(openxla/xla#47945).
 
 Each form is a bilinear function with two linear tangents, whose transposes are as fast.
 """
@@ -20,21 +23,39 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import statistics_dtype
+from flax_attn._devices import devices_dependent
 from flax_attn._jax import vary_together
 
 FEW = 4  # products of an input and an output channel
 TAPS = 64  # of a depthwise kernel: each is a line of the program
-NARROW, MANY = 4, 64  # channels of a group, and groups, up to which they are cheaper joined
+BLOCK = 32  # channels up to which groups are cheaper joined
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Form(NamedTuple):
-    """A convolution x ∗ k, ẋ ∗ k as a function of ẋ, and x ∗ k̇ as a function of k̇."""
+    """A convolution x ∗ k, ẋ ∗ k as a function of ẋ, and x ∗ k̇ as a function of k̇.
+
+    It is for CPUs; if `keeps_division`, for programs of several devices on all platforms.
+    """
 
     value: Bilinear
     by_image: Bilinear
     by_kernel: Bilinear
+    keeps_division: bool = False
+
+    def change(self, dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        """What small changes of image and kernel do."""
+        return self.by_image(dlhs, rhs) + self.by_kernel(lhs, drhs)
+
+    def instead_of(
+        self, plain: Callable[..., jax.Array], own: Callable[..., jax.Array]
+    ) -> Callable[..., jax.Array]:
+        """The plain function of some arrays, or the form's own where it is for."""
+        elsewhere = plain
+        if self.keeps_division:
+            elsewhere = functools.partial(devices_dependent, one=plain, several=own)
+        return functools.partial(lax.platform_dependent, cpu=own, default=elsewhere)
 
 
 class Geometry(NamedTuple):
@@ -104,8 +125,8 @@ once_for_a_size = functools.partial(jax.jit, static_argnums=0)  # however many l
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @once_for_a_size
 def _convolve(call: Call, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    value = call.form(lhs, rhs).value
-    return lax.platform_dependent(lhs, rhs, cpu=value, default=call.plain)
+    form = call.form(lhs, rhs)
+    return form.instead_of(call.plain, form.value)(lhs, rhs)
 
 
 @_convolve.defjvp
@@ -121,15 +142,8 @@ def _change(
     call: Call, dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array
 ) -> jax.Array:
     """What small changes of image and kernel do to a convolution."""
-    form = call.form(lhs, rhs)
-
-    def fast(dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return form.by_image(dlhs, rhs) + form.by_kernel(lhs, drhs)
-
-    def plain(dlhs: jax.Array, drhs: jax.Array, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return call.plain(dlhs, rhs) + call.plain(lhs, drhs)
-
-    return lax.platform_dependent(dlhs, drhs, lhs, rhs, cpu=fast, default=plain)
+    form, plain = call.form(lhs, rhs), Form(call.plain, call.plain, call.plain)
+    return form.instead_of(plain.change, form.change)(dlhs, drhs, lhs, rhs)
 
 
 def _form(
@@ -139,58 +153,92 @@ def _form(
     padding: str | Sequence[tuple[int, int]],
     settings: Mapping[str, Any],
 ) -> Form | None:
-    """The form for `[B, H, W, C]` and `[kh, kw, C / groups, O]`; None leaves it to lax."""
+    """The form, if there is one; None leaves it to lax."""
     given = {name: value for name, value in settings.items() if value is not None}
+    groups = given.get("feature_group_count", 1)
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, given.pop("dimension_numbers", None))
-    if layout != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) or lhs.dtype != rhs.dtype:
+    _, features, *space = layout.lhs_spec
+    out, narrow = (rhs.shape[axis] for axis in layout.rhs_spec[:2])
+    if lhs.dtype != rhs.dtype or given.pop("batch_group_count", 1) != 1:
         return None
-    if any(jax.typeof(lhs).sharding.spec[1:3]):
+    split = {axis for axis, by in enumerate(jax.typeof(lhs).sharding.spec) if by}
+    if split & set(space):
         return None  # an explicit mesh splits height or width, which no shift crosses
-    groups = given.pop("feature_group_count", 1)
+    if groups > 1 and (narrow > 1 or out > groups):
+        if features in split:
+            return None  # nor does a slice of channels
+        apart = functools.partial(
+            _blocks_of_groups, layout, window_strides=strides, padding=padding, **settings
+        )
+        return Form(apart, apart, apart, keeps_division=True)
+    if layout != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)):
+        return None
+
     dilation = tuple(given.pop("rhs_dilation", (1, 1)))
     once = all(n == 1 for n in (*strides, *given.pop("lhs_dilation", ())))
     dtype = jnp.dtype(given.pop("preferred_element_type", lhs.dtype))
-    given.pop("precision", None)  # float32 has any
-    if given.pop("batch_group_count", 1) != 1 or given:
+    for asked in ("feature_group_count", "precision"):  # float32 has any precision
+        given.pop(asked, None)
+    if given or not once:
         return None  # something else was asked for
 
-    channels, (height, width, narrow, out) = lhs.shape[3], rhs.shape
+    channels, (height, width) = lhs.shape[features], rhs.shape[:2]
     if isinstance(padding, str):
         extent = [d * (k - 1) + 1 for d, k in zip(dilation, rhs.shape[:2], strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], extent, strides, padding)
     geometry = Geometry(tuple((int(a), int(b)) for a, b in padding), dilation, dtype)
 
-    joined = functools.partial(
-        _without_groups, groups, window_strides=strides, padding=padding, **settings
-    )
     nothing_left = any(isinstance(n, int) and n < 1 for n in geometry.size(lhs, rhs))
     if height * width == 1 or nothing_left:
         return None
-    if once and groups == 1 and channels * out <= FEW:
-        return Form(
-            functools.partial(_shifts, geometry), functools.partial(_pieces, geometry), joined
-        )
-    if once and groups == channels == out and height * width <= TAPS:
-        each = (_shifts_of_each, _pieces_of_each, _tap_by_tap)
-        return Form(*(functools.partial(form, geometry) for form in each))
-    if groups > 1 and narrow > 1:
-        if groups == 2 or (narrow <= NARROW and groups <= MANY):
-            return Form(joined, joined, joined)
-        grouped = functools.partial(
+    if groups == 1 and channels * out <= FEW:
+        plain = functools.partial(
             lax.conv_general_dilated, window_strides=strides, padding=padding, **settings
         )
-        return Form(grouped, grouped, joined)
+        return Form(
+            functools.partial(_shifts, geometry), functools.partial(_pieces, geometry), plain
+        )
+    if groups == channels and height * width <= TAPS:
+        by = functools.partial
+        return Form(
+            by(_shifts_of_each, geometry), by(_pieces_of_each, geometry), by(_tap_by_tap, geometry)
+        )
     return None
 
 
-def _without_groups(groups: int, image: jax.Array, kernel: jax.Array, **settings: Any) -> jax.Array:
-    """The convolution by a kernel that is zero between different groups."""
-    if groups > 1:
-        *size, narrow, out = kernel.shape
-        own = jnp.arange(groups)[:, None] == jnp.arange(out)[None] // (out // groups)
-        kernel = jnp.where(own[:, None], kernel[:, :, None], 0)
-        kernel = kernel.reshape(*size, groups * narrow, out)
-    return lax.conv_general_dilated(image, kernel, **{**settings, "feature_group_count": 1})
+# ---- groups: blocks of some of them, each a convolution without groups
+
+
+def _blocks_of_groups(
+    layout: lax.ConvDimensionNumbers, image: jax.Array, kernel: jax.Array, **settings: Any
+) -> jax.Array:
+    """Convolutions of some channels each, by kernels that are zero between the joined groups."""
+    groups = settings.pop("feature_group_count")
+    narrow = kernel.shape[layout.rhs_spec[1]]
+    joined = next(
+        n for n in range(1, groups + 1) if groups % n == 0 and (n * narrow >= BLOCK or n == groups)
+    )
+    parts = (
+        lax.conv_general_dilated(
+            some, _without_groups(joined, layout.rhs_spec, kernels), **settings
+        )
+        for some, kernels in zip(
+            jnp.split(image, groups // joined, axis=layout.lhs_spec[1]),
+            jnp.split(kernel, groups // joined, axis=layout.rhs_spec[0]),
+            strict=True,
+        )
+    )
+    return jnp.concatenate(list(parts), axis=layout.out_spec[1])
+
+
+def _without_groups(groups: int, spec: Sequence[int], kernel: jax.Array) -> jax.Array:
+    """The kernel of one group that does the same: zero from a group to another."""
+    out, narrow = spec[:2]
+    repeated = jnp.concatenate([kernel] * groups, axis=narrow)
+    place = functools.partial(lax.broadcasted_iota, jnp.int32, repeated.shape)
+    of_input = place(narrow) // kernel.shape[narrow]
+    of_output = place(out) // (kernel.shape[out] // groups)
+    return jnp.where(of_input == of_output, repeated, 0)
 
 
 def _wide(*arrays: jax.Array) -> list[jax.Array]:

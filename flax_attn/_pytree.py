@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 T = TypeVar("T")
 
@@ -18,31 +20,92 @@ def static(**options: Any) -> Any:
 def pytree(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are pytree children, except those made by `static`.
 
+    Two objects are equal if they have equal settings and equal Python numbers as leaves, of equal
+    types: 1, 1.0 and True differ, since they compile to different programs. An object that holds
+    an array is equal to itself only.
+
     Unflattening does not call `__init__`: a transformation may put anything in place of a leaf.
     Where the class has no `__repr__` of its own, it shows its fields and abbreviates arrays.
     """
     if "__repr__" not in vars(cls):
         setattr(cls, "__repr__", show)  # noqa: B010
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    setattr(cls, "__eq__", _equal)  # noqa: B010
+    setattr(cls, "__hash__", _hash)  # noqa: B010
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     data = [f.name for f in fields if not f.metadata.get("static")]
     meta = [f.name for f in fields if f.metadata.get("static")]
 
     def flatten_with_keys(x: Any) -> tuple[Any, Any]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in data]
-        return children, tuple(getattr(x, name) for name in meta)
+        return children, Settings(tuple(getattr(x, name) for name in meta))
 
     def flatten(x: Any) -> tuple[Any, Any]:
-        return [getattr(x, name) for name in data], tuple(getattr(x, name) for name in meta)
+        settings = Settings(tuple(getattr(x, name) for name in meta))
+        return [getattr(x, name) for name in data], settings
 
     def unflatten(settings: Any, children: Any) -> Any:
         x = object.__new__(cls)
-        for name, value in zip([*data, *meta], [*children, *settings], strict=True):
+        for name, value in zip([*data, *meta], [*children, *settings.values], strict=True):
             object.__setattr__(x, name, value)
         return x
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+class Settings:
+    """The settings of a pytree, as the part of its structure that JAX compares.
+
+    Attributes:
+      values: The settings.
+    """
+
+    __slots__ = ("_key", "values")
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+        self._key = _typed(values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return repr(self.values)
+
+
+def _typed(value: Any) -> Hashable:
+    """A key that is equal for equal values of equal types; for floats, equal to the last bit."""
+    if isinstance(value, float):
+        return type(value), value.hex()
+    if isinstance(value, tuple | list):
+        return type(value), *map(_typed, value)
+    return type(value), value
+
+
+def _known(x: Any) -> Hashable | None:
+    """A key of a pytree without arrays; None for others."""
+    leaves, tree = jax.tree.flatten(x)
+    if all(isinstance(leaf, bool | int | float | str | np.generic) for leaf in leaves):
+        return tree, *map(_typed, leaves)
+    return None
+
+
+def _equal(x: Any, other: object) -> bool:
+    if x is other:
+        return True
+    if type(x) is not type(other):
+        return NotImplemented
+    key = _known(x)
+    return key is not None and key == _known(other)
+
+
+def _hash(x: Any) -> int:
+    key = _known(x)
+    return object.__hash__(x) if key is None else hash(key)
 
 
 def show(x: Any) -> str:

@@ -25,6 +25,12 @@ class Record:
             return fields[name]
         if name.startswith("__"):
             raise AttributeError(name)
+        if name == "numbers":
+            raise MissingFieldError(
+                f"the {self._side} coordinates do not show the numbers of tokens to masks and "
+                f"score modifiers: dropout alone reads them. Compare positions, or give a feature "
+                f"of another name: Coords.with_features(place=...)."
+            )
         raise MissingFieldError(
             f"the {self._side} coordinates have no {name!r}, only {', '.join(fields) or 'nothing'}."
             f" Give {self._side}_coords: {_FIXES.get(name, _FEATURE.format(name=name))}."

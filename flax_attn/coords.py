@@ -8,6 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flax_attn._checks import broadcasts_to
+from flax_attn._fields import (
+    as_booleans,
+    as_feature,
+    as_length,
+    as_positions,
+    as_segments,
+    check_index,
+)
+from flax_attn._integers import as_bound, as_ids, integers, saturate
+from flax_attn._jax import vary_together
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -26,10 +37,26 @@ Index = slice | Int[Array, "X"] | np.ndarray
 class Aligned:
     """An array whose axes follow those of attention, so that a tile of it can be cut.
 
+    As a parameter of `scores.score_mod` or `masks.relation` it carries what differs between batch
+    elements, heads, queries or keys. The function reads `values`, which is then the part for the
+    scores at hand, `[..., heads, ...]`, with the other axes as they are named.
+
     Attributes:
       values: The array; an axis of size 1 broadcasts.
       axes: One letter per axis: `b` (all batch axes together), `n` query heads, `k` key heads,
-        `t` queries, `s` keys, and any other letter for an axis that is never cut.
+        `t` queries, `s` keys, and any other letter for an axis that is never cut. Those of
+        parameters begin with `b` and `n`: `"bn"`, `"bnt"`, `"bns"`, `"bnts"`, `"bntr"`; where one
+        of the two is left out, the function sees an axis of size 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import scores
+      >>> from flax_attn.coords import Aligned
+      >>> def scaled(scores, q, k, head_ids, *, factor):
+      ...     return scores * factor.values[..., None]
+      >>> per_query = jnp.ones((2, 1, 16))  # [B, 1, T]: the same for all heads
+      >>> scores.score_mod(scaled, factor=Aligned(per_query, "bnt"))
+      scaled(factor=Aligned(values=float32[2, 1, 16], axes='bnt'))
     """
 
     values: Any
@@ -63,10 +90,18 @@ class Coords:
     token axis of every field.
 
     Attributes:
-      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements.
-      segment_ids: Number of the sequence that a token belongs to `[*B, T]`.
+      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements. To masks and
+        score modifiers, positions beyond ±(2³⁰ − 1) count as these ends, so that no difference of
+        two wraps around: a sentinel such as −2³¹ is far from every token. Count times from a
+        near origin, or give them as a feature.
+      segment_ids: Number of the sequence that a token belongs to `[*B, T]`. Where a number is
+        known not to fit int32, it is refused, as in integer features.
       valid: False for tokens that take no part, as padding `[*B, T]`: no query sees them as keys,
         and as queries they give 0, whatever the mask.
+      numbers: Number of each token in its sequence `[*B, T]`, 0 ... T − 1 by default, whatever the
+        positions are. Slices and gathers keep it, and only dropout reads it: masks and score
+        modifiers do not see it. Give it where these tokens are a part of a longer sequence;
+        `Coords.arange(length, offset)` numbers them offset, offset + 1, ...
       **features: Further fields `[*B, T]`, or `PerHead([*B, T, N])`.
 
     Example:
@@ -83,39 +118,69 @@ class Coords:
         positions: Int[Array, "*#B T"],
         segment_ids: Int[Array, "*#B T"] | None = None,
         valid: Bool[Array, "*#B T"] | None = None,
+        *,
+        numbers: Int[Array, "*#B T"] | None = None,
         **features: Any,
     ) -> None:
-        self.positions = _integers("positions", positions)
-        self.segment_ids = None if segment_ids is None else _integers("segment_ids", segment_ids)
-        self.valid = None if valid is None else _booleans("valid", valid)
+        if isinstance(positions, Coords):
+            raise TypeError("Coords: positions must be integers, got Coords. Use them as they are.")
+        self.positions = as_positions(positions)
+        self.segment_ids = None if segment_ids is None else as_segments(segment_ids)
+        self.valid = None if valid is None else as_booleans("valid", valid)
         self.features = {}
         for name, values in features.items():
             if hasattr(Coords, name) or name in RESERVED:
                 raise ValueError(f"Coords: a feature may not be called {name!r}.")
             array = values.values if isinstance(values, PerHead) else values
-            if not hasattr(array, "dtype"):
-                array = jnp.asarray(array)
+            array = as_feature(name, array)
             self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
         self._check()
+        self.numbers = self._numbers(numbers)
 
     def _check(self) -> None:
         if self.positions.ndim == 0:
-            raise ValueError("Coords: positions must be [*B, T], got a single number.")
+            raise ValueError(
+                "Coords: positions must be [*B, T], got a single number. For positions 0, 1, ... "
+                "write Coords.arange(length)."
+            )
         for name, values in self.fields().items():
             array = values.values if isinstance(values, PerHead) else values
             tokens = array.shape[:-1] if isinstance(values, PerHead) else array.shape
-            if not tokens or tokens[-1] != len(self):
+            if not tokens or tokens[-1] != self.length:
+                own = name in ("segment_ids", "valid")
+                fix = f" Wrap what differs between heads, [*B, T, N]: PerHead({name})."
                 raise ValueError(
-                    f"Coords: {name} must be [*B, T] with T = {len(self)}, the number of "
-                    f"positions, got {list(array.shape)}. Wrap what differs between heads, "
-                    f"[*B, T, N]: PerHead({name})."
+                    f"Coords: {name} must be [*B, T] with T = {self.length}, the number of "
+                    f"positions, got {list(array.shape)}.{'' if own else fix}"
                 )
+
+    def _numbers(self, numbers: Any) -> Any:
+        """The given numbers, or 0 ... T − 1, in the shape of the positions."""
+        shape = self.positions.shape
+        if numbers is None:
+            return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+        numbers = saturate(as_ids("Coords: numbers", numbers))
+        if numbers.shape[-1:] != shape[-1:]:
+            raise ValueError(
+                f"Coords: numbers must be [*B, T] with T = {self.length}, the number of positions, "
+                f"got {list(numbers.shape)}."
+            )
+        if broadcasts_to(numbers.shape, shape):
+            numbers = jnp.broadcast_to(numbers, shape)
+        # Within `shard_map`, numbers that are given differ between devices as positions do. Those
+        # that are counted here do not, and attention can tell.
+        return vary_together([self.positions, numbers])[1]
 
     def __len__(self) -> int:
         return self.positions.shape[-1]
 
+    @property
+    def length(self) -> int:
+        """The number of tokens T; in `jax.export`, it may be symbolic, which `len` cannot give."""
+        return self.positions.shape[-1]
+
     def fields(self) -> dict[str, Any]:
-        """Every field that is there, by name."""
+        """Every field that is there, by name, as masks and score modifiers see them."""
         own = {"positions": self.positions, "segment_ids": self.segment_ids, "valid": self.valid}
         return {name: x for name, x in own.items() if x is not None} | self.features
 
@@ -123,22 +188,33 @@ class Coords:
         """These coordinates with more features, or others.
 
         Args:
-          **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid`.
+          **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid` and
+            `numbers`.
 
         Returns:
-          New coordinates.
+          New coordinates, of tokens with the same numbers.
         """
-        return Coords(**(self.fields() | features))
+        return Coords(**(self.fields() | {"numbers": self.numbers} | features))
 
     def __getitem__(self, index: Index) -> "Coords":
         """The tokens of a slice, or of an array of numbers `[X]`."""
+        index = check_index(index, len(self))
 
         def take(values: Any) -> Any:
             if isinstance(values, PerHead):
                 return PerHead(_take(values.values, index, -2))
             return _take(values, index, -1)
 
-        return Coords(**{name: take(values) for name, values in self.fields().items()})
+        fields = self.fields() | {"numbers": self.numbers}
+        return Coords(**{name: take(values) for name, values in fields.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        features = self.__dict__.get("features", {})
+        if name in features:
+            raise AttributeError(
+                f"Coords has no attribute {name!r}, but a feature: coords.features[{name!r}]."
+            )
+        raise AttributeError(f"Coords has no attribute or feature {name!r}.")
 
     def __repr__(self) -> str:
         parts = [f"{name}={show_value(values)}" for name, values in self.fields().items()]
@@ -146,14 +222,14 @@ class Coords:
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Children with their names, for JAX."""
-        names = ("positions", "segment_ids", "valid", "features")
+        names = ("positions", "segment_ids", "valid", "features", "numbers")
         return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> "Coords":
         """From children, for JAX."""
         self = object.__new__(cls)
-        self.positions, self.segment_ids, self.valid, self.features = children
+        self.positions, self.segment_ids, self.valid, self.features, self.numbers = children
         return self
 
     @classmethod
@@ -165,13 +241,13 @@ class Coords:
           offset: Position of the first; an array `[*B]` for one per sequence.
 
         Returns:
-          Coordinates `[T]`, or `[*B, T]`.
+          Coordinates `[T]`, or `[*B, T]`; the tokens' numbers are their positions.
         """
-        offset = jnp.asarray(offset, jnp.int32)
-        return cls(
-            offset[..., None]
-            + jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
-        )
+        length = as_length("Coords.arange", "length", length)
+        offset = jnp.asarray(as_place(as_bound("Coords.arange: offset", offset)))
+        index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
+        positions = offset[..., None] + index
+        return cls(positions, numbers=jnp.copy(positions))  # a copy, as buffers may be donated
 
     @classmethod
     def from_segments(cls, segment_ids: Int[Array, "*B T"], restart: bool = False) -> "Coords":
@@ -184,7 +260,11 @@ class Coords:
         Returns:
           Coordinates `[*B, T]`.
         """
-        segment_ids = _integers("segment_ids", segment_ids)
+        segment_ids = as_segments(segment_ids)
+        if segment_ids.ndim == 0:
+            raise ValueError(
+                "Coords.from_segments: segment_ids must be [*B, T], got a single number."
+            )
         index = jnp.broadcast_to(
             jnp.arange(segment_ids.shape[-1], dtype=jnp.int32), segment_ids.shape
         )
@@ -193,7 +273,7 @@ class Coords:
         first = jnp.ones((*segment_ids.shape[:-1], 1), bool)
         starts = jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
         begin = jax.lax.cummax(jnp.where(starts, index, 0), axis=index.ndim - 1)
-        return cls(index - begin, segment_ids)
+        return cls(index - begin, segment_ids, numbers=index)
 
     @classmethod
     def from_lengths(cls, lengths: Int[Array, "*B"], length: int) -> "Coords":
@@ -206,7 +286,8 @@ class Coords:
         Returns:
           Coordinates `[*B, T]` whose `valid` is False from `lengths` on.
         """
-        lengths = _integers("lengths", lengths)
+        lengths = as_bound("Coords.from_lengths: lengths", lengths)
+        length = as_length("Coords.from_lengths", "length", length)
         index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*lengths.shape, length))
         return cls(index, valid=index < lengths[..., None])
 
@@ -221,6 +302,8 @@ class Coords:
         Returns:
           Coordinates `[H · W]`.
         """
+        height = as_length("Coords.grid", "height", height)
+        width = as_length("Coords.grid", "width", width)
         index = jnp.arange(height * width, dtype=jnp.int32)
         return cls(index, row=index // width, col=index % width)
 
@@ -235,8 +318,13 @@ class Coords:
           Coordinates `[T]` with the depth as position (roots at 0) and the features `enter` and
           `leave`: a node's descendants are those with `enter <= enter' < leave`.
         """
-        parents = np.asarray(parents)
-        count = parents.shape[0]
+        if isinstance(parents, jax.core.Tracer):
+            raise TypeError(
+                "Coords.tree: parents must be known numbers, got a traced array. Make the "
+                "coordinates outside of jit, and pass them in."
+            )
+        parents = np.asarray(integers("Coords.tree: parents", parents))
+        count = parents.size
         if parents.ndim != 1 or ((parents < -1) | (parents >= count)).any():
             raise ValueError(
                 f"Coords.tree: parents must be one number per node in −1 ... {count - 1}, "
@@ -265,7 +353,7 @@ class Coords:
         return cls(jnp.asarray(depth), enter=jnp.asarray(enter), leave=jnp.asarray(leave))
 
 
-RESERVED = {"head_ids", "features", "positions", "segment_ids", "valid"}
+RESERVED = {"head_ids", "features", "numbers", "positions", "segment_ids", "valid"}
 
 
 def zigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
@@ -339,23 +427,19 @@ def _take(values: Any, index: Index, axis: int) -> Any:
     return jnp.take(values, index, axis=axis)
 
 
-def _integers(name: str, values: Any) -> Any:
-    if not hasattr(values, "dtype"):
-        values = jnp.asarray(values)
+def as_place(values: Any) -> Any:
+    """Integers as int32 within ±(2³⁰ − 1), so that no difference wraps; other numbers as they are.
+
+    Masks and score modifiers see positions so, once per token.
+    """
     if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise TypeError(f"Coords: {name} must be integers, got {values.dtype}.")
-    return jnp.asarray(values, jnp.int32)
+        return values
+    if np.iinfo(values.dtype).bits < 32:
+        return values.astype(jnp.int32)
+    return jax.lax.clamp(np.int32(-FARTHEST), jnp.asarray(saturate(values)), np.int32(FARTHEST))
 
 
-def _booleans(name: str, values: Any) -> Any:
-    if not hasattr(values, "dtype"):
-        values = jnp.asarray(values)
-    if values.dtype != jnp.bool_:
-        raise TypeError(
-            f"Coords: {name} must be boolean, True for tokens that count, got {values.dtype}. "
-            f"Write {name}.astype(bool)."
-        )
-    return jnp.asarray(values)
+FARTHEST = 2**30 - 1
 
 
 def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) -> Record:
@@ -388,6 +472,7 @@ def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) 
         return array.reshape(*ones, *batch, heads, *(length if n == -1 else 1 for n in token_axes))
 
     fields = {name: expand(values) for name, values in coords.fields().items()}
+    fields["positions"] = as_place(fields["positions"])
     if head_ids is not None:
         fields["head_ids"] = head_ids.reshape((1,) * batch_ndim + (-1, 1, 1))
     return Record(side, fields)

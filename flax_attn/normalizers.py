@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flax_attn._pytree import pytree, static
@@ -76,7 +77,7 @@ class Softmax(Normalizer):
     Attributes:
       sink: A logit per head `[N]`, or one for all `[]`, that takes part in the sum but has no
         value: the row's weights then add up to less than one. `None` is the plain softmax; a
-        sink of 0 is "softmax one".
+        sink of 0 is "softmax one", and a sink of −∞ is none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,6 +93,9 @@ class Softmax(Normalizer):
     """
 
     sink: Float[Array, "#N"] | Float[Array, ""] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sink", _of_heads("Softmax: sink", self.sink))
 
     def normalize(
         self, scores: Float[Array, "*B N T S"]
@@ -223,6 +227,9 @@ class Sigmoid(_Elementwise):
 
     bias: float | Float[Array, "#N"] | Float[Array, ""] = 0.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", _of_heads("Sigmoid: bias", self.bias))
+
     def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
         """σ(s); the bias has become a score modifier."""
         del lse
@@ -256,13 +263,12 @@ class ReLU(_Elementwise):
     length: int = static()
 
     def __post_init__(self) -> None:
-        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
-            raise ValueError(f"ReLU: length must be a whole number from 1 on, got {self.length}.")
+        object.__setattr__(self, "length", _whole("ReLU: length", self.length))
 
     def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
         """max(s, 0) / length."""
         del lse
-        return jnp.maximum(scores, 0) / self.length
+        return jnp.maximum(scores, 0) / float(self.length)
 
     def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
         """1 / length where s > 0."""
@@ -299,6 +305,14 @@ class Entmax(Normalizer):
     folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.alpha, jax.core.Tracer) or not isinstance(
+            self.alpha, int | float | np.floating | jax.Array
+        ):
+            raise TypeError(
+                f"Entmax: alpha must be a known number, got {type(self.alpha).__name__}. It is a "
+                f"setting, which jit may not trace."
+            )
+        object.__setattr__(self, "alpha", float(self.alpha))
         if not self.alpha > 1:
             raise ValueError(
                 f"Entmax: alpha must be above 1, got {self.alpha}. α = 1 is Softmax()."
@@ -373,8 +387,7 @@ class TopK(Normalizer):
     folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"TopK: k must be a whole number from 1 on, got {self.k}.")
+        object.__setattr__(self, "k", _whole("TopK: k", self.k))
 
     def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
         """Weights and LSE of the k largest scores of each row."""
@@ -382,6 +395,48 @@ class TopK(Normalizer):
             least = jax.lax.top_k(jax.lax.stop_gradient(scores), self.k)[0][..., -1:]
             scores = jnp.where(scores >= least, scores, -jnp.inf)
         return Softmax().normalize(scores)
+
+
+def _whole(name: str, number: Any) -> int:
+    """A whole number from 1 on, of Python or NumPy."""
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1 on, got {number}.")
+    return int(number)
+
+
+def _of_heads(name: str, value: Any) -> Any:
+    """None, a real number, or an array of them; a list as an array."""
+    if isinstance(value, list | tuple):
+        value = jnp.asarray(value, jnp.result_type(float))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    array = hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jnp.bool_)
+    if not (value is None or number or array):
+        raise TypeError(
+            f"{name} must be a number, or an array of one per head [N], got "
+            f"{getattr(value, 'dtype', type(value).__name__)}."
+        )
+    return value
+
+
+def check_normalizer(function: str, normalizer: Any, num_heads: int) -> None:
+    """Raise unless a normaliser has come, whose numbers per head are as many as the heads."""
+    if not isinstance(normalizer, Normalizer):
+        is_class = isinstance(normalizer, type) and issubclass(normalizer, Normalizer)
+        kind = f"the class {normalizer.__name__}" if is_class else type(normalizer).__name__
+        fix = f" Call it: {normalizer.__name__}()." if is_class else ""
+        raise TypeError(
+            f"{function}: normalizer must be a Normalizer such as Softmax(), got {kind}.{fix}"
+        )
+    for name, number in (
+        ("sink", getattr(normalizer, "sink", None)),
+        ("bias of the sigmoid", getattr(normalizer, "bias", None)),
+    ):
+        if number is not None and jnp.shape(number) not in ((), (1,), (num_heads,)):
+            raise ValueError(
+                f"{function}: the {name} must be one number or [N] = [{num_heads}], "
+                f"got {list(jnp.shape(number))}."
+            )
 
 
 def with_sink(
@@ -398,7 +453,17 @@ def with_sink(
     # No gradient passes through rows that are undefined: 0 · NaN would reach the sink.
     unknown = jnp.isnan(lse)
     known_lse = jnp.where(unknown, 0, lse)
-    share = jax.nn.sigmoid(known_lse - sink)[..., None].astype(output.dtype)
-    joined = jnp.where(unknown, jnp.nan, jnp.logaddexp(known_lse, sink))
+    # A row without keys has an LSE of −∞, and so may a sink that is switched off.
+    nothing = jnp.isneginf(known_lse) & jnp.isneginf(sink)
+    logit = jnp.where(nothing, 0, known_lse) - jnp.where(nothing, 0, sink)
+    share = jax.nn.sigmoid(logit)[..., None].astype(output.dtype)
+    joined = jnp.where(unknown, jnp.nan, log_add(known_lse, sink))
     missing = jnp.isnan(output)
     return jnp.where(missing, jnp.nan, jnp.where(missing, 0, output) * share), joined
+
+
+def log_add(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(exp(a) + exp(b)); −∞ with zero gradients where both are −∞."""
+    nothing = jnp.isneginf(a) & jnp.isneginf(b)
+    some = jnp.logaddexp(jnp.where(nothing, 0, a), jnp.where(nothing, 0, b))
+    return jnp.where(nothing, -jnp.inf, some)

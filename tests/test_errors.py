@@ -166,14 +166,14 @@ CASES = {
     ),
     "dropout kind": (lambda: attend(dropout=0.1), TypeError, r"Dropout\(rate, key\), got float"),
     "dropout rate": (
-        lambda: attend(dropout=Dropout(1.0, KEY)),
+        lambda: attend(dropout=Dropout(1.1, KEY)),
         ValueError,
-        r"rate must lie in \[0, 1\), got 1\.0",
+        r"rate must lie in \[0, 1\], got 1\.1",
     ),
     "numpy dropout rate": (
-        lambda: attend(dropout=Dropout(np.float32(1.0), KEY)),
+        lambda: attend(dropout=Dropout(np.float32(-1.0), KEY)),
         ValueError,
-        r"rate must lie in \[0, 1\)",
+        r"rate must lie in \[0, 1\]",
     ),
     "dropout batch": (
         lambda: attend(dropout=Dropout(0.1, KEY, batch_ids=jnp.arange(3))),

@@ -18,8 +18,9 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 # A package imports only those on rows above its own. (Linen and NNX share what is private to
 # `attention` and `_checks`: neither may import the other.)
 ROWS = [
-    {"_checks", "_jax", "_pytree", "_record"},
-    {"_convolution"},
+    {"_checks", "_functions", "_integers", "_jax", "_pytree", "_record"},
+    {"_devices", "_fields"},
+    {"_convolution", "_products"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
     {"attention", "vision", "linear"},

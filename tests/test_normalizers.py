@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from flax_attn import Sigmoid, Softmax
+from flax_attn import Coords, Sigmoid, Softmax, attention, dot_product_attention, masks
 from flax_attn.normalizers import Entmax, ReLU, TopK
+from tests.oracles import attention as oracles
 
 SCORES = jnp.array([[0.0, np.log(3.0), -jnp.inf], [-jnp.inf] * 3])[None]  # [N, T, S] = [1, 2, 3]
 
@@ -102,3 +103,61 @@ def test_impossible_numbers_are_refused():
         TopK(0)
     with pytest.raises(ValueError, match="length must be a whole number from 1 on, got -1"):
         ReLU(-1)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_a_sink_of_minus_infinity_is_none_also_in_a_row_without_keys(implementation, x64):
+    """Queries 0 and 1 see no key. With heads that have a sink and heads that have none."""
+    draws = np.random.default_rng(0).normal(size=(3, 1, 300, 2, 4))
+    q, k, v = (jnp.asarray(x) for x in draws)
+    sink = jnp.array([-jnp.inf, 0.3])
+    seen = np.arange(300) <= np.arange(300)[:, None] - 2
+    mask = masks.Window(None, -2)
+    expected, expected_lse, _ = oracles.dot_product_attention(*draws, mask=seen, sink=sink)
+    assert (expected_lse[0, 0] == [-np.inf, 0.3]).all()
+
+    def loss(part, sink):
+        output, lse = attention.finalize(part, Softmax(sink))
+        return jnp.sum(output**2) + jnp.sum(jnp.where(jnp.isinf(lse), 0, lse)), (output, lse)
+
+    def of_parts(q, k, v, sink):
+        halves = [
+            attention.partial(
+                q,
+                k[:, own],
+                v[:, own],
+                mask=mask,
+                implementation=implementation,
+                query_coords=Coords.arange(300),
+                key_coords=Coords.arange(300)[own],
+            )
+            for own in (slice(0, 200), slice(200, 300))
+        ]
+        return loss(attention.merge(halves), sink)
+
+    def of_all(q, k, v, sink):
+        output, lse = dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            normalizer=Softmax(sink),
+            implementation=implementation,
+            return_residual=True,
+        )
+        return jnp.sum(output**2) + jnp.sum(jnp.where(jnp.isinf(lse), 0, lse)), (output, lse)
+
+    gradients = []
+    for f in (of_all, of_parts):
+        gradient, (output, lse) = jax.grad(f, (0, 1, 2, 3), has_aux=True)(q, k, v, sink)
+        np.testing.assert_allclose(output, expected, atol=1e-12)
+        np.testing.assert_allclose(lse, expected_lse, atol=1e-12)
+        assert not np.asarray(gradient[0][0, :2]).any()
+        gradients.append(gradient)
+    for one, other in zip(*gradients, strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, atol=1e-11)
+    assert gradients[0][3][0] == 0
+    step = jnp.array([0.0, 1e-6])
+    difference = (of_all(q, k, v, sink + step)[0] - of_all(q, k, v, sink - step)[0]) / 2e-6
+    np.testing.assert_allclose(gradients[0][3][1], difference, rtol=1e-6)

@@ -74,7 +74,9 @@ def is_sparse(mask: Mask, lengths: tuple[int, int], located: bool) -> bool:
     It is asked where that can be known, without coordinates and with known numbers. Otherwise it is
     guessed: whoever gives coordinates has packed sequences. It decides nothing but speed.
     """
-    if isinstance(mask, Full | Causal) or min(lengths) <= 2 * USUAL.query:
+    if isinstance(mask, Full | Causal) or not all(isinstance(n, int) for n in lengths):
+        return False
+    if min(lengths) <= 2 * USUAL.query:
         return False
     leaves = jax.tree.leaves(mask, is_leaf=is_aligned)
     if located or not all(isinstance(leaf, bool | int | float) for leaf in leaves):

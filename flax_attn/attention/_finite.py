@@ -15,25 +15,27 @@ def finite(array: jax.Array) -> jax.Array:
 
 def not_finite(array: jax.Array) -> jax.Array:
     """Which vectors along the last axis hold NaN or infinity."""
-    return ~jnp.all(jnp.isfinite(array), axis=-1)
+    return ~jnp.isfinite(jnp.max(jnp.abs(array), axis=-1))  # one sweep; a maximum keeps NaN
 
 
-def sees(visible: jax.Array, bad_key: jax.Array) -> jax.Array:
-    """Which queries see a bad key.
+def sees(visible: jax.Array, *bad_keys: jax.Array) -> list[jax.Array]:
+    """Which queries see a bad key, for several kinds of bad.
 
     Args:
       visible: Who sees whom `[*B, N, T, S]`, with axes of size 1 where nothing varies.
-      bad_key: Which keys are bad `[*B, N, S]`.
+      *bad_keys: Which keys are bad `[*B, N, S]`.
 
     Returns:
-      True for those queries `[*B, N, T]`.
+      True for those queries `[*B, N, T]`, for each kind.
     """
     if visible.shape[-3] > 1:
-        return jnp.any(visible & bad_key[..., :, None, :], axis=-1)
+        return [jnp.any(visible & bad_key[..., :, None, :], axis=-1) for bad_key in bad_keys]
+    bad_key = jnp.concatenate(bad_keys, axis=-2)
     # One relation for all heads: count by a dot product, without the pairs of every head.
     shape = (*visible.shape[:-3], visible.shape[-2], bad_key.shape[-1])
     visible_BTS = jnp.broadcast_to(visible[..., 0, :, :], shape)
     if all(size == 1 for size in shape[:-2]):
         visible_BTS = visible_BTS.reshape(shape[-2:])
     counts = (array.astype(jnp.float32) for array in (visible_BTS, bad_key))
-    return jnp.einsum(f"{'...' * (visible_BTS.ndim > 2)}ts,...ns->...nt", *counts) > 0
+    seen = jnp.einsum(f"{'...' * (visible_BTS.ndim > 2)}ts,...ns->...nt", *counts) > 0
+    return jnp.split(seen, len(bad_keys), axis=-2)

@@ -21,6 +21,8 @@ class Implementation(NamedTuple):
       forward: Output and LSE, of leaves, their tree and the platform.
       tangent: The derivative along some leaves, given output and LSE too.
       transpose: Its transpose.
+      splits: Whether XLA can split it over devices by itself. If not, it is split by the letters of
+        the problem's leaves.
     """
 
     declines: Callable[[Problem, str | None], str | None]
@@ -28,6 +30,7 @@ class Implementation(NamedTuple):
     forward: Callable[..., Arrays]
     tangent: Callable[..., Arrays]
     transpose: Callable[..., Arrays]
+    splits: bool
 
 
 # In the order in which `implementation=None` prefers them. The last takes what the others leave.
@@ -38,6 +41,7 @@ IMPLEMENTATIONS = {
         blockwise.run_forward,
         blockwise.run_tangent,
         blockwise.run_transpose,
+        splits=False,
     ),
     "dense": Implementation(
         dense.declines,
@@ -45,6 +49,7 @@ IMPLEMENTATIONS = {
         dense.run_forward,
         dense.run_tangent,
         dense.run_transpose,
+        splits=True,
     ),
 }
 ALIASES = {"xla": "dense"}

@@ -12,8 +12,9 @@ from flax_attn._pytree import pytree
 from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
 from flax_attn.attention._request import check_options, check_request
+from flax_attn.attention.dropout import with_rate
 from flax_attn.masks import Mask
-from flax_attn.normalizers import Normalizer, Softmax, with_sink
+from flax_attn.normalizers import Normalizer, Softmax, check_normalizer, log_add, with_sink
 
 
 @pytree
@@ -80,6 +81,7 @@ def partial(
         name = type(problem.normalizer).__name__
         raise ValueError(f"partial: rows of the normaliser {name} cannot be cut into parts.")
     output, lse = attend(problem, names)
+    output = with_rate(output, options.get("dropout"))
     return Partial(output, lse if problem.normalizer.coupled else None)
 
 
@@ -111,6 +113,8 @@ def merge(partials: Sequence[Partial]) -> Partial:
     References:
       Dao, Haziza, Massa, Sizov, "Flash-Decoding for long-context inference", 2023.
     """
+    if isinstance(partials, Partial):
+        raise TypeError("merge: the parts must be a list, got one Partial. Write merge([part]).")
     partials = list(partials)
     if not partials:
         raise ValueError("merge: there must be at least one part, got none.")
@@ -136,7 +140,7 @@ def _join(a: Partial, b: Partial) -> Partial:
     # No gradient passes through rows that are undefined: 0 · NaN would reach the other part.
     unknown = jnp.isnan(a.lse) | jnp.isnan(b.lse)
     first, second = (jnp.where(unknown, 0, part) for part in (a.lse, b.lse))
-    lse = jnp.logaddexp(first, second)
+    lse = log_add(first, second)
     missing = jnp.isnan(a.output) | jnp.isnan(b.output)
     output = sum(
         _share(of, lse)[..., None] * jnp.where(missing, 0, part)
@@ -164,6 +168,10 @@ def finalize(
     Returns:
       The output `[*B, T, N, Dv]`, and the LSE `[*B, T, N]` or None.
 
+    Raises:
+      ValueError: If the sink is neither one number nor one per head, or the parts have no LSE.
+      TypeError: If an argument is of the wrong kind.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import Softmax, attention
@@ -172,7 +180,18 @@ def finalize(
       >>> attention.finalize(part, Softmax(sink=jnp.zeros(())))[0]   # half goes to the sink
       Array([[[0.5, 0.5]]], dtype=float32)
     """
+    if not isinstance(partial, Partial):
+        raise TypeError(
+            f"finalize: partial must be a Partial, got {type(partial).__name__}. Join parts first: "
+            f"finalize(merge(parts))."
+        )
     output, lse = partial.output, partial.lse
+    check_normalizer("finalize", normalizer, output.shape[-2])
+    if lse is None and getattr(normalizer, "sink", None) is not None:
+        raise ValueError(
+            "finalize: a sink needs the LSE, which these parts do not have. Make them by "
+            "partial(..., normalizer=Softmax())."
+        )
     if lse is not None:
         output, lse = with_sink(normalizer, output, lse)
     return output if dtype is None else output.astype(dtype), lse

@@ -12,23 +12,29 @@ platform that is compiled for.
 have a tangent. Everything about JAX's interpreters is in this file.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
-from flax_attn._jax import vary_together
+from flax_attn._jax import divide, is_divided, lower_without_mesh, vary_together
 from flax_attn.attention import dense
 from flax_attn.attention._implementations import IMPLEMENTATIONS, choose
+from flax_attn.attention._layout import VALUE
+from flax_attn.attention._partition import Call, Dims
 from flax_attn.attention._problem import Problem, freeze, leaf_axes, thaw
 
 Arrays = Sequence[jax.Array]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Where XLA asks how a computation is split. Its compiler for TPUs cannot (seen on libtpu 0.0.39).
+PARTITIONED = ("cpu", "cuda", "rocm")
 
 
 def attend(problem: Problem, names: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
@@ -47,8 +53,21 @@ def _primitive(name: str) -> Primitive:
     def jitted(**settings: Any) -> Callable[..., list[jax.Array]]:
         return jax.jit(functools.partial(primitive.bind, **settings))
 
-    primitive.def_impl(lambda *args, **settings: jitted(**settings)(*args))
+    def compiled(*args: jax.Array, **settings: Any) -> list[jax.Array]:
+        with jax.disable_jit(False):  # a primitive has no other meaning than its compiled program
+            return jitted(**settings)(*args)
+
+    primitive.def_impl(compiled)
+    jet.jet_rules[primitive] = _refuse_jet
     return primitive
+
+
+def _refuse_jet(*args: Any, **settings: Any) -> Any:
+    del args, settings
+    raise NotImplementedError(
+        "dot_product_attention: jax.experimental.jet has no rule for attention. Nest jax.jvp for "
+        "higher derivatives."
+    )
 
 
 forward_p = _primitive("attention")
@@ -72,13 +91,26 @@ def _results(tree: Any, leaves: Sequence[Any]) -> list[Any]:
     return results
 
 
+def _gradients(args: Sequence[Any], active: tuple[int, ...]) -> list[Any]:
+    return [args[i].update(weak_type=False) for i in active]
+
+
 forward_p.def_abstract_eval(lambda *leaves, tree, names: _results(tree, leaves))
 tangent_p.def_abstract_eval(
     lambda *args, tree, names, active: _results(tree, args[: tree.num_leaves])
 )
-transpose_p.def_abstract_eval(
-    lambda *args, tree, names, active: [args[i].update(weak_type=False) for i in active]
-)
+transpose_p.def_abstract_eval(lambda *args, tree, names, active: _gradients(args, active))
+
+
+def _letters(primitive: Primitive, tree: Any, active: Any) -> tuple[list[str], list[str]]:
+    """The axes of every operand of a primitive, and of every result."""
+    leaves, results = leaf_axes(tree), ["btnd", "btn"]
+    some = [leaves[i] for i in active]
+    if primitive is forward_p:
+        return leaves, results
+    if primitive is tangent_p:
+        return leaves + results + some, results
+    return leaves + results + results, some
 
 
 # ---- derivatives
@@ -152,6 +184,23 @@ def _sum(terms: list[Any], like: Any) -> list[Any]:
     return [functools.reduce(jnp.add, parts) for parts in zip(*terms, strict=True)]
 
 
+def _forward_transpose(cts: Any, *args: Any, tree: Any, names: Any) -> Any:
+    """Attention is linear in the values, and in nothing else."""
+    linear = [i for i, x in enumerate(args) if ad.is_undefined_primal(x)]
+    if linear != [VALUE]:
+        raise NotImplementedError(
+            "dot_product_attention: it is linear in the value alone, and cannot be transposed in "
+            "another argument. Use jax.vjp."
+        )
+    value = args[VALUE].aval
+    known = [jnp.zeros(value.shape, value.dtype) if i == VALUE else x for i, x in enumerate(args)]
+    output, lse = forward_p.bind(*known, tree=tree, names=names)  # neither depends on the values
+    d_output, _ = (ad.instantiate_zeros(ct) for ct in cts)
+    settings = {"tree": tree, "names": names, "active": (VALUE,)}
+    (d_value,) = transpose_p.bind(*known, output, lse, d_output, jnp.zeros_like(lse), **settings)
+    return [d_value if i == VALUE else None for i in range(len(args))]
+
+
 def _tangent_transpose(cts: Any, *args: Any, tree: Any, names: Any, active: Any) -> Any:
     known = args[: tree.num_leaves + 2]
     cts = [ad.instantiate_zeros(ct) for ct in cts]
@@ -163,14 +212,19 @@ def _tangent_transpose(cts: Any, *args: Any, tree: Any, names: Any, active: Any)
 
 def _transpose_transpose(cts: Any, *args: Any, tree: Any, names: Any, active: Any) -> Any:
     known = args[: tree.num_leaves + 2]
+    linear = args[len(known) :]
     cts = [ad.instantiate_zeros(ct) for ct in cts]
     tangents = tangent_p.bind(*known, *cts, tree=tree, names=names, active=active)
-    return [None] * len(known) + list(tangents)
+    wanted = [
+        t if ad.is_undefined_primal(a) else None for t, a in zip(tangents, linear, strict=True)
+    ]
+    return [None] * len(known) + wanted
 
 
 ad.primitive_jvps[forward_p] = _forward_jvp
 ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_jvps[transpose_p] = _transpose_jvp
+ad.primitive_transposes[forward_p] = _forward_transpose
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 ad.primitive_transposes[transpose_p] = _transpose_transpose
 
@@ -180,12 +234,8 @@ ad.primitive_transposes[transpose_p] = _transpose_transpose
 
 def _batch(primitive: Primitive, args: Any, dims: Any, *, tree: Any, **settings: Any) -> Any:
     """One more batch axis; or, where what is batched has no batch axis, one call after another."""
-    axes, active, count = leaf_axes(tree), settings.get("active", ()), tree.num_leaves
-    results = ["btnd", "btn"]
-    if primitive is tangent_p:
-        axes += results + [axes[i] for i in active]
-    elif primitive is transpose_p:
-        axes += results + results
+    active, count = settings.get("active", ()), tree.num_leaves
+    axes, _ = _letters(primitive, tree, active)
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     # A leaf has the shape of its tangent; and the gradient of each example on its own needs an axis
     # of its own.
@@ -225,34 +275,72 @@ for _p in (forward_p, tangent_p, transpose_p):
 # ---- lowering
 
 
-def _run(platform: str | None, method: str) -> Callable[..., Any]:
-    def lowered(*args: jax.Array, tree: Any, names: tuple[str, ...], **settings: Any) -> Any:
+def _lower(
+    primitive: Primitive,
+    method: str,
+    platform: str | None,
+    ctx: mlir.LoweringRuleContext,
+    *args: Any,
+    tree: Any,
+    names: tuple[str, ...],
+    **settings: Any,
+) -> Any:
+    """Lower by the implementation that serves the problem, split over the module's devices."""
+    count = tree.num_leaves
+    problem = thaw(tree.unflatten(ctx.avals_in[:count]))
+    chosen = IMPLEMENTATIONS[choose("dot_product_attention", problem, names, platform)]
+    if is_divided(ctx) and not chosen.splits:
+        if platform in PARTITIONED:
+            call = _call(primitive, problem, ctx.avals_in, tree=tree, names=names, **settings)
+            if (divided := divide(ctx, call)) is not None:
+                return lower_without_mesh(*divided, args)
+        platform = None  # all batch elements and heads at once, which XLA can split
+
+    def run(*args: jax.Array) -> list[jax.Array]:
+        function = getattr(chosen, method)
+        return list(function(args[:count], tree, platform, *args[count:], **settings))
+
+    return lower_without_mesh(run, ctx, args)
+
+
+def _call(
+    primitive: Primitive,
+    problem: Problem,
+    args: Any,
+    *,
+    tree: Any,
+    active: Any = (),
+    **settings: Any,
+) -> Call:
+    """The primitive as a function of arrays with named dimensions."""
+    if primitive is not forward_p:
+        settings["active"] = active
+
+    def bind(args: Arrays, with_plan: bool) -> list[jax.Array]:
         leaves, rest = args[: tree.num_leaves], args[tree.num_leaves :]
-        problem = thaw(tree.unflatten(leaves))
-        name = choose("dot_product_attention", problem, names, platform)
-        function = getattr(IMPLEMENTATIONS[name], method)
-        return list(function(leaves, tree, platform, *rest, **settings))
+        part = thaw(tree.unflatten(leaves))
+        if not with_plan:
+            part = dataclasses.replace(part, plan=None, plan_block=None)  # the last of the leaves
+        leaves, part_tree = jax.tree.flatten(freeze(part))
+        return primitive.bind(*leaves, *rest, tree=part_tree, **settings)
 
-    return lowered
-
-
-def _without_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lower a function as if there were no mesh.
-
-    The primitive has said how its results are laid out; within, the types of an explicit mesh or of
-    `shard_map` would forbid loops over what they split.
-    """
-    lower = mlir.lower_fun(function, multiple_results=True)
-
-    def rule(ctx: mlir.LoweringRuleContext, *args: Any, **settings: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-            avals: Any = ctx.avals_in
-            plain = [jax.core.ShapedArray(x.shape, x.dtype) for x in avals]
-            return lower(ctx.replace(avals_in=plain), *args, **settings)
-
-    return rule
+    letters, result_letters = _letters(primitive, tree, active)
+    results = (
+        _gradients(args, active)
+        if primitive is transpose_p
+        else _results(tree, args[: tree.num_leaves])
+    )
+    rank = len(problem.batch)
+    _, _, num_heads, num_kv_heads = problem.sizes
+    return Call(
+        bind,
+        [Dims.of(x.shape, a, rank) for x, a in zip(args, letters, strict=True)],
+        [Dims.of(x.shape, a, rank) for x, a in zip(results, result_letters, strict=True)],
+        num_heads // num_kv_heads,
+    )
 
 
 for _p, _method in ((forward_p, "forward"), (tangent_p, "tangent"), (transpose_p, "transpose")):
     for _platform in (None, *PLATFORMS):
-        mlir.register_lowering(_p, _without_mesh(_run(_platform, _method)), platform=_platform)
+        _rule = functools.partial(_lower, _p, _method, _platform)
+        mlir.register_lowering(_p, _rule, platform=_platform)

@@ -45,6 +45,8 @@ class Problem:
     head_ids: Aligned  # [*1, N], "bn"
     batch_ids: Aligned  # [*B], "b"
     drop: Any  # (rate, seed [2]), or None
+    query_numbers: Any  # of dropout, or None: [*B | 1, 1, T], "bnt"
+    key_numbers: Any  # [*B | 1, 1, S], "bns"
     plan: Any  # the kinds of blocks, Aligned "bnxy", or None
     shared_drop: bool = static()  # whether batch elements and heads drop the same weights
     plan_block: tuple[int, int] | None = static()
@@ -124,11 +126,12 @@ class Problem:
 
     def keep(self, batch_ids: jax.Array) -> jax.Array:
         """Which weights dropout keeps; `batch_ids` of the records' rank. Works on tiles, too."""
-        q, k = self.records()
-        head_ids = q.head_ids
+        head_ids = self.head_ids.values[..., None, None]
         if self.shared_drop:
             batch_ids, head_ids = jnp.zeros_like(batch_ids), jnp.zeros_like(head_ids)
-        return keep_weights(self.drop, batch_ids, head_ids, q.positions, k.positions)
+        query_ids = self.query_numbers.values[..., :, None]
+        key_ids = self.key_numbers.values[..., None, :]
+        return keep_weights(self.drop, batch_ids, head_ids, query_ids, key_ids)
 
     def visible(self) -> jax.Array:
         """Who sees whom: the mask, between tokens that are valid. Works on tiles, too."""

@@ -8,19 +8,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
+from flax_attn._integers import as_bound, as_ids, saturate
+from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
+from flax_attn.attention._parts import check_numbers_of_heads, check_sizes, name_all_axes
 from flax_attn.attention._problem import Problem, is_aligned
 from flax_attn.attention._trial import try_out
-from flax_attn.attention.dropout import Dropout
+from flax_attn.attention.dropout import Dropout, check_rate
 from flax_attn.coords import Aligned, Coords, to_record
 from flax_attn.masks import Causal, Dense, Full, Mask, Plan, Window
 from flax_attn.masks._intervals import reads
-from flax_attn.normalizers import Normalizer, Sigmoid, Softmax
+from flax_attn.masks._mask import kind_of
+from flax_attn.normalizers import Normalizer, Sigmoid, Softmax, check_normalizer
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
+from flax_attn.scores._score_mod import how_to_modify
 
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]
 
@@ -70,8 +76,15 @@ def check_request(
             f"{function}: scale must be one number, got shape {list(jnp.shape(scale))}. "
             f"Multiply the query instead: query * scale."
         )
-    _check_normalizer(function, normalizer, num_heads)
-    head_ids = jnp.arange(num_heads) if head_ids is None else jnp.asarray(head_ids)
+    check_normalizer(function, normalizer, num_heads)
+    if head_ids is None:
+        for part in (mask, score_mod):
+            check_numbers_of_heads(function, part, num_heads)
+    head_ids = (
+        lax.iota(jnp.int32, num_heads)
+        if head_ids is None
+        else saturate(as_ids(f"{function}: head_ids", head_ids))
+    )
     if head_ids.shape != (num_heads,):
         raise ValueError(
             f"{function}: head_ids must be [N] = [{num_heads}], got {list(head_ids.shape)}."
@@ -93,8 +106,8 @@ def check_request(
     if score_mod is not None:
         if not isinstance(score_mod, ScoreMod):
             raise TypeError(
-                f"{function}: score_mod must be a ScoreMod, got {type(score_mod).__name__}. Wrap a "
-                f"function: scores.score_mod(function)."
+                f"{function}: score_mod must be a ScoreMod, got {kind_of(score_mod)}. "
+                f"{how_to_modify(score_mod)}"
             )
         mods.append(_align(function, score_mod, weights_shape))
     if isinstance(normalizer, Sigmoid):
@@ -130,9 +143,11 @@ def check_request(
         score_mod=modify,
         query_fields=fields["query"],
         key_fields=fields["key"],
-        head_ids=Aligned(head_ids.astype(jnp.int32).reshape(*rank, num_heads), "bn"),
+        head_ids=Aligned(head_ids.reshape(*rank, num_heads), "bn"),
         batch_ids=Aligned(_batch_ids(dropout, batch), "b"),
-        drop=None if dropout is None else (dropout.rate, dropout.seed()),
+        drop=None if dropout is None else (_constant(dropout.rate), dropout.seed()),
+        query_numbers=None if dropout is None else _numbers(function, "query", sides, batch),
+        key_numbers=None if dropout is None else _numbers(function, "key", sides, batch),
         shared_drop=dropout is not None and dropout.broadcast,
         plan=_check_plan(function, plan, weights_shape, complete),
         plan_block=None if plan is None else plan.block,
@@ -176,17 +191,19 @@ def _align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
     def align(x: Any) -> Any:
         if not is_aligned(x):
             return x
-        array = x.values
-        full = batch_ndim + len(x.axes) - 1
+        axes, array = name_all_axes(function, part, x)
+        full = batch_ndim + len(axes) - 1
         if array.ndim > full:
             raise ValueError(
                 f"{function}: an array of {type(part).__name__} has the shape {list(array.shape)}, "
                 f"which has more than the {batch_ndim} batch axes of the query."
             )
         array = expand_rank(array, full)
-        if x.axes == "bnts":
-            array = _check_broadcast(function, f"the array in {part!r}", array, shape)
-        return Aligned(array, x.axes)
+        if axes == "bnts":
+            _check_broadcast(function, f"the array in {part!r}", array, shape)
+        else:
+            check_sizes(function, part, axes, array, shape)
+        return Aligned(array, axes)
 
     return jax.tree.map(align, part, is_leaf=is_aligned)
 
@@ -220,10 +237,10 @@ def _fields(
             f"{function}: {side}_coords must be Coords, got {type(coords).__name__}. Wrap "
             f"positions: Coords(positions)."
         )
-    if len(coords) != length:
+    if coords.length != length:
         raise ValueError(
             f"{function}: {side}_coords must have the {length} tokens of the {side}, "
-            f"got {len(coords)}."
+            f"got {coords.length}."
         )
     batch, num_heads = shape[:-3], shape[-3]
     record = to_record(coords, side, len(batch))
@@ -240,28 +257,39 @@ def _fields(
     return fields
 
 
+def _numbers(function: str, side: str, sides: dict[str, Any], batch: tuple[int, ...]) -> Aligned:
+    """The number of each token of one side in its sequence, `[*B | 1, 1, T]`."""
+    coords, length = sides[side]
+    letter = "t" if side == "query" else "s"
+    if coords is None:
+        numbers = lax.iota(jnp.int32, length).reshape((1,) * (len(batch) + 1) + (-1,))
+        return Aligned(numbers, "bn" + letter)
+    if varying_axes(coords.positions) - varying_axes(coords.numbers):
+        raise ValueError(
+            f"{function}: dropout needs the number of each token in its whole sequence, which "
+            f"Coords(positions) within shard_map cannot know. Give {side}_coords = "
+            f"Coords(positions, numbers=jnp.arange({length})) where each device has whole "
+            f"sequences, numbers=jnp.arange({length}) + {length} * jax.lax.axis_index(axis_name) "
+            f"where it has a part of them."
+        )
+    if not broadcasts_to(coords.numbers.shape, (*batch, length)):
+        raise ValueError(
+            f"{function}: numbers of {side}_coords must broadcast to [*B, T] = "
+            f"{[*batch, length]}, got {list(coords.numbers.shape)}."
+        )
+    return Aligned(expand_rank(coords.numbers, len(batch) + 1)[..., None, :], "bn" + letter)
+
+
+def _constant(rate: float | jax.Array) -> float | jax.Array:
+    """A rate without derivatives: `with_rate` has them."""
+    return lax.stop_gradient(rate) if isinstance(rate, jax.Array) else rate
+
+
 def _within(lengths: jax.Array, length: int, valid: Aligned | None, letter: str) -> Aligned:
     """Which tokens count, `[*B, 1, T]`."""
     index = lax.iota(jnp.int32, length).reshape((1,) * (lengths.ndim + 1) + (-1,))
     within = index < lengths[..., None, None]
     return Aligned(within if valid is None else within & valid.values, "bn" + letter)
-
-
-def _check_normalizer(function: str, normalizer: Normalizer, num_heads: int) -> None:
-    if not isinstance(normalizer, Normalizer):
-        raise TypeError(
-            f"{function}: normalizer must be a Normalizer such as Softmax(), got "
-            f"{type(normalizer).__name__}."
-        )
-    for name, number in (
-        ("sink", getattr(normalizer, "sink", None)),
-        ("bias of the sigmoid", getattr(normalizer, "bias", None)),
-    ):
-        if number is not None and jnp.shape(number) not in ((), (1,), (num_heads,)):
-            raise ValueError(
-                f"{function}: the {name} must be one number or [N] = [{num_heads}], "
-                f"got {list(jnp.shape(number))}."
-            )
 
 
 def _shift(scores: jax.Array, q: Any, k: Any, head_ids: jax.Array, *, bias: Any) -> jax.Array:
@@ -300,7 +328,7 @@ def _check_plan(
 def _batch_ids(dropout: Dropout | None, batch: tuple[int, ...]) -> jax.Array:
     if dropout is None or dropout.batch_ids is None:
         return lax.iota(jnp.int32, math.prod(batch)).reshape(batch)
-    return jnp.asarray(dropout.batch_ids).astype(jnp.int32).reshape(batch)
+    return saturate(as_ids("Dropout: batch_ids", dropout.batch_ids)).reshape(batch)
 
 
 def _without_leaves(normalizer: Normalizer) -> Normalizer:
@@ -370,16 +398,14 @@ def _check_lengths(
 ) -> jax.Array | None:
     if lengths is None:
         return None
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"{function}: {name} must be integers, got {lengths.dtype}.")
+    lengths = as_bound(f"{function}: {name}", lengths)
     if not batch and lengths.shape == (1,):  # what jax.nn takes without a batch
         lengths = lengths.reshape(())
     if lengths.shape != batch:
         raise ValueError(
             f"{function}: {name} must be [*B] = {list(batch)}, got {list(lengths.shape)}."
         )
-    return lengths.astype(jnp.int32)
+    return lengths
 
 
 def _check_window(function: str, window: int | Sides | None) -> Sides | None:
@@ -387,7 +413,7 @@ def _check_window(function: str, window: int | Sides | None) -> Sides | None:
         return None
     sides = tuple(window) if isinstance(window, tuple | list) else (window, window)
     for side in sides:
-        if side is not None and not jnp.issubdtype(jnp.result_type(side), jnp.integer):
+        if side is not None and not _is_integer(side):
             raise TypeError(f"{function}: local_window_size must be whole numbers, got {window}.")
     known = (side for side in sides if side is not None and not isinstance(side, jax.core.Tracer))
     if len(sides) != 2 or any(jnp.ndim(side) != 0 or side < 0 for side in known):
@@ -404,8 +430,13 @@ def _check_window(function: str, window: int | Sides | None) -> Sides | None:
 def _as_side(side: int | jax.Array | None) -> int | jax.Array | None:
     """A known number stays one, so that the block map of the window is known, too."""
     if side is None or isinstance(side, jax.core.Tracer):
-        return side if side is None else jnp.asarray(side, jnp.int32)
+        return side if side is None else saturate(side)
     return int(side)
+
+
+def _is_integer(number: Any) -> bool:
+    dtype = getattr(number, "dtype", None)
+    return type(number) is int if dtype is None else jnp.issubdtype(dtype, jnp.integer)
 
 
 def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...]) -> None:
@@ -413,8 +444,9 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
         return
     if not isinstance(dropout, Dropout):
         raise TypeError(
-            f"{function}: dropout must be a Dropout(rate, key), got {type(dropout).__name__}."
+            f"{function}: dropout must be a Dropout(rate, key), got {kind_of(dropout)}."
         )
+    check_rate(function, dropout.rate)
     if not hasattr(dropout.key, "dtype") or not (
         (jnp.issubdtype(dropout.key.dtype, jax.dtypes.prng_key) and dropout.key.ndim == 0)
         or (dropout.key.dtype == jnp.uint32 and dropout.key.ndim == 1)
@@ -423,11 +455,9 @@ def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...
             f"{function}: dropout.key must be one JAX key, got "
             f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
         )
-    if not isinstance(dropout.rate, jax.core.Tracer) and not 0 <= dropout.rate < 1:
-        raise ValueError(f"{function}: the dropout rate must lie in [0, 1), got {dropout.rate}.")
     count = math.prod(batch)
-    if dropout.batch_ids is not None and dropout.batch_ids.shape != (count,):
+    if dropout.batch_ids is not None and np.shape(dropout.batch_ids) != (count,):
         raise ValueError(
             f"{function}: dropout.batch_ids must be one number for each batch element, "
-            f"[{count}], got {list(dropout.batch_ids.shape)}."
+            f"[{count}], got {list(np.shape(dropout.batch_ids))}."
         )

@@ -109,7 +109,7 @@ class Rows:
 
         batch, step_k = self.place.batch.start, self.place.heads.start // self.layout.heads
         b, k = self.schedule.starts.shape[:2]
-        row = (batch if b > 1 else 0, step_k if k > 1 else 0, self.index)
+        row = (batch if b != 1 else 0, step_k if k != 1 else 0, self.index)
         blocks, length = self.layout.blocks, self.layout.length_k
         return walk(self.schedule, blocks, self.place, row, length, at, state)
 

@@ -59,16 +59,19 @@ def _scaled(products: jax.Array, scale: float | jax.Array) -> jax.Array:
     return jnp.where(finite, jnp.where(finite, products, 0) * scale, overflow)
 
 
-def undefined_scores(problem: Problem, seen: jax.Array) -> jax.Array:
-    """Queries `[*B, N, T]` that see something and are not finite, or see a key that is not."""
+def undefined(problem: Problem, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Queries `[*B, N, T]` whose scores are undefined, and queries whose output is.
+
+    A score is undefined where a query sees something and is not finite, or sees a key that is not.
+    An output is undefined where a score is, or where the query sees a value that is not finite.
+    """
     bad_query_BNT = jnp.swapaxes(not_finite(problem.query.values), -1, -2)
-    bad_key_BNS = _per_head(problem, not_finite(problem.key.values))
-    return sees(seen, bad_key_BNS) | (bad_query_BNT & jnp.any(seen, axis=-1))
-
-
-def undefined_values(problem: Problem, seen: jax.Array) -> jax.Array:
-    """Queries `[*B, N, T]` that see a value that is not finite."""
-    return sees(seen, _per_head(problem, not_finite(problem.value.values)))
+    of_key, of_value = (
+        _per_head(problem, not_finite(x.values)) for x in (problem.key, problem.value)
+    )
+    sees_key, sees_value = sees(seen, of_key, of_value)
+    scores = sees_key | (bad_query_BNT & jnp.any(seen, axis=-1))
+    return scores, scores | sees_value
 
 
 def stack_groups(rows: jax.Array, num_kv_heads: int) -> jax.Array:

@@ -11,6 +11,7 @@ from flax_attn.attention._finite import finite
 from flax_attn.attention._layout import KEY, VALUE, Layout
 from flax_attn.attention._problem import Problem
 from flax_attn.attention._tiles import Place, cut
+from flax_attn.attention.dropout import kept_share
 from flax_attn.coords import Aligned
 
 
@@ -114,7 +115,7 @@ class Tile:
         if self.problem.drop is None:
             return weights
         keep = self.problem.keep(self.problem.batch_ids.values[..., None, None])
-        kept = self.grouped(weights) / jnp.asarray(1 - self.problem.drop[0], weights.dtype)
+        kept = self.grouped(weights) / kept_share(self.problem.drop[0], weights.dtype)
         return self.stacked(jnp.where(keep, kept, 0))
 
     def flags(self, keys: jax.Array) -> jax.Array:

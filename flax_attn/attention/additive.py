@@ -14,6 +14,8 @@ from flax_attn._checks import (
     statistics_dtype,
 )
 from flax_attn.attention._finite import finite, not_finite, sees
+from flax_attn.masks import Mask
+from flax_attn.masks._mask import kind_of
 from flax_attn.normalizers import Softmax
 
 
@@ -80,7 +82,18 @@ def additive_attention(
         raise ValueError(f"{function}: the batch axes *B must be equal, got {shapes}.")
     if key.shape[-2] != value.shape[-2]:
         raise ValueError(f"{function}: key and value must have one length S, got {shapes}.")
+    for name, given in (("query_map", query_map), ("key_map", key_map), ("score_map", score_map)):
+        if not callable(given):
+            raise TypeError(
+                f"{function}: {name} must be a map, from array to array, got "
+                f"{type(given).__name__}. Bind a kernel: maps.dense(kernel)."
+            )
     weights_shape = (*query.shape[:-1], key.shape[-2])
+    if isinstance(mask, Mask) or callable(mask):
+        raise TypeError(
+            f"{function}: mask must be a boolean array, True = attend, got {kind_of(mask)}. A Mask "
+            f"is for dot_product_attention. Here give an array: jnp.tri(T, S, dtype=bool)."
+        )
     mask = None if mask is None else jnp.asarray(mask)
     if mask is not None and mask.dtype != jnp.bool_:
         raise TypeError(
@@ -97,9 +110,10 @@ def additive_attention(
     if mask is not None:
         mask = expand_rank(mask, len(weights_shape))
         mask_B1TS = mask[..., None, :, :]
-        sees_bad = [sees(mask_B1TS, not_finite(a)[..., None, :])[..., 0, :] for a in (key, value)]
-        bad_score = sees_bad[0] | (not_finite(query) & jnp.any(mask, axis=-1))
-        bad = bad_score | sees_bad[1]
+        bad_keys = (not_finite(array)[..., None, :] for array in (key, value))
+        sees_key, sees_value = (x[..., 0, :] for x in sees(mask_B1TS, *bad_keys))
+        bad_score = sees_key | (not_finite(query) & jnp.any(mask, axis=-1))
+        bad = bad_score | sees_value
         query, key, value = finite(query), finite(key), finite(value)
 
     queries_TM, keys_SM = query_map(query), key_map(key)

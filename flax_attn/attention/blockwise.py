@@ -50,6 +50,8 @@ def declines(problem: Problem, platform: str | None) -> str | None:
     if not problem.normalizer.folds:
         name = type(problem.normalizer).__name__
         return f"the normaliser {name} needs whole rows of scores. Use 'dense'."
+    if not all(isinstance(size, int) for size in problem.sizes):
+        return "it cuts sequences into blocks, and a length is symbolic. Use 'dense'."
     if 0 in (*problem.batch, *problem.sizes, problem.value.values.shape[-1]):
         return "there is nothing to take block by block: an axis has size 0. Use 'dense'."
     return None

@@ -11,10 +11,10 @@ from flax_attn.attention._problem import Problem, thaw
 from flax_attn.attention._scores import (
     scores_of,
     stack_groups,
-    undefined_scores,
-    undefined_values,
+    undefined,
     unstack_groups,
 )
+from flax_attn.attention.dropout import kept_share
 
 Arrays = tuple[jax.Array, ...]
 
@@ -99,7 +99,7 @@ def forward(problem: Problem) -> tuple[jax.Array, jax.Array]:
 
     if problem.drop is not None:
         keep = problem.keep(problem.batch_ids.values[..., None, None, None])
-        share = jnp.asarray(1 - problem.drop[0], weights_BNTS.dtype)
+        share = kept_share(problem.drop[0], weights_BNTS.dtype)
         weights_BNTS = jnp.where(keep, weights_BNTS / share, 0)
 
     output_BKRD = jnp.einsum(
@@ -115,8 +115,7 @@ def forward(problem: Problem) -> tuple[jax.Array, jax.Array]:
     if seen is not None:
         sees_BTN = jnp.swapaxes(jnp.any(seen, axis=-1), -1, -2)
         output = jnp.where(sees_BTN[..., None], output, 0)
-        bad_BNT = undefined_scores(problem, seen)
-        lse = jnp.where(jnp.swapaxes(bad_BNT, -1, -2), jnp.nan, lse)
-        bad_BNT = bad_BNT | undefined_values(problem, seen)
-        output = jnp.where(jnp.swapaxes(bad_BNT, -1, -2)[..., None], jnp.nan, output)
+        no_lse_BTN, no_output_BTN = (jnp.swapaxes(x, -1, -2) for x in undefined(problem, seen))
+        lse = jnp.where(no_lse_BTN, jnp.nan, lse)
+        output = jnp.where(no_output_BTN[..., None], jnp.nan, output)
     return output, lse

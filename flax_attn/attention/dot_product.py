@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
 from flax_attn.attention._request import check_request
-from flax_attn.attention.dropout import Dropout
+from flax_attn.attention.dropout import Dropout, with_rate
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
 from flax_attn.normalizers import Normalizer, Softmax, with_sink
@@ -175,6 +175,6 @@ def dot_product_attention(
     names = check_names("dot_product_attention", implementation)
     choose("dot_product_attention", problem, names, None)  # raises at once if all decline
     output, lse = attend(problem, names)
-    output, lse = with_sink(normalizer, output, lse)
+    output, lse = with_sink(normalizer, with_rate(output, dropout), lse)
     output = output.astype(problem.dtype)
     return (output, lse) if return_residual else output

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 
@@ -15,10 +16,13 @@ class Dropout:
 
     Whether a weight is dropped depends only on the key and on the global numbers of its batch
     element, head, query and key, not on shapes, blocks or devices: whoever computes a part of the
-    weights drops the same ones.
+    weights drops the same ones. The number of a token is its place in its sequence, which
+    `Coords.numbers` holds. Its position does not matter: packed documents whose positions restart,
+    and the siblings of a tree, are dropped independently.
 
     Attributes:
-      rate: Probability of dropping a weight, in [0, 1).
+      rate: Probability of dropping a weight, in [0, 1]. At 1 everything is dropped: the output is
+        0, with zero gradients. The gradient of a rate is that of the factor, for a fixed pattern.
       key: A JAX random key.
       broadcast: Whether all batch elements and heads share one pattern (as Flax's
         `broadcast_dropout`).
@@ -53,8 +57,8 @@ class Dropout:
         Args:
           batch: The leading shape `*B`.
           head_ids: Global number of each head `[N]`.
-          query_ids: Position of each query `[T]`.
-          key_ids: Position of each key `[S]`.
+          query_ids: Number of each query in its sequence `[T]`, as in `Coords.numbers`.
+          key_ids: Number of each key `[S]`.
 
         Returns:
           True where a weight is kept, `[*B, N, T, S]`; `[*1, 1, T, S]` if the pattern is shared.
@@ -100,9 +104,46 @@ def keep_weights(
     return uniform >= jnp.asarray(rate, jnp.float32)
 
 
+def check_rate(function: str, rate: float | Float[Array, ""]) -> None:
+    """Raise unless a rate is one real number in [0, 1]; of a traced one that cannot be known."""
+    is_number = isinstance(rate, int | float) or (
+        hasattr(rate, "dtype") and jnp.issubdtype(rate.dtype, jnp.floating)
+    )
+    if not is_number or isinstance(rate, bool):
+        kind = getattr(rate, "dtype", type(rate).__name__)
+        raise TypeError(
+            f"{function}: the dropout rate must be a number, got {kind}. Write Dropout(rate, key)."
+        )
+    if jnp.ndim(rate):
+        raise ValueError(
+            f"{function}: the dropout rate must be one number, got {list(jnp.shape(rate))}."
+        )
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate <= 1:
+        raise ValueError(f"{function}: the dropout rate must lie in [0, 1], got {rate}.")
+
+
+def kept_share(rate: float | Float[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:
+    """1 − rate, by which the kept weights are divided; 1 where nothing is kept."""
+    share = jnp.asarray(1 - rate, dtype)
+    return jnp.where(share > 0, share, 1)
+
+
+def with_rate(output: Float[Array, "..."], dropout: Dropout | None) -> Float[Array, "..."]:
+    """The same output, which also has the derivative of 1 / (1 − rate) by a rate that is an array.
+
+    Within attention the rate is a constant.
+    """
+    if dropout is None or not isinstance(dropout.rate, jax.Array):
+        return output
+    share = kept_share(dropout.rate, jnp.dtype(jnp.float32))
+    return output * (lax.stop_gradient(share) / share).astype(output.dtype)
+
+
 def _two_words(key: Array) -> tuple[Array, Array]:
     """A JAX key of any generator, as a key of the cipher."""
-    words = jax.random.key_data(key) if _is_typed(key) else key
+    words = (jax.random.key_data(key) if _is_typed(key) else key).reshape(-1)
+    if words.size % 2:
+        words = jnp.pad(words, (0, 1))
     words = words.reshape(-1, 2)
     first, second = words[0, 0], words[0, 1]
     for row in range(1, words.shape[0]):

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._request import check_request
-from flax_attn.attention._scores import scores_of, undefined_scores
+from flax_attn.attention._scores import scores_of, undefined
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Normalizer, Softmax, with_sink
@@ -110,9 +111,10 @@ def attention_weights(
     col_ids = _select(function, "cols", cols, key.shape[-3])
     whole_rows = problem.take(row_ids, None)
     window = whole_rows.take(None, col_ids)
-    if lse is not None and lse.shape != query.shape[:-1]:
+    if lse is not None and np.shape(lse) != query.shape[:-1]:
         raise ValueError(
-            f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got {list(lse.shape)}."
+            f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got "
+            f"{list(np.shape(lse))}."
         )
     scores, seen = scores_of(window)
     if not normalizer.folds:  # its weights need the whole row
@@ -132,7 +134,7 @@ def attention_weights(
     if seen is not None:
         seen_rows = scores_of(whole_rows).seen
         assert seen_rows is not None
-        bad_BNT = undefined_scores(whole_rows, seen_rows)
+        bad_BNT, _ = undefined(whole_rows, seen_rows)
         weights = jnp.where(bad_BNT[..., None], jnp.nan, weights)
         weights = jnp.where(seen, weights, 0)
     # Numbers without a value yet cannot be checked: outside, they must not pass for others.
@@ -149,6 +151,13 @@ def _select(function: str, name: str, chosen: Selection, length: int) -> jax.Arr
         return None
     if isinstance(chosen, slice):
         return jnp.arange(length)[chosen]
+    if isinstance(chosen, int | np.integer):
+        raise ValueError(
+            f"{function}: {name} must be a slice or a one-dimensional array of integers, got "
+            f"{chosen}. Write {name}=[{chosen}]."
+        )
+    if isinstance(chosen, str):
+        raise TypeError(f"{function}: {name} must be a slice or an array, got {chosen!r}.")
     ids = jnp.asarray(chosen)
     if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(

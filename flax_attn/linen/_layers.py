@@ -1,4 +1,4 @@
-"""Flax's layers, with biases whose gradients are summed in at least float32.
+"""Flax's layers, with gradients of weights that are summed in at least float32.
 
 `use_bias` is taken over by `adds_bias`: Flax's own sums a gradient in the layer's dtype.
 """
@@ -9,6 +9,7 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype, Shape
 
+from flax_attn._products import dot_general
 from flax_attn.vision._memory import add_bias
 
 
@@ -61,6 +62,8 @@ Layer = Dense | DenseGeneral | Conv
 def _take_over(layer: Layer) -> None:
     if layer.adds_bias is None:  # not in copies
         layer.adds_bias, layer.use_bias = layer.use_bias, False
+        if not isinstance(layer, Conv) and layer.dot_general is None:
+            layer.dot_general = dot_general
 
 
 def _biased(layer: Layer, y: jax.Array, features: Shape) -> jax.Array:

@@ -1,11 +1,14 @@
 """Masks and their algebra."""
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from flax_attn._functions import by_name, call, check_function, check_parameters, from_name, name_of
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -17,38 +20,94 @@ class Mask:
     (`q.positions`, `k.segment_ids`, any feature) broadcast against each other. Masks combine by
     `&`, `|`, `^` and `~`. They are pytrees without shapes: numbers are leaves, so a window's size
     may be traced.
+
+    Attributes:
+      per_head: Names of the fields that may hold one number per query head, on their last axis.
     """
+
+    per_head: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """True where the query attends to the key."""
         raise NotImplementedError
 
     def __and__(self, other: "Mask") -> "Mask":
-        return And(self, other) if isinstance(other, Mask) else _refuse(other)
+        return And(self, other) if isinstance(other, Mask) else refuse(other)
 
     def __or__(self, other: "Mask") -> "Mask":
-        return Or(self, other) if isinstance(other, Mask) else _refuse(other)
+        return Or(self, other) if isinstance(other, Mask) else refuse(other)
 
     def __xor__(self, other: "Mask") -> "Mask":
-        return Xor(self, other) if isinstance(other, Mask) else _refuse(other)
+        return Xor(self, other) if isinstance(other, Mask) else refuse(other)
 
     def __rand__(self, other: Any) -> "Mask":
-        return _refuse(other)
+        return refuse(other)
 
     __ror__ = __rxor__ = __rand__
 
     def __invert__(self) -> "Mask":
         return Not(self)
 
+    __array_ufunc__ = None  # NumPy's arrays leave operators to masks
+
     def __bool__(self) -> bool:
         raise TypeError("a Mask has no truth value: combine masks by & | ^ ~, not by and, or, not.")
 
+    def _no_arithmetic(self, *_: Any) -> "Mask":
+        raise TypeError(
+            "a Mask has no arithmetic: combine masks by & (both), | (either), ^ (one of them) and "
+            "~ (not)."
+        )
 
-def _refuse(other: Any) -> Mask:
-    raise TypeError(
-        f"a Mask combines with a Mask, got {type(other).__name__}. Wrap an array: "
-        f"masks.Dense(array)."
-    )
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = _no_arithmetic
+    __neg__ = __pos__ = _no_arithmetic
+
+    def __rshift__(self, other: Any) -> "Mask":
+        raise TypeError(
+            "a Mask does not compose by >>, as score modifiers do: combine masks by & | ^ ~. Masks "
+            "and score modifiers are two arguments of attention: mask=..., score_mod=..."
+        )
+
+    __rrshift__ = __rshift__
+
+
+def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
+    """The same answer for every pair of tokens."""
+    return jnp.full(jnp.broadcast_shapes(q.positions.shape, k.positions.shape), value)
+
+
+def refuse(other: Any) -> Any:
+    """Raise because something is not a mask, and say how it becomes one."""
+    raise TypeError(f"a Mask combines with a Mask, got {kind_of(other)}. {how_to_mask(other)}")
+
+
+def kind_of(x: Any) -> str:
+    """What messages call a thing of the wrong kind: its type, or a class or function by name."""
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    if callable(x) and hasattr(x, "__name__"):
+        return f"the function {x.__name__}"
+    return type(x).__name__
+
+
+def how_to_mask(x: Any) -> str:
+    """How a thing of the wrong kind becomes a mask."""
+    if isinstance(x, type) and issubclass(x, Mask):
+        return f"Call it: masks.{x.__name__}()."
+    if isinstance(x, Relations):
+        return f"Call it, with its parameters if it has any: {x.__name__}{x.signature}."
+    if callable(x) and hasattr(x, "__name__"):
+        return (
+            "Make a relation of it: masks.relation(function)(), where the function is called with "
+            "the coordinates of queries and of keys."
+        )
+    if isinstance(x, str):
+        return "Masks are objects: masks.Causal(), masks.Window(127)."
+    if hasattr(x, "dtype") or isinstance(x, list | tuple):
+        return "Wrap an array: masks.Dense(array)."
+    if x is None:
+        return "Leave it out, or use masks.Full()."
+    return "Masks are made by flax_attn.masks; of a boolean array, masks.Dense(array)."
 
 
 @pytree
@@ -119,18 +178,78 @@ class Relation(Mask):
     function: Callable[..., Bool[Array, "..."]] = static()
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
-        seen = self.function(q, k, **self.parameters)
-        if not hasattr(seen, "dtype"):
-            seen = jnp.asarray(seen)
-        if seen.dtype != jnp.bool_:
+        name, rank = name_of(self.function), q.positions.ndim
+        seen = call(self.function, "relation", q, k, **self.parameters)
+        if isinstance(seen, bool):
+            return everywhere(seen, q, k)
+        if getattr(seen, "dtype", None) != jnp.bool_:
+            kind = seen.dtype if hasattr(seen, "dtype") else type(seen).__name__
             raise TypeError(
-                f"{self.function.__name__}: a relation must return booleans, got {seen.dtype}."
+                f"{name}: a relation must return booleans, True where the query attends, got "
+                f"{kind}. Compare: q.positions >= k.positions."
+            )
+        if seen.ndim != rank:
+            raise ValueError(
+                f"{name}: a relation must return what broadcasts like the fields of q and k, of "
+                f"{rank} axes, got {list(seen.shape)}. Compute it from q and k; an array of pairs "
+                f"is masks.Dense(array)."
             )
         return seen
 
+    def __reduce__(self) -> Any:
+        return _restore, (self.parameters, by_name(self.function))
+
     def __repr__(self) -> str:
         values = (f"{name}={show_value(x)}" for name, x in self.parameters.items())
-        return f"{self.function.__name__}({', '.join(values)})"
+        return f"{name_of(self.function)}({', '.join(values)})"
+
+
+def _restore(parameters: dict[str, Any], named: Any) -> Relation:
+    return Relation(parameters, from_name(named))
+
+
+class Relations:
+    """The masks that a function of two token records makes, one for each choice of parameters."""
+
+    __name__: str
+    __qualname__: str
+
+    def __init__(self, function: Callable[..., Bool[Array, "..."]]) -> None:
+        functools.update_wrapper(self, function)
+        self.__name__ = name_of(function)
+        self.function = function
+        self.__signature__ = self.signature
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The parameters, without the two records."""
+        try:
+            inputs = inspect.signature(self.function).parameters
+        except (TypeError, ValueError):  # some built-in functions have none
+            return inspect.Signature()
+        return inspect.Signature([x.replace(annotation=x.empty) for x in [*inputs.values()][2:]])
+
+    def __call__(self, *arguments: Any, **parameters: Any) -> Mask:
+        """The mask of these parameters."""
+        if arguments:
+            raise TypeError(
+                f"{self.__name__}: parameters of a relation are given by name, "
+                f"{self.__name__}{self.signature}, got {len(arguments)} without. (Attention calls "
+                f"the function with the coordinates.)"
+            )
+        check_parameters(self.function, "q, k", parameters)
+        return Relation(parameters, self.function)
+
+    def __repr__(self) -> str:
+        return f"relation({self.__name__})"
+
+    def __reduce__(self) -> Any:
+        return self.__qualname__  # by its name, as functions are pickled
+
+    def _refuse(self, *_: Any) -> Mask:
+        return refuse(self)
+
+    __and__ = __or__ = __xor__ = __rand__ = __ror__ = __rxor__ = __invert__ = _refuse
 
 
 def relation(function: Callable[..., Bool[Array, "..."]]) -> Callable[..., Mask]:
@@ -144,6 +263,10 @@ def relation(function: Callable[..., Bool[Array, "..."]]) -> Callable[..., Mask]
     Returns:
       A function of the parameters, which become leaves, that returns a `Mask`.
 
+    Raises:
+      TypeError: If it is not a function; later, if parameters are missing or unknown, or it returns
+        no booleans, or decides by the value of an array (`and`, `or`, `not`, `if`, `a < b < c`).
+
     Example:
       >>> from flax_attn import masks
       >>> @masks.relation
@@ -152,9 +275,5 @@ def relation(function: Callable[..., Bool[Array, "..."]]) -> Callable[..., Mask]
       >>> near(radius=5) & masks.Causal()
       near(radius=5) & Causal()
     """
-
-    def make(**parameters: Any) -> Mask:
-        return Relation(parameters, function)
-
-    make.__name__, make.__doc__ = function.__name__, function.__doc__
-    return make
+    check_function("relation", function, "def near(q, k, *, radius)")
+    return Relations(function)

@@ -2,42 +2,39 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
+from flax_attn._integers import LARGEST, known, saturate
 from flax_attn._record import Record
 
 Number = int | np.integer | np.ndarray | Int[Array, "..."]
 
 
-def check_number(name: str, value: Any, minimum: int | None, fix: str) -> None:
-    """Raise unless a number, or an array of numbers, is an integer of at least `minimum`.
+def as_number(name: str, value: Any, minimum: int | None, fix: str) -> Any:
+    """An integer, or integers `[N]`, of at least `minimum`; what is beyond int32 is its end.
 
     Args:
       name: `"Window: left"`, for the message.
       value: What was given. Traced values are checked for their dtype only.
       minimum: The smallest possible number; None for any.
       fix: The last sentence of the message.
+
+    Returns:
+      The number, of the same kind: of Python, NumPy or JAX.
     """
     dtype = getattr(value, "dtype", None)
     integer = type(value) is int if dtype is None else jnp.issubdtype(dtype, jnp.integer)
     if not integer:
         kind = type(value).__name__ if dtype is None else dtype
         raise TypeError(f"{name} must be an integer, or integers [N], got {kind}. {fix}")
-    numbers = known(value)
-    if minimum is not None and numbers is not None and (numbers < minimum).any():
-        raise ValueError(f"{name} must be at least {minimum}, got {numbers.min()}. {fix}")
-
-
-def known(value: Any) -> np.ndarray | None:
-    """The numbers on the host, or None where they are traced or lie on other processes."""
-    if isinstance(value, jax.core.Tracer):
-        return None
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return None
-    return np.asarray(jax.device_get(value))
+    # The ends of int32 are open: positions are at most 2³⁰ − 1, and their differences twice that.
+    bounded = max(-LARGEST, min(value, LARGEST)) if dtype is None else saturate(value)
+    numbers = None if minimum is None else known(bounded)
+    if numbers is not None and (numbers < minimum).any():
+        raise ValueError(f"{name} must be at least {minimum}, got {np.min(value)}. {fix}")
+    return bounded
 
 
 def per_head(name: str, value: Number, q: Record) -> int | Int[Array, "..."]:
@@ -50,7 +47,7 @@ def per_head(name: str, value: Number, q: Record) -> int | Int[Array, "..."]:
     """
     if isinstance(value, int):
         return value
-    number = jnp.asarray(value, jnp.int32)
+    number = saturate(jnp.asarray(value))
     if number.ndim == 0:
         return number
     # Heads may be spread over devices: there are then more numbers than heads here.
@@ -66,12 +63,7 @@ def scalar(name: str, value: Number, fix: str) -> int | Int[Array, ""]:
     """A number that is the same for all heads."""
     if isinstance(value, int):
         return value
-    number = jnp.asarray(value, jnp.int32)
+    number = saturate(jnp.asarray(value))
     if number.ndim:
         raise ValueError(f"{name} must be one number, got {list(number.shape)}. {fix}")
     return number
-
-
-def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
-    """The same answer for every pair of tokens."""
-    return jnp.full(jnp.broadcast_shapes(q.positions.shape, k.positions.shape), value)

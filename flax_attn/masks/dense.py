@@ -6,12 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
+from flax_attn._checks import check_at_least
+from flax_attn._integers import integers, known, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
 from flax_attn.masks._intervals import Blocks, Interval, Truth
-from flax_attn.masks._mask import Mask
-from flax_attn.masks._numbers import check_number, known
+from flax_attn.masks._mask import Mask, how_to_mask, kind_of
+from flax_attn.masks._numbers import as_number
 
 
 @pytree
@@ -39,10 +41,9 @@ class Dense(Mask):
     def __init__(self, array: Bool[Array, "..."]) -> None:
         dtype = getattr(array, "dtype", None)
         if dtype is None:
-            raise TypeError(
-                f"Dense: array must be a boolean array, got {type(array).__name__}. Write "
-                f"jnp.asarray(array, bool)."
-            )
+            is_mask = isinstance(array, Mask) or how_to_mask(array).startswith("Call it")
+            fix = "A mask needs no Dense" if is_mask else "Write jnp.asarray(array, bool)"
+            raise TypeError(f"Dense: array must be a boolean array, got {kind_of(array)}. {fix}.")
         if dtype != jnp.bool_:
             raise TypeError(
                 f"Dense: array must be boolean, True = attend, got {dtype}. Write "
@@ -122,15 +123,22 @@ class Selected(Mask):
         rows: str = "positions",
     ) -> None:
         query_block_size = block_size if query_block_size is None else query_block_size
-        check_number("Selected: block_size", block_size, 1, "It counts positions.")
-        check_number("Selected: query_block_size", query_block_size, 1, "It counts rows.")
+        block_size, query_block_size = (
+            operator.index(as_number(f"Selected: {name}", size, 1, fix))
+            for name, size, fix in (
+                ("block_size", block_size, "It counts positions."),
+                ("query_block_size", query_block_size, "It counts rows."),
+            )
+        )
         blocks = _check_blocks(blocks)
         if num_key_blocks is None:
             num_key_blocks = -(-blocks.shape[-2] * query_block_size // block_size)
+        num_key_blocks = check_at_least("Selected", "num_key_blocks", num_key_blocks, 0)
         _check_range(blocks, num_key_blocks)
+        blocks = jnp.asarray(saturate(blocks))
         object.__setattr__(self, "blocks", Aligned(_to_map(blocks, num_key_blocks), "bnxy"))
-        object.__setattr__(self, "block_size", operator.index(block_size))
-        object.__setattr__(self, "query_block_size", operator.index(query_block_size))
+        object.__setattr__(self, "block_size", block_size)
+        object.__setattr__(self, "query_block_size", query_block_size)
         object.__setattr__(self, "rows", rows)
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
@@ -200,6 +208,8 @@ def _span(bounds: Interval, size: int, count: int) -> tuple[Array, Array, Array]
 
 
 def _check_blocks(blocks: Any) -> Int[Array, "..."]:
+    if isinstance(blocks, list | tuple):
+        blocks = integers("Selected: blocks", blocks)
     dtype = getattr(blocks, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         kind = type(blocks).__name__ if dtype is None else dtype
@@ -208,7 +218,6 @@ def _check_blocks(blocks: Any) -> Int[Array, "..."]:
         raise ValueError(
             f"Selected: blocks must be [*B, N, nq, topk], or [nq, topk], got {list(blocks.shape)}."
         )
-    blocks = jnp.asarray(blocks, jnp.int32)
     return blocks[None] if blocks.ndim == 2 else blocks
 
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from flax_attn._integers import LARGEST
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
+from flax_attn.coords import as_place
 from flax_attn.masks._mask import Mask
 
 PerAxis = int | Sequence[int]
@@ -76,7 +79,7 @@ class Neighborhood(Mask):
         axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
         object.__setattr__(self, "axes", axes)
         for name in ("shape", "kernel_size", "stride", "dilation"):
-            values = _per_axis(name, getattr(self, name), axes, operator.index)
+            values = _per_axis(name, getattr(self, name), axes, _size)
             object.__setattr__(self, name, values)
             if min(values) < 1:
                 raise ValueError(
@@ -102,7 +105,7 @@ class Neighborhood(Mask):
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
         parts = (
-            _near(getattr(q, axis), getattr(k, axis), *settings)
+            _near(as_place(getattr(q, axis)), as_place(getattr(k, axis)), *settings)
             for axis, *settings in self._settings()
         )
         return functools.reduce(operator.and_, parts)
@@ -132,7 +135,7 @@ def _near(
     if dilation == 1:
         return _near_undilated(i, j, size, kernel, stride, is_causal)
     remainder = i % dilation
-    count = (size - remainder + dilation - 1) // dilation
+    count = (size - 1 - remainder) // dilation + 1
     near = _near_undilated(i // dilation, j // dilation, count, kernel, stride, is_causal)
     return (remainder == j % dilation) & near
 
@@ -148,13 +151,18 @@ def _near_undilated(
     offset = stride - 1 if is_causal else stride // 2
     leader = i if stride == 1 else jnp.minimum(i // stride * stride + offset, size - 1)
     if is_causal:
-        return (j > leader - kernel) & (j >= 0) & (j <= i)
+        return (leader - j < kernel) & (j >= 0) & (j <= i)
     start = jnp.clip(leader - kernel // 2, 0, size - kernel)
     return (start <= j) & (j < start + kernel)
 
 
+def _size(number: Any) -> int:
+    return min(operator.index(number), LARGEST)
+
+
 def _per_axis(name: str, value: Any, axes: tuple[str, ...], kind: Any) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * len(axes)
+    several = isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    values = tuple(value) if several else (value,) * len(axes)
     if len(values) != len(axes):
         raise ValueError(
             f"Neighborhood: {name} must have one number per axis, {len(axes)} for the axes {axes}, "

@@ -1,11 +1,13 @@
 """Masks of a period: dilated windows, chunks, and the Sparse Transformer's two patterns."""
 
+from typing import ClassVar
+
 from jaxtyping import Array, Bool
 
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
 from flax_attn.masks._mask import Mask
-from flax_attn.masks._numbers import Number, check_number, known, per_head
+from flax_attn.masks._numbers import Number, as_number, known, per_head
 
 
 @pytree
@@ -31,9 +33,11 @@ class Dilated(Mask):
     window: Number
     dilation: Number
 
+    per_head: ClassVar = ("window", "dilation")
+
     def __post_init__(self) -> None:
-        check_number("Dilated: window", self.window, 0, "0 is the query's own position alone.")
-        check_number("Dilated: dilation", self.dilation, 1, "1 is a plain window.")
+        _set(self, "window", 0, "0 is the query's own position alone.")
+        _set(self, "dilation", 1, "1 is a plain window.")
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
@@ -67,8 +71,10 @@ class Chunked(Mask):
 
     size: Number
 
+    per_head: ClassVar = ("size",)
+
     def __post_init__(self) -> None:
-        check_number("Chunked: size", self.size, 1, "It counts positions.")
+        _set(self, "size", 1, "It counts positions.")
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
@@ -107,9 +113,11 @@ class Strided(Mask):
     fixed: bool = static(default=False)
     summary: Number = 1
 
+    per_head: ClassVar = ("stride", "summary")
+
     def __post_init__(self) -> None:
-        check_number("Strided: stride", self.stride, 1, "It counts positions.")
-        check_number("Strided: summary", self.summary, 1, "It counts positions.")
+        _set(self, "stride", 1, "It counts positions.")
+        _set(self, "summary", 1, "It counts positions.")
         stride, summary = known(self.stride), known(self.summary)
         if stride is not None and summary is not None and (summary > stride).any():
             raise ValueError(
@@ -126,3 +134,9 @@ class Strided(Mask):
         summary = per_head("Strided: summary", self.summary, q)
         same = q.positions // stride == k.positions // stride
         return (distance >= 0) & (same | (k.positions % stride >= stride - summary))
+
+
+def _set(mask: Mask, name: str, minimum: int, fix: str) -> None:
+    """Check a number of a mask, and keep it as an int32."""
+    number = as_number(f"{type(mask).__name__}: {name}", getattr(mask, name), minimum, fix)
+    object.__setattr__(mask, name, number)

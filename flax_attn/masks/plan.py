@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int8
 
+from flax_attn._checks import check_positive
+from flax_attn._integers import as_ids, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import MissingFieldError, Record
 from flax_attn.coords import Aligned, Coords, PerHead, to_record
 from flax_attn.masks._bounds import Interval, Truth
 from flax_attn.masks._intervals import Blocks, interpret
-from flax_attn.masks._mask import Mask
+from flax_attn.masks._mask import Mask, how_to_mask, kind_of
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 CHARACTERS = "·▒█"
@@ -124,20 +126,23 @@ def make_plan(
       Plan(int8[1, 1, 12, 12], block=(100, 100), lengths=(1200, 1200), density=0.167)
     """
     if not isinstance(mask, Mask):
-        raise TypeError(
-            f"make_plan: mask must be a Mask, got {type(mask).__name__}. Wrap an array: "
-            f"masks.Dense(array)."
-        )
+        swapped = isinstance(mask, Coords)
+        fix = "Write make_plan(mask, query_coords)." if swapped else how_to_mask(mask)
+        raise TypeError(f"make_plan: mask must be a Mask, got {kind_of(mask)}. {fix}")
     key_coords = query_coords if key_coords is None else key_coords
     for name, coords in (("query_coords", query_coords), ("key_coords", key_coords)):
         if not isinstance(coords, Coords):
             raise TypeError(
-                f"make_plan: {name} must be Coords, got {type(coords).__name__}. Write "
+                f"make_plan: {name} must be Coords, got {kind_of(coords)}. Write "
                 f"Coords.arange(length) for positions 0, 1, ..."
             )
-    block = (int(block[0]), int(block[1]))
-    if min(block) < 1:
-        raise ValueError(f"make_plan: block sizes must be at least 1, got {block}.")
+    if not isinstance(block, tuple | list) or len(block) != 2:
+        raise ValueError(
+            f"make_plan: block must be two numbers, of queries and of keys, got {block!r}. Write "
+            f"block=(256, 256)."
+        )
+    rows, cols = (check_positive("make_plan", "block", size) for size in block)
+    block = (rows, cols)
     aligned = jax.tree.leaves(mask, is_leaf=lambda x: isinstance(x, Aligned))
     batch_ndim = max(
         _batch_ndim(query_coords),
@@ -145,6 +150,13 @@ def make_plan(
         *(_batch_ndim_of(x) for x in aligned if isinstance(x, Aligned)),
         1,
     )
+    if head_ids is not None:
+        head_ids = saturate(as_ids("make_plan: head_ids", head_ids))
+        if head_ids.ndim != 1:
+            raise ValueError(
+                f"make_plan: head_ids must be [N], got {list(head_ids.shape)}. Write "
+                f"jnp.arange(num_heads)."
+            )
     q = to_record(query_coords, "query", batch_ndim, head_ids)
     k = to_record(key_coords, "key", batch_ndim)
     try:

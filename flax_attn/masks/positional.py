@@ -2,13 +2,15 @@
 
 import functools
 import operator
+from typing import ClassVar
 
 from jaxtyping import Array, Bool
 
+from flax_attn._integers import comparable
 from flax_attn._pytree import pytree
 from flax_attn._record import Record
-from flax_attn.masks._mask import Mask
-from flax_attn.masks._numbers import Number, check_number, everywhere, per_head, scalar
+from flax_attn.masks._mask import Mask, everywhere
+from flax_attn.masks._numbers import Number, as_number, per_head, scalar
 
 
 @pytree
@@ -89,8 +91,8 @@ class Window(Mask):
     marked `is_global`: `Causal() & (Window(left) | GlobalTokens())`.
 
     Attributes:
-      left: Distance to the earliest key, in positions; None for all earlier ones. A number, which
-        may be traced, or one per query head `[N]`.
+      left: Distance to the earliest key, in positions; None for all earlier ones, and so is a
+        number of 2³¹ − 1 or more. A number, which may be traced, or one per query head `[N]`.
       right: Distance to the latest key, likewise. 0 is causal.
 
     Example:
@@ -111,11 +113,13 @@ class Window(Mask):
     left: Number | None
     right: Number | None = 0
 
+    per_head: ClassVar = ("left", "right")
+
     def __post_init__(self) -> None:
         fix = "Leave a side open with None."
         for name, value in (("left", self.left), ("right", self.right)):
             if value is not None:
-                check_number(f"Window: {name}", value, None, fix)
+                object.__setattr__(self, name, as_number(f"Window: {name}", value, None, fix))
         left, right = self.left, self.right
         if isinstance(left, int) and isinstance(right, int) and left + right < 0:
             raise ValueError(
@@ -141,7 +145,7 @@ class Window(Mask):
           >>> masks.Window.last_n(4096)
           Window(left=4095, right=0)
         """
-        check_number("Window.last_n: n", n, 1, "It counts the query's own position.")
+        n = as_number("Window.last_n: n", n, 1, "It counts the query's own position.")
         return cls(left=n - 1, right=0)
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
@@ -151,7 +155,7 @@ class Window(Mask):
         if self.left is not None:
             seen.append(distance <= per_head("Window: left", self.left, q))
         if self.right is not None:
-            seen.append(distance >= -per_head("Window: right", self.right, q))
+            seen.append(-distance <= per_head("Window: right", self.right, q))
         return functools.reduce(operator.and_, seen) if seen else everywhere(True, q, k)
 
 
@@ -186,10 +190,14 @@ class Prefix(Mask):
 
     def __post_init__(self) -> None:
         if self.length is not None:
-            check_number("Prefix: length", self.length, 0, "Without a prefix, use Causal().")
+            fix = "Without a prefix, use Causal()."
+            object.__setattr__(self, "length", as_number("Prefix: length", self.length, 0, fix))
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
         fix = "For one per sequence use Prefix() and Coords.with_features(prefix=...)."
         length = q.prefix if self.length is None else scalar("Prefix: length", self.length, fix)
-        return (k.positions < length) | (k.positions <= q.positions)
+        j, end = (
+            (k.positions, length) if isinstance(length, int) else comparable(k.positions, length)
+        )
+        return (j < end) | (k.positions <= q.positions)

@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from flax_attn._integers import comparable
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
-from flax_attn.masks._mask import Mask
+from flax_attn.masks._mask import Mask, kind_of
 
 
 @pytree
@@ -34,7 +35,8 @@ class SameSegment(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        return q.segment_ids == k.segment_ids
+        mine, theirs = comparable(q.segment_ids, k.segment_ids)
+        return mine == theirs
 
 
 @pytree
@@ -84,6 +86,9 @@ class GlobalTokens(Mask):
 
     feature: str = static(default="is_global")
 
+    def __post_init__(self) -> None:
+        _check_name(self, "feature")
+
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
         return self._mark(q) | self._mark(k)
@@ -127,7 +132,9 @@ class Tree(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        return (k.enter <= q.enter) & (q.enter < k.leave)
+        enter, first = comparable(q.enter, k.enter)
+        before, leave = comparable(q.enter, k.leave)
+        return (first <= enter) & (before < leave)
 
 
 @pytree
@@ -155,10 +162,13 @@ class Overlay(Mask):
 
     feature: str = static(default="image")
 
+    def __post_init__(self) -> None:
+        _check_name(self, "feature")
+
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        image = getattr(q, self.feature)
-        return (image == getattr(k, self.feature)) & (image >= 0)
+        image, theirs = comparable(getattr(q, self.feature), getattr(k, self.feature))
+        return (image == theirs) & (image >= 0)
 
 
 @pytree
@@ -187,7 +197,22 @@ class Interval(Mask):
     lower: str = static(default="lower")
     upper: str = static(default="upper")
 
+    def __post_init__(self) -> None:
+        _check_name(self, "lower")
+        _check_name(self, "upper")
+
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        lower, upper = getattr(k, self.lower), getattr(k, self.upper)
-        return (lower <= q.positions) & (q.positions < upper)
+        lower, from_lower = comparable(getattr(k, self.lower), q.positions)
+        upper, up_to_upper = comparable(getattr(k, self.upper), q.positions)
+        return (lower <= from_lower) & (up_to_upper < upper)
+
+
+def _check_name(mask: Any, field: str) -> None:
+    name = getattr(mask, field)
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{type(mask).__name__}: {field} must be the name of a feature of the coordinates, got "
+            f"{kind_of(name)}. Give its values to the coordinates: "
+            f"coords.with_features({type(mask).__dataclass_fields__[field].default}=values)."
+        )

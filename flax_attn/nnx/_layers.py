@@ -1,11 +1,13 @@
-"""Flax's layers, with biases whose gradients are summed in at least float32."""
+"""Flax's layers, with gradients of weights that are summed in at least float32."""
 
 import types
 from typing import Any
 
 import jax
 from flax import nnx
+from jax import lax
 
+from flax_attn._products import dot_general
 from flax_attn.vision._memory import add_bias
 
 
@@ -33,5 +35,7 @@ class Conv(nnx.Conv):
 def _apply(flax_layer: Any, layer: Any, inputs: jax.Array, out_sharding: Any) -> jax.Array:
     """What Flax's layer computes; but it would sum the gradient of the bias in its own dtype."""
     without = types.SimpleNamespace(**{**vars(layer), "use_bias": False, "bias": None})
+    if getattr(without, "dot_general", "none") in (None, lax.dot_general):
+        without.dot_general = dot_general
     y = flax_layer.__call__(without, inputs, out_sharding=out_sharding)
     return y if layer.bias is None else add_bias(y, layer.bias[...])

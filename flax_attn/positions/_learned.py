@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flax_attn._integers import as_bound
+from flax_attn.coords import Coords
+
 
 def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Array, "*T M"]:
     """Look up one learned vector for each position.
@@ -33,9 +36,9 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
       Gehring, Auli, Grangier, Yarats, Dauphin, "Convolutional Sequence to Sequence Learning",
       ICML 2017, arXiv:1705.03122, section 3.1.
     """
-    positions = jnp.asarray(positions)
-    if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise TypeError(f"learned: positions must be integers, got {positions.dtype}.")
+    if isinstance(positions, Coords):
+        raise TypeError("learned: positions must be integers, got Coords. Write coords.positions.")
+    positions = as_bound("learned: positions", positions)
     table = jnp.asarray(table)
     if table.ndim != 2:
         raise ValueError(f"learned: table must be [P, M], got {list(table.shape)}.")
@@ -48,6 +51,5 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
                 f"got {first} ... {last}. Make the table longer."
             )
     # Out of range must not pass for the last row, nor a negative position for a row from the end.
-    positions = positions.astype(jnp.int32)
     inside = jnp.where(positions < 0, length, positions)
     return table.at[inside].get(mode="fill", fill_value=jnp.nan)

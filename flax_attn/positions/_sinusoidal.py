@@ -2,8 +2,13 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from flax_attn._checks import as_integer, check_above_zero
+from flax_attn.coords import Coords
 
 
 def sinusoidal(
@@ -34,7 +39,9 @@ def sinusoidal(
       The encoding `[*T, M]`.
 
     Raises:
-      ValueError: If `features` is not a positive even number, or the layout is unknown.
+      ValueError: If `features` is not a positive even number, `base` is not above 0, or the layout
+        is unknown.
+      TypeError: If an argument is of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -46,10 +53,20 @@ def sinusoidal(
     References:
       Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, section 3.5.
     """
+    features = as_integer("sinusoidal", "features", features)
     if features < 2 or features % 2:
         raise ValueError(f"sinusoidal: features must be a positive even number, got {features}.")
+    check_above_zero("sinusoidal", "base", base)
+    if isinstance(positions, Coords):
+        raise TypeError(
+            "sinusoidal: positions must be numbers, got Coords. Write coords.positions."
+        )
     if layout not in ("interleaved", "half"):
         raise ValueError(f'sinusoidal: layout must be "interleaved" or "half", got {layout!r}.')
+    if not isinstance(positions, jax.Array):
+        positions = np.asarray(positions)
+        if positions.dtype.kind in "iu":  # which JAX would wrap to 32 bits
+            positions = positions.astype(np.float32)
     positions = jnp.asarray(positions)
     wide = positions.dtype == jnp.float64
     angle_dtype = jnp.float64 if wide else jnp.float32

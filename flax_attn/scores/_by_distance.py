@@ -57,7 +57,8 @@ def by_distance(
 
     first, last = ends
     q, k = q_positions, k_positions
-    if q.size == 0 or k.size == 0:
+    lengths = q.shape[-2], k.shape[-1]
+    if not all(isinstance(n, int) for n in lengths) or q.size == 0 or k.size == 0:
         return scattered(table, q, k, head_ids)
     is_far = (jnp.min(k) - jnp.max(q) >= last) | (jnp.max(k) - jnp.min(q) <= first)
     by_one = jnp.all(jnp.diff(q, axis=-2) == 1) & jnp.all(jnp.diff(k, axis=-1) == 1)

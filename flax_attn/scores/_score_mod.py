@@ -1,10 +1,12 @@
 """Score modifiers and their composition."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flax_attn._functions import by_name, call, check_function, check_parameters, from_name, name_of
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -16,7 +18,12 @@ class ScoreMod:
     coordinates, and `head_ids` the global numbers of the query heads, all of one rank and broadcast
     against the scores `[..., heads, t, s]`. Modifiers compose by `>>`, from left to right. They are
     pytrees; every float leaf is differentiable.
+
+    Attributes:
+      per_head: Names of the fields that may hold one number per query head, on their last axis.
     """
+
+    per_head: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
         self,
@@ -29,12 +36,47 @@ class ScoreMod:
         raise NotImplementedError
 
     def __rshift__(self, other: "ScoreMod") -> "ScoreMod":
-        if not isinstance(other, ScoreMod):
-            raise TypeError(
-                f"a ScoreMod composes with a ScoreMod by >>, got {type(other).__name__}. Wrap a "
-                f"function: scores.score_mod(function)."
-            )
-        return Pipe(self, other)
+        return Pipe(self, other) if isinstance(other, ScoreMod) else _refuse(other)
+
+    def __rrshift__(self, other: Any) -> "ScoreMod":
+        return _refuse(other)
+
+    __array_ufunc__ = None  # NumPy's arrays leave operators to modifiers
+
+    def __bool__(self) -> bool:
+        raise TypeError("a ScoreMod has no truth value: compose by >>, not by and, or, not.")
+
+    def _only_composes(self, *_: Any) -> "ScoreMod":
+        raise TypeError(
+            "score modifiers compose by >>, from left to right: first >> second. To add an array "
+            "use first >> scores.Bias(array); to multiply, first >> scores.Scale(factor). Masks "
+            "are another argument of attention: mask=..."
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _only_composes
+    __truediv__ = __rtruediv__ = __matmul__ = __neg__ = __lshift__ = __invert__ = _only_composes
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _only_composes
+
+
+def _refuse(other: Any) -> Any:
+    """Raise because something is not a score modifier, and say how it becomes one."""
+    kind = f"the class {other.__name__}" if isinstance(other, type) else type(other).__name__
+    raise TypeError(
+        f"a ScoreMod composes with a ScoreMod by >>, got {kind}. {how_to_modify(other)}"
+    )
+
+
+def how_to_modify(x: Any) -> str:
+    """How a thing of the wrong kind becomes a score modifier."""
+    if isinstance(x, type) and issubclass(x, ScoreMod):
+        return f"Call it: scores.{x.__name__}(...)."
+    if callable(x) and hasattr(x, "__name__"):
+        return "Wrap a function: scores.score_mod(function)."
+    if hasattr(x, "dtype"):
+        return "An array that is added is scores.Bias(array), or the argument bias."
+    if isinstance(x, list | tuple):
+        return "Compose several by >>: first >> second."
+    return "Score modifiers are made by flax_attn.scores; a mask is the argument mask."
 
 
 @pytree
@@ -63,11 +105,30 @@ class Modifier(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        return self.function(scores, q, k, head_ids, **self.parameters)
+        inputs = scores, q, k, head_ids
+        modified = call(self.function, "score modifier", *inputs, **self.parameters)
+        dtype = getattr(modified, "dtype", None)
+        if dtype == jnp.bool_ or (dtype is None and type(modified) not in (int, float)):
+            raise TypeError(
+                f"{name_of(self.function)}: a score modifier must return the new scores, got "
+                f"{type(modified).__name__ if dtype is None else dtype}. "
+                f"{_RELATION if dtype == jnp.bool_ else 'Return them: return scores + ...'}"
+            )
+        return modified
+
+    def __reduce__(self) -> Any:
+        return _restore, (self.parameters, by_name(self.function))
 
     def __repr__(self) -> str:
         values = (f"{name}={show_value(x)}" for name, x in self.parameters.items())
-        return f"{self.function.__name__}({', '.join(values)})"
+        return f"{name_of(self.function)}({', '.join(values)})"
+
+
+_RELATION = "Where a query attends is a mask: masks.relation(function)."
+
+
+def _restore(parameters: dict[str, Any], named: Any) -> Modifier:
+    return Modifier(parameters, from_name(named))
 
 
 def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -> ScoreMod:
@@ -77,10 +138,19 @@ def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -
       function: Called as `function(scores, q, k, head_ids, **parameters)`; returns the new scores.
         It must work elementwise on tiles of any size. Arrays that it needs are parameters, not
         captured.
-      **parameters: Numbers and arrays; they become leaves, and the float ones get gradients.
+      **parameters: Numbers and arrays; they become leaves, and the float ones get gradients. The
+        function gets them whole. An array over batch elements, heads, queries or keys is given as
+        `coords.Aligned(array, axes)`, with a letter for each axis: the function then gets the part
+        that belongs to its scores, as `.values`. So come the position terms of Transformer-XL
+        (queries and distances, `"bntr"`), the edge features of Graphormer (pairs, `"bnts"`) and
+        parameters of each batch element (`"bn"`).
 
     Returns:
       A `ScoreMod`.
+
+    Raises:
+      TypeError: If it is not a function of these parameters; later, if it returns no scores, or
+        decides by the value of an array (`and`, `or`, `not`, `if`, `a < b < c`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,5 +159,34 @@ def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -
       ...     return scores - rates[head_ids] * abs(q.positions - k.positions)
       >>> scores.score_mod(decay, rates=jnp.ones(8)) >> scores.SoftCap(30.0)
       decay(rates=float32[8]) >> SoftCap(cap=30.0)
+
+      Transformer-XL adds a product of each query with a vector r of the distance, (q_i + v) · r_ij
+      / √D. Here it is computed once for all distances, `[B, N, T, R]`, and looked up:
+
+      >>> import jax
+      >>> from flax_attn import dot_product_attention
+      >>> from flax_attn.coords import Aligned
+      >>> def position_term(scores, q, k, head_ids, *, table):
+      ...     row = jnp.clip(q.positions - k.positions, 0, table.values.shape[-1] - 1)
+      ...     return scores + jnp.take_along_axis(table.values, row, axis=-1)
+      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+      >>> r, bias = jax.random.normal(jax.random.key(1), (16, 4, 8)), jnp.zeros((1, 1, 4, 8))
+      >>> table = jnp.einsum("btnd,rnd->bntr", q + bias, r) / 8**0.5
+      >>> by_distance = scores.score_mod(position_term, table=Aligned(table, "bntr"))
+      >>> dot_product_attention(q, k, v, is_causal=True, score_mod=by_distance).shape
+      (2, 16, 4, 8)
+
+    References:
+      Dai, Yang, Yang, Carbonell, Le, Salakhutdinov, "Transformer-XL: Attentive Language Models
+      beyond a Fixed-Length Context", ACL 2019, arXiv:1901.02860, section 3.3; Ying, Cai, Luo,
+      Zheng, Ke, He, Shen, Liu, "Do Transformers Really Perform Bad for Graph Representation?",
+      NeurIPS 2021, arXiv:2106.05234.
     """
+    if isinstance(function, ScoreMod):
+        raise TypeError(
+            f"score_mod: function must be a function, got {function!r}, which is a score modifier "
+            f"already. Use it as it is."
+        )
+    check_function("score_mod", function, "def decay(scores, q, k, head_ids, *, rates)")
+    check_parameters(function, "scores, q, k, head_ids", parameters)
     return Modifier(parameters, function)

@@ -1,8 +1,11 @@
 """Attention with linear biases."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flax_attn._checks import check_positive
 from flax_attn._pytree import pytree
 from flax_attn._record import Record
 from flax_attn.scores._leaves import as_leaf, of_heads
@@ -38,6 +41,8 @@ class ALiBi(ScoreMod):
 
     slopes: float | int | Float[Array, ""] | Float[Array, "N"]
 
+    per_head: ClassVar = ("slopes",)
+
     def __post_init__(self) -> None:
         slopes = as_leaf("ALiBi: slopes", self.slopes, {1: "one per head [N]", 0: "a number"})
         object.__setattr__(self, "slopes", slopes)
@@ -57,9 +62,9 @@ class ALiBi(ScoreMod):
 
         Raises:
           ValueError: If there is no head.
+          TypeError: If `num_heads` is not a whole number.
         """
-        if num_heads < 1:
-            raise ValueError(f"ALiBi.for_heads: num_heads must be at least 1, got {num_heads}.")
+        num_heads = check_positive("ALiBi.for_heads", "num_heads", num_heads)
         power = 2 ** (num_heads.bit_length() - 1)
         exponents = [8 * (h + 1) / power for h in range(power)]
         exponents += [4 * (2 * h + 1) / power for h in range(num_heads - power)]

@@ -1,8 +1,11 @@
 """Biases that grow with a distance between tokens: in space, or in forgetting."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flax_attn._integers import saturate
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
 from flax_attn.scores._leaves import as_leaf, of_heads
@@ -39,6 +42,8 @@ class DistanceBias(ScoreMod):
 
     weight: float | int | Float[Array, ""] | Float[Array, "N"]
     axes: tuple[str, ...] = static(default=("row", "col"))
+
+    per_head: ClassVar = ("weight",)
 
     def __post_init__(self) -> None:
         shapes = {0: "a number", 1: "one per head [N]"}
@@ -121,5 +126,8 @@ def names_of_axes(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _difference(mine: Array, theirs: Array, dtype: jnp.dtype) -> Float[Array, "..."]:
     if all(jnp.issubdtype(x.dtype, jnp.integer) for x in (mine, theirs)):
-        return (mine.astype(jnp.int32) - theirs.astype(jnp.int32)).astype(dtype)
+        # In two halves, of which none wraps: a sentinel is far, and times of today's clocks fit.
+        mine, theirs = saturate(mine), saturate(theirs)
+        high, low = (mine >> 16) - (theirs >> 16), (mine & 0xFFFF) - (theirs & 0xFFFF)
+        return high.astype(dtype) * 2**16 + low.astype(dtype)
     return mine.astype(dtype) - theirs.astype(dtype)

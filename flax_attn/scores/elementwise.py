@@ -1,11 +1,12 @@
 """Modifiers of one score by itself, or by its query's position."""
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flax_attn._integers import LARGEST, saturate
 from flax_attn._pytree import pytree
 from flax_attn._record import Record
 from flax_attn.scores._leaves import as_leaf, holds, of_heads
@@ -32,6 +33,8 @@ class Scale(ScoreMod):
     """
 
     factor: float | int | Float[Array, ""] | Float[Array, "N"]
+
+    per_head: ClassVar = ("factor",)
 
     def __post_init__(self) -> None:
         factor = as_leaf("Scale: factor", self.factor, {0: "a number", 1: "one per head [N]"})
@@ -78,6 +81,7 @@ class Temperature(ScoreMod):
         steps = _whole("Temperature: floor_scale", self.floor_scale)
         if not holds(lambda x: x >= 1, steps):
             raise ValueError(f"Temperature: floor_scale must be at least 1, got {steps}.")
+        steps = saturate(steps) if hasattr(steps, "dtype") else min(steps, LARGEST)
         object.__setattr__(self, "floor_scale", steps)
         growth = as_leaf("Temperature: attn_scale", self.attn_scale, {0: "a number"})
         object.__setattr__(self, "attn_scale", growth)
@@ -86,7 +90,7 @@ class Temperature(ScoreMod):
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
         """The scaled scores."""
-        length = jnp.asarray(self.floor_scale).astype(jnp.int32)
+        length = saturate(jnp.asarray(self.floor_scale))
         steps = (jnp.maximum(q.positions, 0) + 1) // length
         growth = jnp.asarray(self.attn_scale).astype(scores.dtype)
         return scores * (1 + growth * jnp.log1p(steps.astype(scores.dtype)))

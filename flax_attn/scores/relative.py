@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +41,8 @@ class RelativeBias(ScoreMod):
     """
 
     table: Float[Array, "R N"]
+
+    per_head: ClassVar = ("table",)
 
     def __post_init__(self) -> None:
         table = as_leaf("RelativeBias: table", self.table, {2: "[2 M + 1, N]"})
@@ -106,6 +109,8 @@ class T5Bias(ScoreMod):
     table: Float[Array, "R N"]
     max_distance: int = static(default=128)
     bidirectional: bool = static(default=True)
+
+    per_head: ClassVar = ("table",)
 
     def __post_init__(self) -> None:
         table = as_leaf("T5Bias: table", self.table, {2: "[num_buckets, N]"})

@@ -1,6 +1,7 @@
 """Learned biases of relative positions in a picture."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
+from flax_attn.coords import as_place
 from flax_attn.scores._leaves import as_leaf, check_heads, take
 from flax_attn.scores._score_mod import ScoreMod
 from flax_attn.scores.distance import names_of_axes
@@ -47,7 +49,14 @@ class RelativeBias2D(ScoreMod):
     window: tuple[int, int] = static()
     axes: tuple[str, str] = static(default=("row", "col"))
 
+    per_head: ClassVar = ("table",)
+
     def __post_init__(self) -> None:
+        if not isinstance(self.window, tuple | list):
+            raise TypeError(
+                f"RelativeBias2D: window must be (height, width), got {self.window!r}. A square "
+                f"has the number twice."
+            )
         object.__setattr__(self, "window", tuple(self.window))
         object.__setattr__(self, "axes", names_of_axes("RelativeBias2D", self.axes))
         if len(self.axes) != 2 or len(self.window) != 2 or min(self.window) < 1:
@@ -75,7 +84,7 @@ class RelativeBias2D(ScoreMod):
         # Only the places are kept for the gradients, not the row number of each score.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def look_up(table: Array, rows: tuple[Array, Array], cols: tuple[Array, Array]) -> Array:
-            down, right = ((i - j).astype(jnp.int32) for i, j in (rows, cols))
+            down, right = (as_place(i) - as_place(j) for i, j in (rows, cols))
             row = jnp.clip(down, 1 - height, height - 1) + height - 1
             col = jnp.clip(right, 1 - width, width - 1) + width - 1
             return take(table, row * (2 * width - 1) + col, head_ids)

@@ -22,28 +22,37 @@ def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     Otherwise it stores what both need, though it be as large as an image and cheap to compute:
     gates that are broadcast, an image of bfloat16 as one of float32.
     """
-    return tuple(apart_p.bind(*arrays))
+    return tuple(apart_p.bind(*arrays, cotangents=True))
 
 
-def _apart_jvp(primals: Sequence[jax.Array], tangents: Sequence[Any]) -> tuple[list, list]:
+def _apart_jvp(
+    primals: Sequence[jax.Array], tangents: Sequence[Any], **settings: bool
+) -> tuple[list, list]:
     moving = [t for t in tangents if not isinstance(t, ad.Zero)]
-    moved = iter(apart_p.bind(*moving))
-    return apart_p.bind(*primals), [t if isinstance(t, ad.Zero) else next(moved) for t in tangents]
+    moved = iter(apart_p.bind(*moving, **settings))
+    changes = [t if isinstance(t, ad.Zero) else next(moved) for t in tangents]
+    return apart_p.bind(*primals, **settings), changes
 
 
-def _apart_transpose(cotangents: Sequence[Any], *arrays: Any) -> list[jax.Array]:
-    return apart_p.bind(*map(ad.instantiate_zeros, cotangents))
+def _apart_transpose(given: Sequence[Any], *arrays: Any, cotangents: bool) -> list[jax.Array]:
+    whole = [ad.instantiate_zeros(cotangent) for cotangent in given]
+    return apart_p.bind(*whole, cotangents=True) if cotangents else whole
 
 
-apart_p.def_impl(lambda *arrays: list(arrays))
-apart_p.def_abstract_eval(lambda *arrays: list(arrays))
+apart_p.def_impl(lambda *arrays, cotangents: list(arrays))
+apart_p.def_abstract_eval(lambda *arrays, cotangents: list(arrays))
 ad.primitive_jvps[apart_p] = _apart_jvp
 ad.primitive_transposes[apart_p] = _apart_transpose
-batching.primitive_batchers[apart_p] = lambda arrays, axes: (apart_p.bind(*arrays), axes)
-mlir.register_lowering(apart_p, lambda context, *arrays: arrays)
+batching.primitive_batchers[apart_p] = lambda arrays, axes, **settings: (
+    apart_p.bind(*arrays, **settings),
+    axes,
+)
+mlir.register_lowering(apart_p, lambda context, *arrays, cotangents: arrays)
 mlir.register_lowering(
     apart_p,
-    mlir.lower_fun(lambda *arrays: lax.optimization_barrier(arrays), multiple_results=True),
+    mlir.lower_fun(
+        lambda *arrays, cotangents: lax.optimization_barrier(arrays), multiple_results=True
+    ),
     platform="cpu",
 )
 
@@ -51,9 +60,14 @@ mlir.register_lowering(
 def again(x: jax.Array, *after: jax.Array) -> jax.Array:
     """The image, to be read once more, after others were computed; see `apart`.
 
-    One whose dtype needs no conversion is left to XLA.
+    One whose dtype needs no conversion is left to XLA. Its cotangent is added to others where it is
+    computed: XLA (seen since jaxlib 0.12) stores what is apart.
     """
-    return x if statistics_dtype(x.dtype) == x.dtype else apart(x, *after)[0]
+    return x if _is_wide(x) else apart_p.bind(x, *after, cotangents=False)[0]
+
+
+def _is_wide(x: jax.Array) -> bool:
+    return statistics_dtype(x.dtype) == x.dtype
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -146,7 +160,7 @@ def _change(
     for i, tangent in enumerate(tangents):
         operands = apart(*operands)  # nothing of the size of the image is kept for the next
         parts.append(part(i, [wide(a) for a in operands], tangent))
-    return functools.reduce(lambda change, more: again(change) + more, parts)
+    return functools.reduce(lambda a, b: (a if _is_wide(a) else apart(a)[0]) + b, parts)
 
 
 @elementwise
@@ -163,4 +177,4 @@ gate_sum = elementwise(lambda x, *gates: functools.reduce(jnp.add, gates))
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     """y + b for each place, `b` having the last axes of y; in the dtype of y."""
     bias = expand_rank(bias, y.ndim)
-    return y + bias.astype(y.dtype) if statistics_dtype(y.dtype) == y.dtype else add(y, bias)
+    return y + bias.astype(y.dtype) if _is_wide(y) else add(y, bias)

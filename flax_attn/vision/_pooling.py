@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import statistics_dtype
+from flax_attn._devices import devices_dependent
 from flax_attn.vision._memory import again, apart
 
 LARGE = 2**21  # entries of an image
@@ -47,9 +48,10 @@ def _neighbours(x: jax.Array) -> int:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)  # traced once, however many layers have it
 def _sum_in_rows(count: int, x: jax.Array) -> jax.Array:
-    """The sum over height and width, on CPUs of rows that hold `count` places.
+    """The sum over height and width, on one CPU of rows that hold `count` places.
 
-    Derivatives are those of the plain sum: XLA spreads a field over an image faster than over rows.
+    Rows would join what lies on several devices. Derivatives are those of the plain sum: XLA
+    spreads a field over an image faster than over rows.
     """
 
     def in_rows(x: jax.Array) -> jax.Array:
@@ -58,7 +60,8 @@ def _sum_in_rows(count: int, x: jax.Array) -> jax.Array:
         (sums,) = apart(jnp.sum(rows, axis=-2))
         return jnp.sum(sums.reshape(*batch, count, features), axis=-2)
 
-    return lax.platform_dependent(x, cpu=in_rows, default=_sum)
+    on_cpus = functools.partial(devices_dependent, one=in_rows, several=_sum)
+    return lax.platform_dependent(x, cpu=on_cpus, default=_sum)
 
 
 @_sum_in_rows.defjvp

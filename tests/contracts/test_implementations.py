@@ -500,7 +500,7 @@ def data_of(mask, modifier, layout, rate):
         sides.append(
             {n: jnp.asarray(v, v.dtype if v.dtype == bool else np.int32) for n, v in whole.items()}
         )
-    keep = kept(layout) if rate else np.ones((B, N, T, S), bool)
+    keep = kept() if rate else np.ones((B, N, T, S), bool)
     number = [
         jnp.int32(list(table).index(x)) for table, x in ((MASKS, mask), (MODIFIERS, modifier))
     ]
@@ -510,16 +510,10 @@ def data_of(mask, modifier, layout, rate):
 
 
 @functools.cache
-def kept(layout):
-    """What dropout keeps `[B, N, T, S]`; it counts positions, which differ between sequences."""
-    sides = [jnp.asarray(fields["positions"], jnp.int32) for fields in tokens(layout)]
-    rows = [
-        Dropout(RATE, jax.random.key(5), batch_ids=jnp.array([b])).keep(
-            (1,), jnp.arange(N), *(side[b] for side in sides)
-        )
-        for b in range(B)
-    ]
-    return np.concatenate([np.asarray(row) for row in rows])
+def kept():
+    """What dropout keeps `[B, N, T, S]`: it counts tokens, whatever their positions are."""
+    ids = (np.arange(length, dtype=np.int32) for length in (N, T, S))
+    return np.asarray(Dropout(RATE, jax.random.key(5)).keep((B,), *ids))
 
 
 def oracle_of(s, x, seen, normalizer, keep=True, rate=0.0):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from flax_attn import Coords, masks
+from flax_attn import Coords, make_plan, masks
 from flax_attn._record import MissingFieldError, Record
 from flax_attn.coords import to_record
 from flax_attn.masks import _bounds as bd
@@ -436,21 +436,29 @@ def kinds_of(mask, positions, block=(1, 2)):
 def test_a_sum_that_may_wrap_is_partial_and_others_are_decided():
     @masks.relation
     def after(q, k):
-        return q.positions + 10 > k.positions
+        return q.place + 10 > k.place
 
-    positions = [0, 1, INT_MAX - 5, INT_MAX - 4]
-    np.testing.assert_array_equal(
-        kinds_of(after(), positions, (2, 2)), [[FULL, EMPTY], [PARTIAL, PARTIAL]]
-    )
+    coords = Coords.arange(4).with_features(place=np.array([0, 1, INT_MAX - 5, INT_MAX - 4]))
+    kinds = make_plan(after(), coords, block=(2, 2)).kinds[0, 0]
+    np.testing.assert_array_equal(kinds, [[FULL, EMPTY], [PARTIAL, PARTIAL]])
 
 
-def test_the_distance_of_far_positions_may_wrap():
+def test_the_distance_of_far_positions_does_not_wrap():
+    """Positions count as at most 2³⁰ − 1; as a feature they may wrap, which is not decided."""
     positions = [-INT_MAX, -INT_MAX + 1, INT_MAX - 1, INT_MAX]
-    kinds = kinds_of(masks.Window(10, 0), positions, (2, 2))
-    np.testing.assert_array_equal(kinds, [[PARTIAL, PARTIAL], [PARTIAL, PARTIAL]])
-    assert (
-        kinds_of(masks.Causal(), positions, (2, 2)) == [[PARTIAL, EMPTY], [FULL, PARTIAL]]
-    ).all()
+    for mask, wanted in (
+        (masks.Window(10, 0), [[FULL, EMPTY], [EMPTY, FULL]]),
+        (masks.Causal(), [[FULL, EMPTY], [FULL, FULL]]),
+    ):
+        np.testing.assert_array_equal(kinds_of(mask, positions, (2, 2)), wanted)
+
+    @masks.relation
+    def near(q, k):
+        return abs(q.place - k.place) <= 10
+
+    coords = Coords.arange(4).with_features(place=np.array(positions))
+    kinds = make_plan(near(), coords, block=(2, 2)).kinds[0, 0]
+    np.testing.assert_array_equal(kinds, [[FULL, PARTIAL], [PARTIAL, FULL]])
 
 
 def test_an_unknown_primitive_makes_partial_and_is_named():

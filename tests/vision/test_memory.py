@@ -35,7 +35,7 @@ GATES = {
     "SimAM": 0.01,
     "ChannelAttention": 0.03,
     "SpatialAttention": 0.08,
-    "CBAM": 0.09,
+    "CBAM": 0.1,
     "SCSE": 0.05,
 }
 DTYPES = ["float32", "bfloat16"]

@@ -1,0 +1,97 @@
+"""What coordinates are made of, checked: numbers of tokens, fields, indices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+
+from flax_attn._checks import check_at_least
+from flax_attn._integers import as_bound, as_ids, integers, known
+
+
+def as_length(owner: str, name: str, length: Any) -> Any:
+    """A number of tokens, which `jax.export` may not know yet."""
+    return length if is_symbolic_dim(length) else check_at_least(owner, name, length, 0)
+
+
+def as_positions(positions: Any) -> Any:
+    """Positions as int32; those beyond are its ends."""
+    if positions is None or isinstance(positions, str):
+        kind = type(positions).__name__
+        raise TypeError(f"Coords: positions must be integers, got {kind}. Write Coords.arange(T).")
+    fix = "Write positions.astype(jnp.int32); what is a fraction, such as a time, is a feature."
+    return as_bound("Coords: positions", positions, fix)
+
+
+def as_segments(segment_ids: Any) -> Any:
+    """Numbers of sequences, which must fit int32 where they are known."""
+    fix = "Number the sequences from 0, as np.unique(segment_ids, return_inverse=True)[1] does."
+    return as_ids("Coords: segment_ids", segment_ids, fix)
+
+
+def as_booleans(name: str, values: Any) -> Any:
+    """An array of booleans."""
+    if not hasattr(values, "dtype"):
+        values = jnp.asarray(values)
+    if values.dtype != jnp.bool_:
+        raise TypeError(
+            f"Coords: {name} must be boolean, True for tokens that count, got {values.dtype}. "
+            f"Write {name}.astype(bool)."
+        )
+    return jnp.asarray(values)
+
+
+def as_feature(name: str, values: Any) -> Any:
+    """The array as it is, if JAX has its dtype; wider integers of NumPy as int32, if they fit."""
+    given = values
+    if not hasattr(values, "dtype"):
+        values = np.asarray(values)
+    if values.dtype.kind in "OUS" and not _is_whole(values):
+        raise TypeError(f"Coords: {name} must be an array of numbers, got {type(given).__name__}.")
+    if values.dtype.kind == "O" or (
+        values.dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
+    ):
+        fix = f"Number what it counts from 0, or cut a bound: np.clip({name}, -2**31, 2**31 - 1)."
+        return as_ids(f"Coords: {name}", values, fix)
+    return values if values is given else jnp.asarray(values)
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    return all(type(x) is int for x in values.flat)
+
+
+def check_index(index: Any, length: int) -> Any:
+    """A slice, or an array of numbers; those that are known lie within."""
+    if isinstance(index, slice):
+        return index
+    if isinstance(index, int | np.integer):
+        raise TypeError(
+            f"Coords: an index must keep the token axis, got {index}. Write coords[[{index}]]."
+        )
+    if isinstance(index, list):
+        index = np.asarray(index, None if index else np.int32)
+    if not hasattr(index, "dtype"):
+        raise TypeError(
+            f"Coords: an index must be a slice of the tokens or an array of numbers, got "
+            f"{index!r}. For other axes use jax.tree.map(lambda x: x[...], coords)."
+        )
+    if index.dtype == jnp.bool_:
+        raise TypeError(
+            "Coords: an index must be integers, got booleans, whose number of tokens jit cannot "
+            "know. Write coords[jnp.flatnonzero(index)], or mark tokens in Coords.valid."
+        )
+    numbers = known(integers("Coords: an index", index))
+    if index.ndim != 1:
+        raise ValueError(f"Coords: an index must be [X], got {list(index.shape)}.")
+    if (
+        numbers is not None
+        and numbers.size
+        and not (-length <= numbers.min() and numbers.max() < length)
+    ):
+        raise IndexError(
+            f"Coords: an index must lie in 0 ... {length - 1}, got {numbers.min()} ... "
+            f"{numbers.max()}."
+        )
+    return index

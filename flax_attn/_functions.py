@@ -1,0 +1,109 @@
+"""Functions that users give to masks and score modifiers: their errors, and their pickling."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+DECISIONS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def check_function(owner: str, function: Any, example: str) -> None:
+    """Raise unless a function has come.
+
+    Args:
+      owner: The public function, for the message.
+      function: What was given.
+      example: How such a function begins.
+    """
+    if not callable(function) or inspect.isclass(function):
+        kind = function.__name__ if inspect.isclass(function) else type(function).__name__
+        raise TypeError(f"{owner}: function must be a function, {example}, got {kind}.")
+
+
+def name_of(function: Any) -> str:
+    """The name of a function; of another callable, that of its type."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict[str, Any]) -> None:
+    """Raise unless a function can be called with some inputs and these parameters.
+
+    Args:
+      function: The function.
+      inputs: Names of what it is called with, `"q, k"`.
+      parameters: What else, by name.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    count = len(inputs.split(", "))
+    try:
+        signature.bind(*[None] * count, **parameters)
+    except TypeError as error:
+        name = name_of(function)
+        raise TypeError(
+            f"{name}: the function is called as {name}({inputs}, **parameters) with the parameters "
+            f"that are given here by name, {', '.join(parameters) or 'none'}, but {error}. It is "
+            f"{name}{signature}."
+        ) from None
+
+
+def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: Any) -> Any:
+    """Call a user's function; say what to write where it decides by the value of an array.
+
+    Args:
+      function: The function.
+      kind: `"relation"` or `"score modifier"`, for the message.
+      *inputs: What it is called with.
+      **parameters: What else.
+    """
+    try:
+        return function(*inputs, **parameters)
+    except (ValueError, TypeError) as error:
+        texts = ("truth value of an array", "Only scalar arrays", "Only integer scalar arrays")
+        undecided = any(text in str(error) for text in texts)
+        if not undecided and not isinstance(error, DECISIONS):
+            raise
+        raise TypeError(
+            f"{name_of(function)}: a {kind} works on many tokens at once, so its arrays have no "
+            f"single value. Write (a) & (b), (a) | (b), ~(a) for and, or, not; (a <= b) & (b <= c) "
+            f"for a <= b <= c; jnp.where for if; jnp.maximum and jnp.minimum for max and min; jnp "
+            f"for np."
+        ) from error
+
+
+def by_name(function: Callable[..., Any]) -> Any:
+    """A function for pickle: itself, or where its name now means what it was made into, that name.
+
+    `@relation` leaves the maker of a mask under the function's name, which pickle would refuse.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    try:
+        if _made_of(_find(module, name)) is function:
+            return module, name
+    except (AttributeError, ImportError, TypeError, ValueError):
+        pass
+    return function
+
+
+def from_name(named: Any) -> Callable[..., Any]:
+    """The function that `by_name` has named."""
+    return _made_of(_find(*named)) if isinstance(named, tuple) else named
+
+
+def _find(module: Any, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+def _made_of(made: Any) -> Any:
+    """The function that a maker of masks, or a score modifier, is made of."""
+    return made.function

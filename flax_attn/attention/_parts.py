@@ -1,0 +1,85 @@
+"""Checks of the arrays within masks and score modifiers: numbers per head, and aligned axes."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_attn._checks import broadcasts_to
+from flax_attn.coords import Aligned
+from flax_attn.masks import Mask
+from flax_attn.scores import ScoreMod
+
+
+def check_numbers_of_heads(function: str, part: Any, num_heads: int) -> None:
+    """Raise if a part has numbers for more or fewer heads than there are.
+
+    It is asked where heads are counted from 0, as no `head_ids` are given.
+
+    Args:
+      function: The public function, for the message.
+      part: A mask or a score modifier; anything else has none.
+      num_heads: N.
+    """
+    for name, axis, count in _numbers_of_heads(part):
+        if count != num_heads:
+            owner, field = name.split(": ")
+            table = "[N]" if axis == 0 else "[..., N]"
+            fix = f"ALiBi.for_heads({num_heads})" if owner == "ALiBi" else f"{num_heads} numbers"
+            raise ValueError(
+                f"{function}: {field} of {owner} must be {table} for N = {num_heads} query heads, "
+                f"got {count}. Give {fix}; or head_ids, the numbers of these heads among all "
+                f"{count}, where a device has a part of them."
+            )
+
+
+def _numbers_of_heads(part: Any) -> Iterator[tuple[str, int, int]]:
+    """Name, axis and number of heads of every array of a part that has numbers per head."""
+    if isinstance(part, dict):
+        for value in part.values():
+            yield from _numbers_of_heads(value)
+        return
+    if not isinstance(part, Mask | ScoreMod):
+        return
+    for name in part.per_head:
+        shape = jnp.shape(getattr(part, name)) if getattr(part, name) is not None else ()
+        if shape:
+            yield f"{type(part).__name__}: {name}", len(shape) - 1, shape[-1]
+    if dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            if not field.metadata.get("static"):
+                yield from _numbers_of_heads(getattr(part, field.name))
+
+
+def name_all_axes(function: str, part: Mask | ScoreMod, array: Aligned) -> tuple[str, jax.Array]:
+    """The axes of an array with those of batch and heads, which it may lack, and the array.
+
+    Every implementation then hands out parts of one rank.
+    """
+    axes, values = array.axes, jnp.asarray(array.values)
+    rest = axes.removeprefix("b").removeprefix("n")
+    if set(rest) & {"b", "n"} or len(set(rest)) < len(rest):
+        raise ValueError(
+            f"{function}: the axes {axes!r} of an array in {part!r} must be different letters, b "
+            f"and n first: 'bn', 'bnt', 'bns', 'bnts'. Move the axes of the array."
+        )
+    if "n" not in axes:
+        values = jnp.expand_dims(values, values.ndim - len(rest))
+    return "bn" + rest, values
+
+
+def check_sizes(
+    function: str, part: Mask | ScoreMod, axes: str, array: jax.Array, shape: tuple[int, ...]
+) -> None:
+    """Raise unless an array with the axes `axes` broadcasts to scores of that shape."""
+    *batch, num_heads, length_q, length_k = shape
+    sizes = {"n": num_heads, "t": length_q, "s": length_k}
+    own = zip(axes[1:], array.shape[len(batch) :], strict=True)
+    wanted = (*batch, *(sizes.get(letter, size) for letter, size in own))
+    if not broadcasts_to(array.shape, wanted):
+        raise ValueError(
+            f"{function}: the array with the axes {axes!r} in {part!r} must broadcast to "
+            f"{list(wanted)}, got {list(array.shape)}."
+        )
