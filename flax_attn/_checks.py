@@ -33,7 +33,7 @@ def check_array(owner: str, name: str, array: jax.Array) -> None:
     """Raise unless an array, of NumPy or JAX, has come."""
     if isinstance(array, jax.Array | np.ndarray):
         return
-    if not hasattr(array, "dtype"):
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
         raise TypeError(
             f"{owner}: {name} must be an array, got {type(array).__name__}. "
             f"Wrap it: jnp.asarray({name})."
@@ -75,14 +75,15 @@ def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
 def check_maps(function: str, **maps: Any) -> None:
     """Raise unless each map is one, or a sequence of them; None stands for one left out."""
     for name, given in maps.items():
-        many = isinstance(given, Sequence) and not isinstance(given, str)
+        many = isinstance(given, Sequence) and not isinstance(given, str) and not callable(given)
         for number, one in enumerate(given if many else [given]):
             if one is not None:
                 _check_map(function, f"{name}[{number}]" if many else name, one)
 
 
 def _check_map(function: str, name: str, given: Any) -> None:
-    kind = "function" if name.endswith("_fn") or name == "attention" else "map"
+    attention = name in ("attention", "attention_fn")
+    kind = "function" if attention or name.endswith("_fn") else "map"
     fix = "Bind arrays by flax_attn.maps, such as maps.dense(kernel, bias)."
     got = type(given).__name__
     if isinstance(given, jax.Array | np.ndarray) or hasattr(given, "__jax_array__"):
@@ -91,16 +92,15 @@ def _check_map(function: str, name: str, given: Any) -> None:
     elif isinstance(given, Mapping):
         fix = f"Bind its arrays, as maps.dense({name}['kernel'], {name}['bias'])."
     elif isinstance(given, str):
-        got, fix = repr(given), f"Pass the function, as jax.nn.{given}."
+        function_of_name = "flax_attn.dot_product_attention" if attention else f"jax.nn.{given}"
+        got, fix = repr(given), f"Pass the function, as {function_of_name}."
     elif isinstance(given, type):
         got, fix = f"the class {given.__name__}", "Make one of it."
     elif type(given).__module__.partition(".")[0] == "torch":
         got, fix = f"torch's {got}", "Bind its weights: maps.dense(jnp.asarray(weight.T.numpy()))."
     elif callable(given):
         return
-    raise TypeError(
-        f"{function}: {name} must be a {kind}, callable from array to array, got {got}. {fix}"
-    )
+    raise TypeError(f"{function}: {name} must be a {kind} from array to array, got {got}. {fix}")
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -121,7 +121,9 @@ def as_integer(function: str, name: str, number: int) -> int:
     try:
         return operator.index(number)
     except TypeError:
-        raise TypeError(f"{function}: {name} must be one whole number, got {number!r}.") from None
+        shape = getattr(number, "shape", ())
+        got = f"an array {list(shape)}" if shape else repr(number)
+        raise TypeError(f"{function}: {name} must be one whole number, got {got}.") from None
 
 
 def check_features(
@@ -130,6 +132,8 @@ def check_features(
     """Raise unless `x` is an array of the width that the module was made for."""
     check_array(module, name, x)
     if x.shape[-1:] != (features,):
+        if x.shape[-3:-2] == (features,):
+            fix = fix or f"Images are [*B, H, W, C]: jnp.moveaxis({name}, -3, -1)."
         raise ValueError(
             f"{module}: {name} must have the {features} channels that the module was made for, "
             f"got {list(x.shape)}. {fix}".rstrip()

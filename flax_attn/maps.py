@@ -146,8 +146,7 @@ def depthwise_conv(
       >>> maps.depthwise_conv(jnp.ones((3, 3, 1, 5)))(jnp.ones((2, 8, 8, 5))).shape
       (2, 8, 8, 5)
     """
-    check_arrays("depthwise_conv", kernel=kernel)
-    name, groups = "depthwise_conv", kernel.shape[-1]
+    name, groups = "depthwise_conv", getattr(kernel, "shape", (1,))[-1]
     return _bind_conv(name, 2, kernel, bias, strides, dilation, groups, padding, precision)
 
 

@@ -29,6 +29,24 @@ _WEIGHTS_OPTIONS = (
 )
 
 
+def _called_first(
+    function: Callable[..., Callable[..., jax.Array]],
+) -> Callable[..., Callable[..., jax.Array]]:
+    """Say what to do where `function` itself is called with queries, keys and values."""
+
+    @functools.wraps(function)
+    def call(*arrays: Any, **options: Any) -> Callable[..., jax.Array]:
+        if arrays:
+            raise TypeError(
+                f"{function.__name__}: options are passed by name, got {len(arrays)} arguments by "
+                f"position. It makes the function that takes arrays: attention_fn=attention_fn()."
+            )
+        return function(**options)
+
+    return call
+
+
+@_called_first
 def attention_fn(**options: Any) -> Callable[..., jax.Array]:
     """Make an `attention_fn` for Flax's own `MultiHeadAttention`, Linen's or NNX's.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flax_attn._checks import check_array
+from flax_attn._checks import as_integer, check_array, check_maps
 from flax_attn._jax import varying_axes
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
@@ -42,6 +42,10 @@ def head_sizes(
     axis_name: str | None,
 ) -> HeadSizes:
     """Settle the numbers that may be left out, and check them."""
+    numbers = {"num_kv_heads": num_kv_heads, "qkv_features": qkv_features, "head_dim": head_dim}
+    for name, number in {"num_heads": num_heads, **numbers}.items():
+        if number is not None:
+            as_integer(MODULE, name, number)
     if num_heads < 1:
         raise ValueError(f"{MODULE}: num_heads must be at least 1, got {num_heads}.")
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -183,7 +187,7 @@ def as_boolean(owner: str, mask: Any) -> Any:
 
     Anything but an array is returned as it is.
     """
-    if isinstance(mask, list | tuple):
+    if isinstance(mask, list | tuple) and np.asarray(mask).dtype != object:
         mask = np.asarray(mask)
     if mask is None or not hasattr(mask, "dtype"):
         return mask
@@ -216,6 +220,7 @@ def adapted(
       attention_fn: The function.
       *axis_names: Axes of a surrounding `shard_map` that split heads or batch, but no sequence.
     """
+    check_maps(MODULE, attention_fn=attention_fn)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
         if not query.dtype == key.dtype == value.dtype:

@@ -6,7 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flax_attn._checks import as_floating, broadcasts_to, check_maps, expand_rank, statistics_dtype
+from flax_attn._checks import (
+    as_floating,
+    broadcasts_to,
+    check_maps,
+    expand_rank,
+    statistics_dtype,
+)
 from flax_attn.attention._finite import finite, not_finite, sees
 from flax_attn.masks import Mask
 from flax_attn.masks._mask import kind_of
@@ -90,7 +96,10 @@ def additive_attention(
         )
     mask = None if mask is None else jnp.asarray(mask)
     if mask is not None and mask.dtype != jnp.bool_:
-        raise TypeError(f"{function}: mask must be boolean, True = attend, got {mask.dtype}.")
+        raise TypeError(
+            f"{function}: mask must be boolean, True = attend, got {mask.dtype}. Write "
+            f"mask.astype(bool) for zeros and ones."
+        )
     if mask is not None and not broadcasts_to(mask.shape, weights_shape):
         raise ValueError(
             f"{function}: mask must broadcast to [*B, T, S] = {list(weights_shape)}, "

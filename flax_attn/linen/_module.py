@@ -10,7 +10,7 @@ class Module(nn.Module):
     """`flax.linen.Module`, which says that it infers the channels of its input."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Refuse the arguments of the NNX module."""
+        """Refuse the arguments of the NNX module, and a normalisation that is made already."""
         fields = [
             field for field in dataclasses.fields(cls) if field.name not in ("parent", "name")
         ]
@@ -25,5 +25,11 @@ class Module(nn.Module):
             raise TypeError(
                 f"{cls.__name__}: options are passed by name, and the channels are inferred from "
                 f"the input, got {got}. Write {cls.__name__}(); the keys go to init."
+            )
+        if isinstance(options.get("norm"), nn.Module):
+            raise TypeError(
+                f"{cls.__name__}: norm must make the normalisation, got one, "
+                f"{type(options['norm']).__name__}. Pass the class, or "
+                f"functools.partial(nn.BatchNorm, use_running_average=not train)."
             )
         return super().__new__(cls)

@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import importlib
+import inspect
 from typing import Any, Self
 
 from flax import nnx
+
+from flax_attn._checks import check_positive
 
 
 class Module(nnx.Module):
@@ -16,12 +19,11 @@ class Module(nnx.Module):
     """
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Check the keys before anything is drawn from them."""
-        if _is_ours(cls) and "rngs" in options and not isinstance(options["rngs"], nnx.Rngs):
-            raise TypeError(
-                f"{cls.__name__}: rngs must be an nnx.Rngs, got {type(options['rngs']).__name__}. "
-                f"Wrap a key or a seed: rngs=nnx.Rngs(key)."
-            )
+        """Check what all modules are made with, before anything is drawn."""
+        constructor = getattr(cls, "__init__")  # noqa: B009  mypy finds cls.__init__ unsound
+        if constructor.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            names = list(inspect.signature(constructor).parameters)[1:]
+            _check(cls.__name__, dict(zip(names, args, strict=False)) | options)
         return super().__new__(cls)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -33,10 +35,20 @@ class Module(nnx.Module):
         super().__setstate__({name: _from_name(value) for name, value in state.items()})
 
 
-def _is_ours(cls: type) -> bool:
-    """Whether `rngs` means what it does here; a subclass may have a constructor of its own."""
-    constructor = getattr(cls, "__init__")  # noqa: B009  mypy finds cls.__init__ unsound
-    return constructor.__module__.partition(".")[0] == __name__.partition(".")[0]
+def _check(module: str, given: dict[str, Any]) -> None:
+    if "in_features" in given:
+        check_positive(module, "in_features", given["in_features"])
+    if "rngs" in given and not isinstance(given["rngs"], nnx.Rngs):
+        raise TypeError(
+            f"{module}: rngs must be an nnx.Rngs, got {type(given['rngs']).__name__}. "
+            f"Wrap a key or a seed: rngs=nnx.Rngs(key)."
+        )
+    norm = given.get("norm")
+    if isinstance(norm, nnx.Module):
+        raise TypeError(
+            f"{module}: norm must make the normalisation, got one, {type(norm).__name__}. Pass the "
+            f"class, or functools.partial(nnx.BatchNorm, momentum=0.9)."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

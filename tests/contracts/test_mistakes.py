@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 from flax_attn import (
     additive_attention,
+    attention,
     dot_product_attention,
     linen,
     maps,
+    masks,
     multi_head_attention,
     nnx,
     vision,
@@ -60,7 +63,7 @@ def test_arrays_in_place_of_maps_are_refused_by_name(name):
             message = refusal(getattr(vision, name), *inputs, **{**bound, parameter.name: array})
             assert message.startswith(f"{name}: {parameter.name}"), message
             if isinstance(array, str):
-                assert message.endswith("got 'relu'. Pass the function, as jax.nn.relu.")
+                assert "got 'relu'. Pass the function, as " in message
             else:
                 assert message.endswith("got an array [32, 32]. Bind it: maps.dense(kernel).")
 
@@ -99,7 +102,7 @@ NO_MAPS = {
 def test_what_is_no_map_is_refused_with_its_own_fix(name):
     given, fix = NO_MAPS[name]
     dense = maps.dense(KERNEL)
-    message = "query must be a map, callable from array to array, got "
+    message = "query must be a map from array to array, got "
     with pytest.raises(TypeError, match=f"multi_head_attention: {message}{fix}"):
         multi_head_attention(X, X, given, dense, dense, dense, num_heads=2)
     with pytest.raises(TypeError, match=r"additive_attention: key_map must be a map"):
@@ -194,3 +197,53 @@ def test_maps_of_every_kind_are_maps():
     bound = linen._layers.Dense(8).bind({"params": {"kernel": jnp.ones((4, 8)), "bias": X[0, 0]}})
     for one in (expand, bound, lambda h: h @ jnp.ones((4, 8)), jax.jit(maps.dense(KERNEL[:4]))):
         assert vision.squeeze_excite(x, LAYER, one).shape == x.shape
+
+
+def test_a_made_normalisation_and_widths_that_are_no_numbers_are_refused():
+    message = r"CoordinateAttention: norm must make the normalisation, got one, BatchNorm\. Pass"
+    made = flax_nnx.BatchNorm(8, rngs=flax_nnx.Rngs(0))
+    with pytest.raises(TypeError, match=message):
+        nnx.CoordinateAttention(16, norm=made, rngs=flax_nnx.Rngs(0))
+    with pytest.raises(TypeError, match=message + r".*use_running_average=not train"):
+        linen.CoordinateAttention(norm=flax_linen.BatchNorm())
+    for width, got in (
+        ((2, 4, 4, 16), r"\(2, 4, 4, 16\)"),
+        (16.0, r"16\.0"),
+        ("16", "'16'"),
+        (X, r"an array \[2, 5, 8\]"),
+    ):
+        with pytest.raises(TypeError, match=f"CBAM: in_features must be one whole .* got {got}"):
+            nnx.CBAM(width, rngs=flax_nnx.Rngs(0))
+    with pytest.raises(ValueError, match="CBAM: in_features must be at least 1, got 0"):
+        nnx.CBAM(in_features=0, rngs=flax_nnx.Rngs(0))
+    for options in ({"num_heads": 2.0}, {"num_heads": 2, "num_kv_heads": 1.0}):
+        name = list(options)[-1]
+        with pytest.raises(TypeError, match=f"MultiHeadAttention: {name} must be one whole number"):
+            nnx.MultiHeadAttention(in_features=8, **options, rngs=flax_nnx.Rngs(0))
+
+
+def test_images_of_pytorchs_layout_are_recognised():
+    with pytest.raises(ValueError, match=r"Images are .*: jnp\.moveaxis\(x, -3, -1\)"):
+        nnx.ECA(16, rngs=flax_nnx.Rngs(0))(jnp.ones((2, 16, 6, 6)))
+
+
+def test_attention_functions_that_are_none_are_refused():
+    for given, message in (
+        ("flash", r"attention_fn must be a function .* as flax_attn\.dot_product_attention"),
+        (
+            attention.attention_fn,
+            r"attention_fn: .* got 3 arguments by position.*_fn\(\)\.",
+        ),
+    ):
+        ours = nnx.MultiHeadAttention(2, 8, attention_fn=given, rngs=flax_nnx.Rngs(0))
+        with pytest.raises(TypeError, match=message):
+            ours(X)
+    theirs = flax_linen.MultiHeadAttention(2, attention_fn=attention.attention_fn)
+    with pytest.raises(TypeError, match=r"It makes the function .*attention_fn=attention_fn\(\)"):
+        theirs.init(jax.random.key(0), X)
+
+
+def test_lists_of_masks_are_not_read_as_numbers():
+    ours = nnx.MultiHeadAttention(2, 8, rngs=flax_nnx.Rngs(0))
+    with pytest.raises(TypeError, match="mask must be a boolean array or a Mask, got list"):
+        ours(X, mask=[masks.Causal()])
