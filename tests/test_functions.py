@@ -147,8 +147,11 @@ def test_errors_within_a_function_stay_what_they_are():
 
 
 CASES = {
-    "nothing": (relation(lambda q, k: None), "must return booleans, True where .*, got NoneType"),
-    "numbers": (relation(lambda q, k: q.positions - k.positions), "got int32. Compare"),
+    "nothing": (relation(lambda q, k: None), "must return booleans, got NoneType. True is where"),
+    "numbers": (
+        relation(lambda q, k: q.positions - k.positions),
+        "must return booleans, got int32",
+    ),
     "one record": (relation(lambda q: q), r"called as <lambda>\(q, k, \*\*parameters\)"),
     "indices": (relation(lambda b, h, i, j: i >= j), "missing a required argument: 'i'"),
     "no parameter": (near, "missing a required keyword-only argument: 'radius'"),

@@ -1,5 +1,6 @@
 """Masks and their algebra."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -23,9 +24,28 @@ class Mask:
 
     Attributes:
       per_head: Names of the fields that may hold one number per query head, on their last axis.
+      reads: What a mask without parameters reads, for messages.
     """
 
     per_head: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[str] = "positions, which are in the coordinates: Coords.arange(length)"
+
+    def __new__(cls, *arguments: Any, **options: Any) -> "Mask":
+        """Raise if a mask without parameters is given what its tokens should carry."""
+        bare = dataclasses.is_dataclass(cls) and not dataclasses.fields(cls)
+        if bare and (arguments or options):
+            given = ", ".join([type(x).__name__ for x in arguments] + list(options))
+            raise TypeError(
+                f"{cls.__name__}: it has no parameters, got {given}. Write masks.{cls.__name__}(): "
+                f"it reads {cls.reads}, given to attention as query_coords and key_coords."
+            )
+        return super().__new__(cls)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "a Mask is not an array, but a relation between tokens: give it to attention as mask=. "
+            "print(make_plan(mask, Coords.arange(length), block=(1, 1))) is its picture."
+        )
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """True where the query attends to the key."""
@@ -185,8 +205,8 @@ class Relation(Mask):
         if getattr(seen, "dtype", None) != jnp.bool_:
             kind = seen.dtype if hasattr(seen, "dtype") else type(seen).__name__
             raise TypeError(
-                f"{name}: a relation must return booleans, True where the query attends, got "
-                f"{kind}. Compare: q.positions >= k.positions."
+                f"{name}: a relation must return booleans, got {kind}. True is where the query "
+                f"attends: return q.positions >= k.positions."
             )
         if seen.ndim != rank:
             raise ValueError(
