@@ -87,6 +87,14 @@ def test_a_relation_may_return_a_constant():
         np.testing.assert_allclose(out, dot_product_attention(Q, K, V), atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [masks.Full(), masks.relation(lambda q, k: True)()], ids=repr)
+def test_a_mask_that_compares_nothing_needs_no_coordinates(mask):
+    """T ≠ S: what compares positions would have to be told them."""
+    out = dot_product_attention(Q[:, :5], K, V, mask=mask)
+    np.testing.assert_allclose(out, dot_product_attention(Q[:, :5], K, V), rtol=1e-6)
+    assert not np.asarray(dot_product_attention(Q[:, :5], K, V, mask=masks.Empty())).any()
+
+
 def relation(function):
     return lambda: dot_product_attention(Q, K, V, mask=masks.relation(function)())
 

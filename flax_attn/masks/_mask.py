@@ -93,7 +93,9 @@ class Mask:
 
 def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
     """The same answer for every pair of tokens."""
-    return jnp.full(jnp.broadcast_shapes(q.positions.shape, k.positions.shape), value)
+    # Not by `q.positions`: what a mask reads is recorded, and this one compares nothing.
+    sides = (record._fields["positions"].shape for record in (q, k))
+    return jnp.full(jnp.broadcast_shapes(*sides), value)
 
 
 def refuse(other: Any) -> Any:
@@ -198,16 +200,20 @@ class Relation(Mask):
     function: Callable[..., Bool[Array, "..."]] = static()
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
-        name, rank = name_of(self.function), q.positions.ndim
+        name = name_of(self.function)
         seen = call(self.function, "relation", q, k, **self.parameters)
         if isinstance(seen, bool):
-            return everywhere(seen, q, k)
+            seen = jnp.asarray(seen)
         if getattr(seen, "dtype", None) != jnp.bool_:
             kind = seen.dtype if hasattr(seen, "dtype") else type(seen).__name__
             raise TypeError(
                 f"{name}: a relation must return booleans, got {kind}. True is where the query "
                 f"attends: return q.positions >= k.positions."
             )
+        # Not by a field's name: what a relation reads is recorded.
+        rank = next((x.ndim for x in getattr(q, "_fields", {}).values()), seen.ndim)
+        if seen.ndim == 0:
+            return seen.reshape((1,) * rank)
         if seen.ndim != rank:
             raise ValueError(
                 f"{name}: a relation must return what broadcasts like the fields of q and k, of "
