@@ -29,11 +29,11 @@ from flax_attn.attention.dropout import Dropout, check_rate
 from flax_attn.coords import Aligned, Coords, to_record
 from flax_attn.masks import Causal, Dense, Full, Mask, Plan, Window
 from flax_attn.masks._intervals import reads
-from flax_attn.masks._mask import how_to_mask, kind_of
+from flax_attn.masks._mask import how_to_mask
 from flax_attn.normalizers import Normalizer, Sigmoid, Softmax, check_normalizer
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
-from flax_attn.scores._score_mod import how_to_modify
+from flax_attn.scores._score_mod import how_to_modify, kind_of
 
 POSITIONS = {("query", "positions"), ("key", "positions")}
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]

@@ -1,5 +1,6 @@
 """Masks and their algebra."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -23,9 +24,28 @@ class Mask:
 
     Attributes:
       per_head: Names of the fields that may hold one number per query head, on their last axis.
+      reads: What a mask without parameters reads, for messages.
     """
 
     per_head: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[str] = "positions, which are in the coordinates: Coords.arange(length)"
+
+    def __new__(cls, *arguments: Any, **options: Any) -> "Mask":
+        """Raise if a mask without parameters is given what its tokens should carry."""
+        bare = dataclasses.is_dataclass(cls) and not dataclasses.fields(cls)
+        if bare and (arguments or options):
+            given = ", ".join([type(x).__name__ for x in arguments] + list(options))
+            raise TypeError(
+                f"{cls.__name__}: it has no parameters, got {given}. Write masks.{cls.__name__}(): "
+                f"it reads {cls.reads}, given to attention as query_coords and key_coords."
+            )
+        return super().__new__(cls)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "a Mask is not an array, but a relation between tokens: give it to attention as mask=. "
+            "print(make_plan(mask, Coords.arange(length), block=(1, 1))) is its picture."
+        )
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """True where the query attends to the key."""
@@ -73,7 +93,9 @@ class Mask:
 
 def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
     """The same answer for every pair of tokens."""
-    return jnp.full(jnp.broadcast_shapes(q.positions.shape, k.positions.shape), value)
+    # Not by `q.positions`: what a mask reads is recorded, and this one compares nothing.
+    sides = (record._fields["positions"].shape for record in (q, k))
+    return jnp.full(jnp.broadcast_shapes(*sides), value)
 
 
 def refuse(other: Any) -> Any:
@@ -178,16 +200,20 @@ class Relation(Mask):
     function: Callable[..., Bool[Array, "..."]] = static()
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
-        name, rank = name_of(self.function), q.positions.ndim
+        name = name_of(self.function)
         seen = call(self.function, "relation", q, k, **self.parameters)
         if isinstance(seen, bool):
-            return everywhere(seen, q, k)
+            seen = jnp.asarray(seen)
         if getattr(seen, "dtype", None) != jnp.bool_:
             kind = seen.dtype if hasattr(seen, "dtype") else type(seen).__name__
             raise TypeError(
-                f"{name}: a relation must return booleans, True where the query attends, got "
-                f"{kind}. Compare: q.positions >= k.positions."
+                f"{name}: a relation must return booleans, got {kind}. True is where the query "
+                f"attends: return q.positions >= k.positions."
             )
+        # Not by a field's name: what a relation reads is recorded.
+        rank = next((x.ndim for x in getattr(q, "_fields", {}).values()), seen.ndim)
+        if seen.ndim == 0:
+            return seen.reshape((1,) * rank)
         if seen.ndim != rank:
             raise ValueError(
                 f"{name}: a relation must return what broadcasts like the fields of q and k, of "

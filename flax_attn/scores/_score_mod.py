@@ -60,10 +60,14 @@ class ScoreMod:
 
 def _refuse(other: Any) -> Any:
     """Raise because something is not a score modifier, and say how it becomes one."""
-    kind = f"the class {other.__name__}" if isinstance(other, type) else type(other).__name__
     raise TypeError(
-        f"a ScoreMod composes with a ScoreMod by >>, got {kind}. {how_to_modify(other)}"
+        f"a ScoreMod composes with a ScoreMod by >>, got {kind_of(other)}. {how_to_modify(other)}"
     )
+
+
+def kind_of(x: Any) -> str:
+    """What messages call a thing of the wrong kind: its type, or a class by its name."""
+    return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
 
 def how_to_modify(x: Any) -> str:
