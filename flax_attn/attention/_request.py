@@ -19,6 +19,7 @@ from flax_attn._checks import (
     statistics_dtype,
     warn,
 )
+from flax_attn._functions import kind_of
 from flax_attn._integers import as_bound, as_ids, saturate
 from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
@@ -33,7 +34,7 @@ from flax_attn.masks._mask import how_to_mask
 from flax_attn.normalizers import Normalizer, Sigmoid, Softmax, check_normalizer
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
-from flax_attn.scores._score_mod import how_to_modify, kind_of
+from flax_attn.scores._score_mod import how_to_modify
 
 POSITIONS = {("query", "positions"), ("key", "positions")}
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]

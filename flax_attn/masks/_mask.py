@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from flax_attn._functions import by_name, call, check_function, check_parameters, from_name, name_of
+from flax_attn._functions import (
+    by_name,
+    call,
+    check_function,
+    check_parameters,
+    from_name,
+    kind_of,
+    name_of,
+)
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -101,15 +109,6 @@ def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
 def refuse(other: Any) -> Any:
     """Raise because something is not a mask, and say how it becomes one."""
     raise TypeError(f"a Mask combines with a Mask, got {kind_of(other)}. {how_to_mask(other)}")
-
-
-def kind_of(x: Any) -> str:
-    """What messages call a thing of the wrong kind: its type, or a class or function by name."""
-    if isinstance(x, type):
-        return f"the class {x.__name__}"
-    if callable(x) and hasattr(x, "__name__"):
-        return f"the function {x.__name__}"
-    return type(x).__name__
 
 
 def how_to_mask(x: Any) -> str:

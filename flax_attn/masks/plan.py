@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int8
 
 from flax_attn._checks import as_integer
+from flax_attn._functions import kind_of
 from flax_attn._integers import as_ids, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import MissingFieldError, Record
 from flax_attn.coords import Aligned, Coords, PerHead, to_record
 from flax_attn.masks._bounds import Interval, Truth
 from flax_attn.masks._intervals import Blocks, interpret
-from flax_attn.masks._mask import Mask, how_to_mask, kind_of
+from flax_attn.masks._mask import Mask, how_to_mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 CHARACTERS = "·▒█"

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from flax_attn._functions import kind_of
 from flax_attn._integers import comparable
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
-from flax_attn.masks._mask import Mask, kind_of
+from flax_attn.masks._mask import Mask
 
 
 @pytree

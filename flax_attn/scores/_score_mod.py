@@ -6,7 +6,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flax_attn._functions import by_name, call, check_function, check_parameters, from_name, name_of
+from flax_attn._functions import (
+    by_name,
+    call,
+    check_function,
+    check_parameters,
+    from_name,
+    kind_of,
+    name_of,
+)
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -63,11 +71,6 @@ def _refuse(other: Any) -> Any:
     raise TypeError(
         f"a ScoreMod composes with a ScoreMod by >>, got {kind_of(other)}. {how_to_modify(other)}"
     )
-
-
-def kind_of(x: Any) -> str:
-    """What messages call a thing of the wrong kind: its type, or a class by its name."""
-    return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
 
 def how_to_modify(x: Any) -> str:

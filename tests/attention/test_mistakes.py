@@ -183,7 +183,7 @@ def test_a_table_of_more_heads_than_a_device_has_needs_their_numbers():
 def test_explain_and_weights_make_the_same_checks(capsys):
     for function in (flax_attn.explain, flax_attn.attention_weights):
         arguments = (X, X, X) if function is flax_attn.explain else (X, X)
-        with pytest.raises(TypeError, match="Call it: masks.Causal"):
+        with pytest.raises(TypeError, match=r"Call it: masks.Causal"):
             function(*arguments, mask=masks.Causal)
     capsys.readouterr()
 
