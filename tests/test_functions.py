@@ -162,7 +162,7 @@ CASES = {
     ),
     "one record": (relation(lambda q: q), r"called as <lambda>\(q, k, \*\*parameters\)"),
     "indices": (relation(lambda b, h, i, j: i >= j), "missing a required argument: 'i'"),
-    "no parameter": (near, "missing a required keyword-only argument: 'radius'"),
+    "no parameter": (near, "missing a required .*argument: 'radius'"),
     "another parameter": (lambda: near(radius=1, size=2), "unexpected keyword argument 'size'"),
     "no name": (lambda: near(5), r"parameters .* are given by name, near\(\*, radius\), got 1"),
     "no function": (lambda: masks.relation(3), "function must be a function, def near.*got int"),

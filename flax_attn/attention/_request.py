@@ -329,21 +329,22 @@ def _fields(
     shape: tuple[int, ...],
 ) -> dict[str, Aligned]:
     """The fields of one side, `[*B | 1, N | 1, T]`."""
+    letter = "t" if side == "query" else "s"
     if coords is None:
-        coords = Coords.arange(length)
+        positions = lax.iota(jnp.int32, length).reshape((1,) * (len(shape) - 2) + (-1,))
+        return {"positions": Aligned(positions, "bn" + letter)}
     if not isinstance(coords, Coords):
         raise TypeError(
             f"{function}: {side}_coords must be Coords, got {type(coords).__name__}. Wrap "
             f"positions: Coords(positions)."
         )
-    if coords.length != length:
+    if coords.positions.shape[-1] != length:
         raise ValueError(
             f"{function}: {side}_coords must have the {length} tokens of the {side}, "
-            f"got {coords.length}."
+            f"got {coords.positions.shape[-1]}."
         )
     batch, num_heads = shape[:-3], shape[-3]
     record = to_record(coords, side, len(batch))
-    letter = "t" if side == "query" else "s"
     fields = {}
     for name in coords.fields():
         array = jnp.squeeze(getattr(record, name), -1 if side == "query" else -2)
