@@ -17,6 +17,7 @@ Needs `pip install "flax-attn[examples]"`.
 """
 
 import argparse
+import dataclasses
 import functools
 import inspect
 import math
@@ -187,7 +188,8 @@ def linen_attention(mechanism: str, norm: Callable) -> Callable:
         return lambda x: x
     cls = module_class(flax_attn.linen, mechanism)
     told = SMALL.get(mechanism, {})
-    normalizes = getattr(cls, "norm", None) is not None
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    normalizes = fields.get("norm") is not None
     return cls(norm=norm, name="attention", **told) if normalizes else cls(name="attention", **told)
 
 

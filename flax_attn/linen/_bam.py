@@ -17,7 +17,7 @@ from flax_attn._checks import (
 )
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
-from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
+from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -65,7 +65,7 @@ class BAM(Module, kw_only=True):
     num_convs: int = 2
     combine: Literal["add", "multiply"] = "add"
     use_bias: bool = True
-    norm: Any = default_norm(BatchNorm)
+    norm: Any = BatchNorm
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
     gate_fn: Activation = jax.nn.sigmoid

@@ -12,7 +12,7 @@ from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
-from flax_attn.linen._norm import DetectorBatchNorm, default_norm, with_phase
+from flax_attn.linen._norm import DetectorBatchNorm, with_phase
 from flax_attn.vision import context_anchor_attention_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._memory import apply_gate
@@ -52,7 +52,7 @@ class ContextAnchorAttention(Module, kw_only=True):
     kernel_size: int = 11
     pool_size: int = 7
     use_bias: bool = True
-    norm: Any = default_norm(DetectorBatchNorm)
+    norm: Any = DetectorBatchNorm
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.silu
     gate_fn: Activation = jax.nn.sigmoid

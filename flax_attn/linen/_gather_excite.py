@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, reduced_features
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
-from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
+from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._gather_excite import (
@@ -67,7 +67,7 @@ class GatherExcite(Module, kw_only=True):
     gather: Literal["mean", "conv"] = "mean"
     reduction: int | None = None
     use_bias: bool = True
-    norm: Any = default_norm(BatchNorm)
+    norm: Any = BatchNorm
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
     gate_fn: Activation = jax.nn.sigmoid

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import check_odd, check_positive, head_features
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
-from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
+from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import lambda_layer
 from flax_attn.vision._checks import as_image
 
@@ -49,7 +49,7 @@ class LambdaLayer(Module, kw_only=True):
     key_features: int = 16
     kernel_size: int = 9
     use_bias: bool = False
-    norm: Any = default_norm(BatchNorm)
+    norm: Any = BatchNorm
     use_running_average: bool | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32

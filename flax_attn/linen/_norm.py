@@ -19,10 +19,10 @@ LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=Fals
 
 
 def default_norm(norm: Any) -> Any:
-    """The field whose default is `norm`.
+    """The field `norm` of a module whose submodule has that name, too.
 
     The class itself must have no such attribute: `nnx.bridge.ToNNX` would take it for the submodule
-    of that name (seen in Flax 0.12.12).
+    (seen in Flax 0.12.8 and 0.12.12).
     """
     return dataclasses.field(default_factory=lambda: norm)
 

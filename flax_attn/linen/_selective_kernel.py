@@ -21,7 +21,7 @@ from flax_attn._checks import (
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
-from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
+from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import selective_kernel
 from flax_attn.vision._checks import as_image
 
@@ -71,7 +71,7 @@ class SelectiveKernel(Module, kw_only=True):
     min_features: int = 32
     hidden_features: int | None = None
     use_bias: bool = False
-    norm: Any = default_norm(BatchNorm)
+    norm: Any = BatchNorm
     use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
     dtype: Dtype | None = None

@@ -12,7 +12,7 @@ from flax_attn._checks import Activation, check_odd
 from flax_attn._convolution import convolve
 from flax_attn.linen._layers import Conv
 from flax_attn.linen._module import Module
-from flax_attn.linen._norm import SlowBatchNorm, default_norm, with_phase
+from flax_attn.linen._norm import SlowBatchNorm, with_phase
 from flax_attn.vision._triplet_attention import triplet_attention_and_gate
 
 
@@ -49,7 +49,7 @@ class TripletAttention(Module, kw_only=True):
     kernel_size: int = 7
     use_spatial: bool = True
     use_bias: bool = False
-    norm: Any = default_norm(SlowBatchNorm)
+    norm: Any = SlowBatchNorm
     use_running_average: bool | None = None
     gate_fn: Activation = jax.nn.sigmoid
     dtype: Dtype | None = None
