@@ -434,7 +434,7 @@ def as_place(values: Any) -> Any:
     """
     if not jnp.issubdtype(values.dtype, jnp.integer):
         return values
-    if np.iinfo(values.dtype).bits < 32:
+    if jnp.iinfo(values.dtype).bits < 32:
         return values.astype(jnp.int32)
     return jax.lax.clamp(np.int32(-FARTHEST), jnp.asarray(saturate(values)), np.int32(FARTHEST))
 

@@ -40,7 +40,7 @@ class Mask:
 
     def __new__(cls, *arguments: Any, **options: Any) -> "Mask":
         """Raise if a mask without parameters is given what its tokens should carry."""
-        bare = dataclasses.is_dataclass(cls) and not dataclasses.fields(cls)
+        bare = "__dataclass_fields__" in vars(cls) and not dataclasses.fields(cls)  # type: ignore[arg-type]
         if bare and (arguments or options):
             given = ", ".join([type(x).__name__ for x in arguments] + list(options))
             raise TypeError(
@@ -283,7 +283,8 @@ def relation(function: Callable[..., Bool[Array, "..."]]) -> Callable[..., Mask]
     Args:
       function: Called as `function(q, k, **parameters)`; returns True where the query attends. It
         must work elementwise: `q` and `k` broadcast against each other, and it is evaluated on
-        tiles of any size. Arrays that it needs are parameters, not captured.
+        tiles of any size. Arrays that it needs are parameters, not captured; those over batch
+        elements, heads, queries or keys are `coords.Aligned`, as in `scores.score_mod`.
 
     Returns:
       A function of the parameters, which become leaves, that returns a `Mask`.
