@@ -84,8 +84,8 @@ class MultiHeadAttention(Module):
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
         and `num_kv_heads` then count the heads of one device, and the parts of the output are
         summed over the axis.
-      batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`; only
-        dropout needs to know it, to drop what one device would.
+      batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`.
+        Dropout then drops what one device would, and positions count whole sequences.
       rngs: Keys for the parameters, and for dropout.
       keep_rngs: Whether to keep the dropout keys; otherwise they are passed at each call.
       kernel_metadata: Metadata of the kernels, such as their sharding.
