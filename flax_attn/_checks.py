@@ -1,6 +1,9 @@
 """Checks shared by the public functions: each raises with the numbers and the fix."""
 
 import operator
+import sys
+import types
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +18,15 @@ Activation = Callable[[jax.Array], jax.Array]
 def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of pooled statistics, scores and accumulators: at least float32."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
+
+
+def warn(message: str) -> None:
+    """Warn the caller of the library, at the line that has called it."""
+    level = 1
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("flax_attn"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def check_array(owner: str, name: str, array: jax.Array) -> None:

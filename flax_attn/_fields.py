@@ -48,6 +48,8 @@ def as_feature(name: str, values: Any) -> Any:
     given = values
     if not hasattr(values, "dtype"):
         values = np.asarray(values)
+    if isinstance(values, jax.Array):
+        return values
     if values.dtype.kind in "OUS" and not _is_whole(values):
         raise TypeError(f"Coords: {name} must be an array of numbers, got {type(given).__name__}.")
     if values.dtype.kind == "O" or (

@@ -28,6 +28,15 @@ def check_function(owner: str, function: Any, example: str) -> None:
         raise TypeError(f"{owner}: function must be a function, {example}, got {kind}.")
 
 
+def kind_of(x: Any) -> str:
+    """What messages call a thing of the wrong kind: its type, or a class or function by name."""
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    if callable(x) and hasattr(x, "__name__"):
+        return f"the function {x.__name__}"
+    return type(x).__name__
+
+
 def name_of(function: Any) -> str:
     """The name of a function; of another callable, that of its type."""
     return getattr(function, "__name__", type(function).__name__)

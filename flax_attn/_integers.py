@@ -122,4 +122,4 @@ def _is_wide(dtype: Any) -> bool:
 
 
 def _is_unsigned(dtype: np.dtype) -> bool:
-    return dtype.kind == "u"
+    return jnp.issubdtype(dtype, jnp.unsignedinteger)

@@ -58,7 +58,7 @@ def is_divided(ctx: mlir.LoweringRuleContext) -> bool:
 
     False within a `shard_map` over all axes of its mesh and within `pmap`: shapes are local there.
     """
-    context = ctx.module_context.axis_context
+    context: Any = ctx.module_context.axis_context
     manual = getattr(context, "manual_axes", None)
     if manual is not None:  # shard_map; the other axes of its mesh are left to XLA
         return math.prod(n for name, n in context.mesh.shape.items() if name not in manual) > 1
@@ -111,7 +111,9 @@ def divide(
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         del mesh
         mesh, specs = _fitting_mesh(devices, [*args, *results])
-        local, args, results = computation.plan(dict(mesh.shape), specs[: len(args)], specs[len(args) :])
+        local, args, results = computation.plan(
+            dict(mesh.shape), specs[: len(args)], specs[len(args) :]
+        )
 
         def run(*arrays: jax.Array) -> Any:
             with jax.sharding.use_abstract_mesh(NO_MESH):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import broadcasts_to
+from flax_attn._checks import as_integer, broadcasts_to
 from flax_attn._fields import (
     as_booleans,
     as_feature,
@@ -143,15 +143,16 @@ class Coords:
                 "Coords: positions must be [*B, T], got a single number. For positions 0, 1, ... "
                 "write Coords.arange(length)."
             )
+        length = self.positions.shape[-1]  # len() would want it to be known
         for name, values in self.fields().items():
             array = values.values if isinstance(values, PerHead) else values
             tokens = array.shape[:-1] if isinstance(values, PerHead) else array.shape
-            if not tokens or tokens[-1] != self.length:
+            if not tokens or tokens[-1] != length:
                 own = name in ("segment_ids", "valid")
                 fix = f" Wrap what differs between heads, [*B, T, N]: PerHead({name})."
                 raise ValueError(
-                    f"Coords: {name} must be [*B, T] with T = {self.length}, the number of "
-                    f"positions, got {list(array.shape)}.{'' if own else fix}"
+                    f"Coords: {name} must be [*B, T] with T = {length}, the number of positions, "
+                    f"got {list(array.shape)}.{'' if own else fix}"
                 )
 
     def _numbers(self, numbers: Any) -> Any:
@@ -162,7 +163,7 @@ class Coords:
         numbers = saturate(as_ids("Coords: numbers", numbers))
         if numbers.shape[-1:] != shape[-1:]:
             raise ValueError(
-                f"Coords: numbers must be [*B, T] with T = {self.length}, the number of positions, "
+                f"Coords: numbers must be [*B, T] with T = {shape[-1]}, the number of positions, "
                 f"got {list(numbers.shape)}."
             )
         if broadcasts_to(numbers.shape, shape):
@@ -172,11 +173,6 @@ class Coords:
         return vary_together([self.positions, numbers])[1]
 
     def __len__(self) -> int:
-        return self.positions.shape[-1]
-
-    @property
-    def length(self) -> int:
-        """The number of tokens T; in `jax.export`, it may be symbolic, which `len` cannot give."""
         return self.positions.shape[-1]
 
     def fields(self) -> dict[str, Any]:
@@ -198,7 +194,7 @@ class Coords:
 
     def __getitem__(self, index: Index) -> "Coords":
         """The tokens of a slice, or of an array of numbers `[X]`."""
-        index = check_index(index, len(self))
+        index = check_index(index, self.positions.shape[-1])
 
         def take(values: Any) -> Any:
             if isinstance(values, PerHead):
@@ -247,7 +243,9 @@ class Coords:
         offset = jnp.asarray(as_place(as_bound("Coords.arange: offset", offset)))
         index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
         positions = offset[..., None] + index
-        return cls(positions, numbers=jnp.copy(positions))  # a copy, as buffers may be donated
+        traced = isinstance(positions, jax.core.Tracer)
+        numbers = positions if traced else jnp.copy(positions)  # buffers may be donated, but once
+        return cls(positions, numbers=numbers)
 
     @classmethod
     def from_segments(cls, segment_ids: Int[Array, "*B T"], restart: bool = False) -> "Coords":
@@ -402,6 +400,8 @@ def unzigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
 
 
 def _permute(function: str, tree: Tree, shards: int, axis: int, inverse: bool) -> Tree:
+    shards = as_integer(function, "shards", shards)
+
     def order(length: int) -> np.ndarray:
         if shards < 1 or length % (2 * shards):
             raise ValueError(
@@ -434,7 +434,7 @@ def as_place(values: Any) -> Any:
     """
     if not jnp.issubdtype(values.dtype, jnp.integer):
         return values
-    if np.iinfo(values.dtype).bits < 32:
+    if jnp.iinfo(values.dtype).bits < 32:
         return values.astype(jnp.int32)
     return jax.lax.clamp(np.int32(-FARTHEST), jnp.asarray(saturate(values)), np.int32(FARTHEST))
 

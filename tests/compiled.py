@@ -8,16 +8,16 @@ LINE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(")
 
 
 def collectives(compiled) -> list[tuple[str, int]]:
-    """The kind and the number of elements of every array that passes between devices.
+    """`every_collective` but those of up to four elements, such as the sum of a loss."""
+    return [(kind, size) for kind, size in every_collective(compiled) if size > 4]
 
-    Arrays of up to four elements, such as the sum of a loss, are left out.
-    """
+
+def every_collective(compiled) -> list[tuple[str, int]]:
+    """The kind and the number of elements of every array that passes between devices."""
     found = []
     for shapes, kind in LINE.findall(compiled.as_text()):
         for shape in re.findall(r"\w+\[([\d,]*)\]", shapes):
-            elements = math.prod(int(n) for n in shape.split(",") if n)
-            if elements > 4:
-                found.append((kind, elements))
+            found.append((kind, math.prod(int(n) for n in shape.split(",") if n)))
     return sorted(found)
 
 

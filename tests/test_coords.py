@@ -1,6 +1,7 @@
 """Coordinates: constructors, slicing, orders, and what they refuse."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,6 +68,22 @@ def test_zigzag_shares_causal_work_and_can_be_undone():
     )
     expected = dot_product_attention(q, k, v, is_causal=True)
     assert_close(unzigzag(actual, 3), expected, FORWARD["float32"])
+
+
+def test_the_number_of_tokens_may_be_unknown_until_a_program_is_called():
+    """`jax.export` of a program of any length."""
+    (t,) = jax.export.symbolic_shape("t")
+
+    def coordinates(ids):
+        c = Coords.from_segments(ids, restart=True)
+        c = c.with_features(valid=Coords.arange(ids.shape[0], offset=3).positions < 9)[::-1]
+        return c.positions, c.numbers, c.valid
+
+    exported = jax.export.export(jax.jit(coordinates))(jax.ShapeDtypeStruct((t,), jnp.int32))
+    for length in (5, 9):
+        ids = jnp.arange(length, dtype=jnp.int32) // 2
+        for actual, expected in zip(exported.call(ids), coordinates(ids), strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(

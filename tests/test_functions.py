@@ -87,6 +87,14 @@ def test_a_relation_may_return_a_constant():
         np.testing.assert_allclose(out, dot_product_attention(Q, K, V), atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [masks.Full(), masks.relation(lambda q, k: True)()], ids=repr)
+def test_a_mask_that_compares_nothing_needs_no_coordinates(mask):
+    """T ≠ S: what compares positions would have to be told them."""
+    out = dot_product_attention(Q[:, :5], K, V, mask=mask)
+    np.testing.assert_allclose(out, dot_product_attention(Q[:, :5], K, V), rtol=1e-6)
+    assert not np.asarray(dot_product_attention(Q[:, :5], K, V, mask=masks.Empty())).any()
+
+
 def relation(function):
     return lambda: dot_product_attention(Q, K, V, mask=masks.relation(function)())
 
@@ -147,11 +155,14 @@ def test_errors_within_a_function_stay_what_they_are():
 
 
 CASES = {
-    "nothing": (relation(lambda q, k: None), "must return booleans, True where .*, got NoneType"),
-    "numbers": (relation(lambda q, k: q.positions - k.positions), "got int32. Compare"),
+    "nothing": (relation(lambda q, k: None), "must return booleans, got NoneType. True is where"),
+    "numbers": (
+        relation(lambda q, k: q.positions - k.positions),
+        "must return booleans, got int32",
+    ),
     "one record": (relation(lambda q: q), r"called as <lambda>\(q, k, \*\*parameters\)"),
     "indices": (relation(lambda b, h, i, j: i >= j), "missing a required argument: 'i'"),
-    "no parameter": (near, "missing a required keyword-only argument: 'radius'"),
+    "no parameter": (near, "missing a required .*argument: 'radius'"),
     "another parameter": (lambda: near(radius=1, size=2), "unexpected keyword argument 'size'"),
     "no name": (lambda: near(5), r"parameters .* are given by name, near\(\*, radius\), got 1"),
     "no function": (lambda: masks.relation(3), "function must be a function, def near.*got int"),

@@ -190,7 +190,7 @@ def test_an_id_beyond_int32_is_refused(name):
         message = "one number per node" if name == "parents" else r"must (fit int32|be in −1 ...)"
         with pytest.raises(ValueError, match=message):
             ARGUMENTS[name](np.array([0, number]))
-    with pytest.raises(TypeError, match=r"must be (an array of )?integers"):
+    with pytest.raises(TypeError, match=r"must be (an array of )?(integers|numbers)"):
         ARGUMENTS[name](np.array([0.0, 1.0]) if name != "image" else np.array(["a", None]))
 
 

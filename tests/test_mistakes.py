@@ -229,6 +229,20 @@ CASES = {
     ),
     "images in a mask": (lambda: masks.Overlay(np.ones(5)), TypeError, r"with_features\(image="),
     "ends in a mask": (lambda: masks.Interval(0, 3), TypeError, r"with_features\(lower="),
+    "segments in a mask": (
+        lambda: masks.SameSegment(jnp.ones(5, int)),
+        TypeError,
+        r"no parameters.*reads segment_ids.*Coords\.from_segments\(segment_ids\)",
+    ),
+    "validity in a mask": (lambda: masks.Padding(valid=1), TypeError, r"Coords\.from_lengths"),
+    "parents in a mask": (lambda: masks.Tree([-1, 0]), TypeError, r"Coords\.tree\(parents\)"),
+    "a length in a mask": (
+        lambda: masks.Causal(5),
+        TypeError,
+        r"Write masks\.Causal\(\)",
+    ),
+    "an array of a mask": (lambda: np.asarray(masks.Causal()), TypeError, "not an array"),
+    "a JAX array of a mask": (lambda: jnp.asarray(masks.Causal()), TypeError, "not an array"),
     # normalisers
     "a class of normaliser": (
         lambda: attend(normalizer=Softmax),

@@ -21,8 +21,8 @@ class Implementation(NamedTuple):
       forward: Output and LSE, of leaves, their tree and the platform.
       tangent: The derivative along some leaves, given output and LSE too.
       transpose: Its transpose.
-      splits: Whether XLA can split it over devices by itself. If not, it is split by the letters of
-        the problem's leaves.
+      divisible: Whether XLA can divide it among devices by itself. If not, it is divided by the
+        letters of the problem's leaves.
     """
 
     declines: Callable[[Problem, str | None], str | None]
@@ -30,7 +30,7 @@ class Implementation(NamedTuple):
     forward: Callable[..., Arrays]
     tangent: Callable[..., Arrays]
     transpose: Callable[..., Arrays]
-    splits: bool
+    divisible: bool
 
 
 # In the order in which `implementation=None` prefers them. The last takes what the others leave.
@@ -41,7 +41,7 @@ IMPLEMENTATIONS = {
         blockwise.run_forward,
         blockwise.run_tangent,
         blockwise.run_transpose,
-        splits=False,
+        divisible=False,
     ),
     "dense": Implementation(
         dense.declines,
@@ -49,7 +49,7 @@ IMPLEMENTATIONS = {
         dense.run_forward,
         dense.run_tangent,
         dense.run_transpose,
-        splits=True,
+        divisible=True,
     ),
 }
 ALIASES = {"xla": "dense"}

@@ -1,5 +1,6 @@
 """What the Linen and the NNX module of multi-head attention share."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -12,9 +13,11 @@ import numpy as np
 from jax import lax
 
 from flax_attn._checks import as_integer, check_array, check_maps
+from flax_attn._jax import varying_axes
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
+from flax_attn.coords import Coords
 from flax_attn.masks import Mask
 
 MODULE = "MultiHeadAttention"
@@ -205,11 +208,17 @@ def is_known(array: jax.Array) -> bool:
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
-def adapted(attention_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def adapted(
+    attention_fn: Callable[..., jax.Array], *axis_names: str | None
+) -> Callable[..., jax.Array]:
     """`attention_fn` on queries, keys and values of a common dtype, as in Flax.
 
     Dropout is handed to functions of Flax, and to those with its arguments, in its keywords. An
     option that a function does not take is refused.
+
+    Args:
+      attention_fn: The function.
+      *axis_names: Axes of a surrounding `shard_map` that split heads or batch, but no sequence.
     """
     check_maps(MODULE, attention_fn=attention_fn)
 
@@ -217,9 +226,26 @@ def adapted(attention_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         if not query.dtype == key.dtype == value.dtype:
             dtype = jnp.result_type(query, key, value)
             query, key, value = (array.astype(dtype) for array in (query, key, value))
+        own = getattr(attention_fn, "__wrapped__", attention_fn) is dot_product_attention
+        axes = varying_axes(query)
+        if own and axes and axes <= {*axis_names}:
+            options = _numbered(query, key, options)
         return attention_fn(query, key, value, **_in_its_words(attention_fn, options))
 
     return attend
+
+
+def _numbered(query: jax.Array, key: jax.Array, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with numbers of heads, batch elements and tokens that are all on this device."""
+    *batch, length_q, num_heads, _ = query.shape
+    numbers: dict[str, Any] = {"head_ids": jnp.arange(num_heads)}
+    if length_q == key.shape[-3]:
+        numbers |= dict.fromkeys(("query_coords", "key_coords"), Coords.arange(length_q))
+    dropout = options.get("dropout")
+    if dropout is not None and dropout.batch_ids is None:
+        numbers["dropout"] = dataclasses.replace(dropout, batch_ids=jnp.arange(math.prod(batch)))
+        options = options | {"dropout": None}
+    return options | {name: x for name, x in numbers.items() if options.get(name) is None}
 
 
 def _in_its_words(
@@ -276,6 +302,7 @@ def with_weights(
             f"got {attention_fn}. Call attention_weights inside your own function."
         )
 
+    @functools.wraps(attention_fn)
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, **options: Any) -> jax.Array:
         known = {
             name: option

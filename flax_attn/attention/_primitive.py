@@ -285,16 +285,16 @@ def _lower(
     names: tuple[str, ...],
     **settings: Any,
 ) -> Any:
-    """Lower by the implementation that serves the problem, split over the module's devices."""
+    """Lower by the implementation that serves the problem, divided among the module's devices."""
     count = tree.num_leaves
     problem = thaw(tree.unflatten(ctx.avals_in[:count]))
     chosen = IMPLEMENTATIONS[choose("dot_product_attention", problem, names, platform)]
-    if is_divided(ctx) and not chosen.splits:
+    if is_divided(ctx) and not chosen.divisible:
         if platform in PARTITIONED:
             call = _call(primitive, problem, ctx.avals_in, tree=tree, names=names, **settings)
             if (divided := divide(ctx, call)) is not None:
                 return lower_without_mesh(*divided, args)
-        platform = None  # all batch elements and heads at once, which XLA can split
+        platform = None  # all batch elements and heads at once, which XLA can divide
 
     def run(*args: jax.Array) -> list[jax.Array]:
         function = getattr(chosen, method)

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flax_attn._checks import as_floating, broadcasts_to, expand_rank, statistics_dtype
+from flax_attn._checks import (
+    as_floating,
+    broadcasts_to,
+    check_array,
+    expand_rank,
+    statistics_dtype,
+    warn,
+)
+from flax_attn._functions import kind_of
 from flax_attn._integers import as_bound, as_ids, saturate
 from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
@@ -22,12 +30,13 @@ from flax_attn.attention.dropout import Dropout, check_rate
 from flax_attn.coords import Aligned, Coords, to_record
 from flax_attn.masks import Causal, Dense, Full, Mask, Plan, Window
 from flax_attn.masks._intervals import reads
-from flax_attn.masks._mask import kind_of
+from flax_attn.masks._mask import how_to_mask
 from flax_attn.normalizers import Normalizer, Sigmoid, Softmax, check_normalizer
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
 from flax_attn.scores._score_mod import how_to_modify
 
+POSITIONS = {("query", "positions"), ("key", "positions")}
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]
 
 
@@ -65,7 +74,8 @@ def check_request(
     query = as_floating(function, "query", query)
     key = as_floating(function, "key", key)
     value = None if value is None else as_floating(function, "value", value)
-    bias = None if bias is None else as_floating(function, "bias", bias)
+    bias = None if bias is None else _as_bias(function, bias)
+    check_known(function, "is_causal", is_causal)
     _check_arrays(function, query, key, value)
     value = key if value is None else value
     batch, (length_q, num_heads, head_dim) = query.shape[:-3], query.shape[-3:]
@@ -80,6 +90,7 @@ def check_request(
     if head_ids is None:
         for part in (mask, score_mod):
             check_numbers_of_heads(function, part, num_heads)
+    head_ids_given = head_ids is not None
     head_ids = (
         lax.iota(jnp.int32, num_heads)
         if head_ids is None
@@ -160,8 +171,13 @@ def check_request(
         output_dtype=statistics_dtype(query.dtype) if sink else query.dtype,
     )
     try_out(function, problem)
-    if given is not None and length_q != length_k and None in (query_coords, key_coords):
+    counted = query_coords is None or key_coords is None
+    if counted and given is not None and length_q != length_k:
         _refuse_to_guess(function, given, problem)
+    if counted and given is None and length_q != length_k and masks[mask is not None :]:
+        _warn_of_corner(function, problem)
+    if axes := varying_axes(query):
+        _check_within_shard_map(function, problem, axes, dropout, head_ids_given, counted)
     return problem
 
 
@@ -169,11 +185,17 @@ def _as_mask(function: str, mask: Any, shape: tuple[int, ...]) -> Mask:
     """A mask whose arrays have all axes."""
     if isinstance(mask, Mask):
         return _align(function, mask, shape)
-    if not hasattr(mask, "dtype"):
+    if isinstance(mask, list | tuple):
         raise TypeError(
             f"{function}: mask must be a boolean array or a Mask, got {type(mask).__name__}. "
-            f"Wrap a list: jnp.asarray(mask)."
+            f"Wrap it: jnp.asarray(mask)."
         )
+    if isinstance(mask, type) or not hasattr(mask, "dtype"):
+        raise TypeError(
+            f"{function}: mask must be a boolean array or a Mask, got {kind_of(mask)}. "
+            f"{how_to_mask(mask)}"
+        )
+    check_array(function, "mask", mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(
             f"{function}: mask must be boolean, True = attend, got {mask.dtype}. Write "
@@ -182,6 +204,32 @@ def _as_mask(function: str, mask: Any, shape: tuple[int, ...]) -> Mask:
     array = _check_broadcast(function, "mask", jnp.asarray(mask), shape)
     assert array is not None
     return Dense(array)
+
+
+def _as_bias(function: str, bias: Any) -> jax.Array:
+    """A bias as an array of floats."""
+    if isinstance(bias, Mask):
+        raise TypeError(
+            f"{function}: bias must be an array, got the mask {bias!r}. Pass it by name: mask=..."
+        )
+    check_array(function, "bias", bias)
+    if bias.dtype == jnp.bool_:
+        raise TypeError(
+            f"{function}: bias is added to the scores, got booleans. Pass who may attend to whom "
+            f"as the mask, True = attend: mask=bias."
+        )
+    return as_floating(function, "bias", bias)
+
+
+def check_known(function: str, name: str, value: bool) -> None:
+    """Raise unless a switch is known while the program is traced."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{function}: {name} must be a Python bool, got a traced array. Make it static, "
+            f"jax.jit(function, static_argnames={name!r}), or set it inside the function."
+        )
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be True or False, got {value!r}.")
 
 
 def _align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
@@ -211,14 +259,65 @@ def _align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
 def _refuse_to_guess(function: str, mask: Mask, problem: Problem) -> None:
     """Raise if a mask compares positions that nobody has given."""
     length_q, length_k, _, _ = problem.sizes
-    read = reads(mask, *problem.records())
-    if {("query", "positions"), ("key", "positions")} <= read:
+    if reads(mask, *problem.records()) >= POSITIONS:
         raise ValueError(
             f"{function}: the mask {mask!r} compares positions, but T = {length_q} queries and "
             f"S = {length_k} keys have none. Say where the queries stand: "
             f"query_coords=Coords.arange({length_q}, offset={length_k - length_q}), "
             f"key_coords=Coords.arange({length_k}) for the last of a longer sequence, or "
             f"Coords.arange({length_q}) for the first."
+        )
+
+
+def _compares_positions(problem: Problem) -> bool:
+    """Whether the mask or the score modifiers read the positions of both sides."""
+    q, k = problem.records()
+    found = reads(problem.mask, q, k)
+    if problem.score_mod is not None:
+        shape = (*problem.batch, problem.sizes[2], *problem.sizes[:2])
+        found |= reads(problem.score_mod, q, k, jax.ShapeDtypeStruct(shape, problem.scores_dtype))
+    return found >= POSITIONS
+
+
+def _warn_of_corner(function: str, problem: Problem) -> None:
+    """Warn that is_causal and local_window_size count both sides from their first token."""
+    length_q, length_k, _, _ = problem.sizes
+    warn(
+        f"{function}: is_causal and local_window_size count queries and keys from 0 on both sides, "
+        f"as in jax.nn: with T = {length_q} queries and S = {length_k} keys the first query stands "
+        f"at the first key. If the queries are the last of a longer sequence, as in "
+        f"decoding, give query_coords=Coords.arange({length_q}, offset={length_k - length_q}), "
+        f"key_coords=Coords.arange({length_k}); if not, query_coords=Coords.arange({length_q})."
+    )
+
+
+def _check_within_shard_map(
+    function: str,
+    problem: Problem,
+    axes: frozenset[str],
+    dropout: Dropout | None,
+    head_ids_given: bool,
+    counted: bool,
+) -> None:
+    """Raise where a device of `shard_map` would need to know which part of the whole it has."""
+    length_q, length_k, num_heads, _ = problem.sizes
+    where = f"within shard_map over {', '.join(sorted(axes))}"
+    numbered = head_ids_given and dropout is not None and dropout.batch_ids is not None
+    if dropout is not None and not dropout.broadcast and not numbered:
+        count = math.prod(problem.batch)
+        raise ValueError(
+            f"{function}: dropout {where} needs the numbers of heads and batch elements among "
+            f"those of all devices. Give head_ids=jnp.arange({num_heads}) if each device has all "
+            f"heads, {num_heads} * jax.lax.axis_index(axis_name) + jnp.arange({num_heads}) if it "
+            f"has a part; and Dropout(rate, key, batch_ids=...) likewise, of {count} elements."
+        )
+    if counted and (dropout is not None or _compares_positions(problem)):
+        raise ValueError(
+            f"{function}: a mask, score modifier or dropout depends on positions, which {where} "
+            f"are counted from 0 on each device. If each device has whole sequences, say so: "
+            f"query_coords=Coords.arange({length_q}), key_coords=Coords.arange({length_k}). If it "
+            f"has a part of them, it would attend to that part only: use jit with sharded "
+            f"arguments, or gather the keys and give the coordinates of both."
         )
 
 
@@ -230,21 +329,22 @@ def _fields(
     shape: tuple[int, ...],
 ) -> dict[str, Aligned]:
     """The fields of one side, `[*B | 1, N | 1, T]`."""
+    letter = "t" if side == "query" else "s"
     if coords is None:
-        coords = Coords.arange(length)
+        positions = lax.iota(jnp.int32, length).reshape((1,) * (len(shape) - 2) + (-1,))
+        return {"positions": Aligned(positions, "bn" + letter)}
     if not isinstance(coords, Coords):
         raise TypeError(
             f"{function}: {side}_coords must be Coords, got {type(coords).__name__}. Wrap "
             f"positions: Coords(positions)."
         )
-    if coords.length != length:
+    if coords.positions.shape[-1] != length:
         raise ValueError(
             f"{function}: {side}_coords must have the {length} tokens of the {side}, "
-            f"got {coords.length}."
+            f"got {coords.positions.shape[-1]}."
         )
     batch, num_heads = shape[:-3], shape[-3]
     record = to_record(coords, side, len(batch))
-    letter = "t" if side == "query" else "s"
     fields = {}
     for name in coords.fields():
         array = jnp.squeeze(getattr(record, name), -1 if side == "query" else -2)
@@ -347,6 +447,12 @@ def _check_arrays(function: str, query: jax.Array, key: jax.Array, value: jax.Ar
         raise ValueError(
             f"{function}: query must be [*B, T, N, D], key and value [*B, S, K, D], of one rank, "
             f"got {shapes}. Add a head axis to a single head: query[..., None, :]."
+        )
+    if query.ndim == 3 and query.shape[-2] > query.shape[-3] > 1:
+        warn(
+            f"{function}: query {list(query.shape)} is read as [T, N, D], {query.shape[-3]} tokens "
+            f"of {query.shape[-2]} heads. If it is [B, T, D], one head, use "
+            f"scaled_dot_product_attention; if it is not, add a batch axis: query[None]."
         )
     if any(array.shape[:-3] != query.shape[:-3] for array in arrays.values()):
         raise ValueError(f"{function}: the batch axes *B must be equal, got {shapes}.")

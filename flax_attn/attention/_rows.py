@@ -138,7 +138,10 @@ def plan_tiles(layout: Layout) -> Schedule:
         kinds = problem.plan.values
     elif problem.hides:
         q, k = problem.records()
-        kinds = block_kinds(problem.mask, q, k, (blocks.query, blocks.key))
+        # Where the mask is a constant of the program, XLA would find its blocks while it compiles,
+        # with an interpreter: seconds for some thousands of tokens.
+        mask = jax.tree.map(_kept_from_folding, problem.mask)
+        kinds = block_kinds(mask, q, k, (blocks.query, blocks.key))
     else:
         kinds = jnp.full((1, 1, count_q, count_k), FULL, jnp.int8)
     kinds = kinds.astype(jnp.int32)
@@ -152,6 +155,10 @@ def plan_tiles(layout: Layout) -> Schedule:
     if count_k > 1 and layout.length_k % blocks.key:  # its tile begins before it: see `walk`
         kinds = kinds.at[..., -1].min(PARTIAL)
     return make_schedule(kinds, blocks)
+
+
+def _kept_from_folding(leaf: Any) -> Any:
+    return lax.optimization_barrier(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def _common(kinds: jax.Array, axis: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """A mask and a score modifier tried out, so that an error comes at once and says what to do."""
 
+import functools
 from typing import Any
 
 import jax
@@ -17,9 +18,16 @@ def try_out(function: str, problem: Problem) -> None:
       ValueError: If a field is missing, or a shape does not broadcast.
       TypeError: If one of them captures a traced array.
     """
-    shape = (*problem.batch, problem.sizes[2], *problem.sizes[:2])
     leaves, tree = jax.tree.flatten(freeze(problem))
-    unflatten: Any = tree.unflatten  # type: ignore[attr-defined]
+    avals = tuple(jax.typeof(leaf) for leaf in leaves)
+    _try_out(function, tree, avals)
+
+
+@functools.lru_cache(maxsize=1024)
+def _try_out(function: str, tree: Any, avals: tuple[Any, ...]) -> None:
+    unflatten: Any = tree.unflatten
+    problem = thaw(unflatten(avals))
+    shape = (*problem.batch, problem.sizes[2], *problem.sizes[:2])
 
     def run(leaves: Any) -> Any:
         trial = thaw(unflatten(leaves))
@@ -31,7 +39,7 @@ def try_out(function: str, problem: Problem) -> None:
         return seen, trial.score_mod(scores, q, k, q.head_ids)
 
     try:
-        closed = jax.make_jaxpr(run)(leaves)
+        closed = jax.make_jaxpr(run)(avals)
     except MissingFieldError as error:
         raise ValueError(f"{function}: {error}") from None
     for x in closed.consts:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._implementations import check_names, choose
 from flax_attn.attention._primitive import attend
-from flax_attn.attention._request import check_request
+from flax_attn.attention._request import check_known, check_request
 from flax_attn.attention.dropout import Dropout, with_rate
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
@@ -70,14 +70,22 @@ def dot_product_attention(
     O[t, n] = Σ_s p_ts V[s, n // G],   p_t = softmax_s(scale · Q[t, n]·K[s, n // G] + bias)
 
     The arguments up to `local_window_size` are those of `jax.nn.dot_product_attention`, position
-    by position; one thing differs: a row without any visible key gives 0 (not the mean of the
-    values), with LSE −∞ and zero gradients. The order is scale, bias, score modifiers, mask,
-    normaliser. Scores, statistics and accumulators are float32 (float64 for float64 inputs).
+    by position. Three things differ. A row without any visible key gives 0 (not the mean of the
+    values), with LSE −∞ and zero gradients. The LSE is float32 (not of the input's dtype). The LSE
+    has gradients. The order is scale, bias, score modifiers, mask, normaliser. Scores, statistics
+    and accumulators are float32 (float64 for float64 inputs).
 
     Masks and modifiers are relations between the coordinates of queries and keys. Blocks of pairs
     that a mask hides are skipped, whatever it is made of; memory is O(T + S), also of gradients and
     of forward mode, unless `explain` says "dense". Everything that is a float has a gradient, of
     any order, in either mode.
+
+    Under `jit` with sharded arguments, each device computes its part: batch, heads and queries stay
+    split without communication, and keys and values are gathered where their sequence is split. (On
+    TPUs XLA decides about a split sequence.) Within `shard_map`, a device knows its own part only.
+    Where something depends on the numbers of heads, batch elements or tokens, these must be given
+    there as `head_ids`, `Dropout.batch_ids` and coordinates; otherwise it is refused. Attention
+    reads the keys of its own device: to split a sequence, use `jit`.
 
     A key or value that holds NaN or infinity never reaches a query that may not see it, in value or
     gradient. With a mask of any kind or a bias, a query that does see it gets NaN in every feature,
@@ -93,9 +101,9 @@ def dot_product_attention(
         a query attends, that broadcasts to `[*B, N, T, S]`.
       scale: Factor of the dot products, default 1/√D.
       is_causal: Whether a query sees only keys at its own position or before. Without coordinates,
-        both sides are counted from their first token, also when T ≠ S (jax.nn's convention); for
-        queries that continue a longer sequence give
-        `query_coords=Coords.arange(T, offset=S - T), key_coords=Coords.arange(S)`.
+        both sides are counted from their first token, also when T ≠ S (jax.nn's convention, which
+        warns: a single query would see the first key only). For queries that continue a longer
+        sequence give `query_coords=Coords.arange(T, offset=S - T), key_coords=Coords.arange(S)`.
       query_seq_lengths: Number of queries that count `[*B]`; the rest give 0.
       key_value_seq_lengths: Number of keys that count `[*B]`.
       local_window_size: How far to the left and right a query sees, `(left, right)` or one number
@@ -146,6 +154,7 @@ def dot_product_attention(
       Memory", 2021, arXiv:2112.05682; Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and
       Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022, arXiv:2205.14135.
     """
+    check_known("dot_product_attention", "return_residual", return_residual)
     problem = check_request(
         "dot_product_attention",
         query,

@@ -225,7 +225,7 @@ class MultiHeadAttention(Module):
             inputs_v=inputs_v,
             query_norm=norm(name="query_ln") if self.normalize_qk else None,
             key_norm=norm(name="key_ln") if self.normalize_qk else None,
-            attention=adapted(attention),
+            attention=adapted(attention, self.axis_name, self.batch_axis_name),
             **attention_options(
                 mask,
                 self.num_heads,

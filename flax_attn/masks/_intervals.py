@@ -118,20 +118,22 @@ def _pair(lo: jax.Array, hi: jax.Array) -> Value:
     return Truth(lo, hi) if lo.dtype == jnp.bool_ else Interval(lo, hi)
 
 
-def reads(mask: Mask, q: Record, k: Record) -> set[tuple[str, str]]:
-    """Which fields a mask reads, as `("query", "positions")`.
+def reads(part: Any, q: Record, k: Record, *scores: Any) -> set[tuple[str, str]]:
+    """Which fields a mask or score modifier reads, as `("query", "positions")`.
 
     Args:
-      mask: The mask.
+      part: The mask or score modifier.
       q: The queries' record, of arrays or bounds.
       k: The keys' record.
+      *scores: For a score modifier, the scores that it is given.
     """
     seen: set[tuple[str, str]] = set()
 
-    def call(mask: Mask, q: dict[str, Any], k: dict[str, Any]) -> Any:
-        return mask(_Recording("query", q, seen), _Recording("key", k, seen))
+    def call(part: Any, scores: Any, *fields: dict[str, Any]) -> Any:
+        q, k = (_Recording(side, x, seen) for side, x in zip(("query", "key"), fields, strict=True))
+        return part(*scores, q, k, q.head_ids) if scores else part(q, k)
 
-    jax.eval_shape(call, mask, q._fields, k._fields)
+    jax.eval_shape(call, part, scores, q._fields, k._fields)
     return seen
 
 

@@ -1,5 +1,6 @@
 """Masks and their algebra."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -8,7 +9,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from flax_attn._functions import by_name, call, check_function, check_parameters, from_name, name_of
+from flax_attn._functions import (
+    by_name,
+    call,
+    check_function,
+    check_parameters,
+    from_name,
+    kind_of,
+    name_of,
+)
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -23,9 +32,28 @@ class Mask:
 
     Attributes:
       per_head: Names of the fields that may hold one number per query head, on their last axis.
+      reads: What a mask without parameters reads, for messages.
     """
 
     per_head: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[str] = "positions, which are in the coordinates: Coords.arange(length)"
+
+    def __new__(cls, *arguments: Any, **options: Any) -> "Mask":
+        """Raise if a mask without parameters is given what its tokens should carry."""
+        bare = "__dataclass_fields__" in vars(cls) and not dataclasses.fields(cls)  # type: ignore[arg-type]
+        if bare and (arguments or options):
+            given = ", ".join([type(x).__name__ for x in arguments] + list(options))
+            raise TypeError(
+                f"{cls.__name__}: it has no parameters, got {given}. Write masks.{cls.__name__}(): "
+                f"it reads {cls.reads}, given to attention as query_coords and key_coords."
+            )
+        return super().__new__(cls)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "a Mask is not an array, but a relation between tokens: give it to attention as mask=. "
+            "print(make_plan(mask, Coords.arange(length), block=(1, 1))) is its picture."
+        )
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """True where the query attends to the key."""
@@ -73,21 +101,14 @@ class Mask:
 
 def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
     """The same answer for every pair of tokens."""
-    return jnp.full(jnp.broadcast_shapes(q.positions.shape, k.positions.shape), value)
+    # Not by `q.positions`: what a mask reads is recorded, and this one compares nothing.
+    sides = (record._fields["positions"].shape for record in (q, k))
+    return jnp.full(jnp.broadcast_shapes(*sides), value)
 
 
 def refuse(other: Any) -> Any:
     """Raise because something is not a mask, and say how it becomes one."""
     raise TypeError(f"a Mask combines with a Mask, got {kind_of(other)}. {how_to_mask(other)}")
-
-
-def kind_of(x: Any) -> str:
-    """What messages call a thing of the wrong kind: its type, or a class or function by name."""
-    if isinstance(x, type):
-        return f"the class {x.__name__}"
-    if callable(x) and hasattr(x, "__name__"):
-        return f"the function {x.__name__}"
-    return type(x).__name__
 
 
 def how_to_mask(x: Any) -> str:
@@ -178,16 +199,20 @@ class Relation(Mask):
     function: Callable[..., Bool[Array, "..."]] = static()
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
-        name, rank = name_of(self.function), q.positions.ndim
+        name = name_of(self.function)
         seen = call(self.function, "relation", q, k, **self.parameters)
         if isinstance(seen, bool):
-            return everywhere(seen, q, k)
+            seen = jnp.asarray(seen)
         if getattr(seen, "dtype", None) != jnp.bool_:
             kind = seen.dtype if hasattr(seen, "dtype") else type(seen).__name__
             raise TypeError(
-                f"{name}: a relation must return booleans, True where the query attends, got "
-                f"{kind}. Compare: q.positions >= k.positions."
+                f"{name}: a relation must return booleans, got {kind}. True is where the query "
+                f"attends: return q.positions >= k.positions."
             )
+        # Not by a field's name: what a relation reads is recorded.
+        rank = next((x.ndim for x in getattr(q, "_fields", {}).values()), seen.ndim)
+        if seen.ndim == 0:
+            return seen.reshape((1,) * rank)
         if seen.ndim != rank:
             raise ValueError(
                 f"{name}: a relation must return what broadcasts like the fields of q and k, of "
@@ -258,7 +283,8 @@ def relation(function: Callable[..., Bool[Array, "..."]]) -> Callable[..., Mask]
     Args:
       function: Called as `function(q, k, **parameters)`; returns True where the query attends. It
         must work elementwise: `q` and `k` broadcast against each other, and it is evaluated on
-        tiles of any size. Arrays that it needs are parameters, not captured.
+        tiles of any size. Arrays that it needs are parameters, not captured; those over batch
+        elements, heads, queries or keys are `coords.Aligned`, as in `scores.score_mod`.
 
     Returns:
       A function of the parameters, which become leaves, that returns a `Mask`.

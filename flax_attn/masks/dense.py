@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from flax_attn._checks import check_at_least
+from flax_attn._functions import kind_of
 from flax_attn._integers import integers, known, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
 from flax_attn.masks._intervals import Blocks, Interval, Truth
-from flax_attn.masks._mask import Mask, how_to_mask, kind_of
+from flax_attn.masks._mask import Mask, how_to_mask
 from flax_attn.masks._numbers import as_number
 
 

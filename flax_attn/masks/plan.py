@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int8
 
-from flax_attn._checks import check_positive
+from flax_attn._checks import as_integer
+from flax_attn._functions import kind_of
 from flax_attn._integers import as_ids, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import MissingFieldError, Record
 from flax_attn.coords import Aligned, Coords, PerHead, to_record
 from flax_attn.masks._bounds import Interval, Truth
 from flax_attn.masks._intervals import Blocks, interpret
-from flax_attn.masks._mask import Mask, how_to_mask, kind_of
+from flax_attn.masks._mask import Mask, how_to_mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 CHARACTERS = "·▒█"
@@ -141,8 +142,10 @@ def make_plan(
             f"make_plan: block must be two numbers, of queries and of keys, got {block!r}. Write "
             f"block=(256, 256)."
         )
-    rows, cols = (check_positive("make_plan", "block", size) for size in block)
+    rows, cols = (as_integer("make_plan", "block", size) for size in block)
     block = (rows, cols)
+    if min(block) < 1:
+        raise ValueError(f"make_plan: block sizes must be at least 1, got {block}.")
     aligned = jax.tree.leaves(mask, is_leaf=lambda x: isinstance(x, Aligned))
     batch_ndim = max(
         _batch_ndim(query_coords),

@@ -1,14 +1,15 @@
 """Masks on what tokens carry: segments, validity, marks, trees, images, intervals."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from flax_attn._functions import kind_of
 from flax_attn._integers import comparable
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
-from flax_attn.masks._mask import Mask, kind_of
+from flax_attn.masks._mask import Mask
 
 
 @pytree
@@ -33,6 +34,8 @@ class SameSegment(Mask):
       Accelerating Large Language Models without Impacting Performance", 2021, arXiv:2107.02027.
     """
 
+    reads: ClassVar = "segment_ids, which are in the coordinates: Coords.from_segments(segment_ids)"
+
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
         mine, theirs = comparable(q.segment_ids, k.segment_ids)
@@ -56,6 +59,8 @@ class Padding(Mask):
       >>> masks.Causal() & masks.Padding()
       Causal() & Padding()
     """
+
+    reads: ClassVar = "valid, which is in the coordinates: Coords.from_lengths(lengths, length)"
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
@@ -129,6 +134,8 @@ class Tree(Mask):
       Jia, "SpecInfer: Accelerating Large Language Model Serving with Tree-based Speculative
       Inference and Verification", ASPLOS 2024, arXiv:2305.09781.
     """
+
+    reads: ClassVar = "enter and leave, which are in the coordinates: Coords.tree(parents)"
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""

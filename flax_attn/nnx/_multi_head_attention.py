@@ -321,7 +321,7 @@ class MultiHeadAttention(Module):
             inputs_v=inputs_v,
             query_norm=self.query_ln,
             key_norm=self.key_ln,
-            attention=adapted(attention),
+            attention=adapted(attention, self.axis_name, self.batch_axis_name),
             **attention_options(
                 mask,
                 self.num_heads,

@@ -6,7 +6,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flax_attn._functions import by_name, call, check_function, check_parameters, from_name, name_of
+from flax_attn._functions import (
+    by_name,
+    call,
+    check_function,
+    check_parameters,
+    from_name,
+    kind_of,
+    name_of,
+)
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
@@ -60,9 +68,8 @@ class ScoreMod:
 
 def _refuse(other: Any) -> Any:
     """Raise because something is not a score modifier, and say how it becomes one."""
-    kind = f"the class {other.__name__}" if isinstance(other, type) else type(other).__name__
     raise TypeError(
-        f"a ScoreMod composes with a ScoreMod by >>, got {kind}. {how_to_modify(other)}"
+        f"a ScoreMod composes with a ScoreMod by >>, got {kind_of(other)}. {how_to_modify(other)}"
     )
 
 

@@ -11,7 +11,13 @@ from flax_attn.attention import dot_product_attention
 from flax_attn.coords import Coords
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._relative_positions import check_tables, with_relative_positions
-from flax_attn.vision._windows import check_divides, from_windows, overlapping, to_windows
+from flax_attn.vision._windows import (
+    check_divides,
+    from_windows,
+    overlapping,
+    reshape_places,
+    to_windows,
+)
 
 
 def halo_attention(
@@ -122,6 +128,6 @@ def _project(function: str, name: str, projection: Map, x: jax.Array) -> jax.Arr
 def _with_halo(x: jax.Array, block: int, halo: int) -> jax.Array:
     """`[*B, H, W, K, D]` -> `[*B, blocks, w², K, D]`."""
     x = overlapping(overlapping(x, -4, block, halo), -3, block, halo)
-    *batch, rows, height, columns, width, heads, head_dim = x.shape
+    *batch, rows, height, columns, width, _, _ = x.shape
     x = jnp.swapaxes(x, -5, -4)
-    return x.reshape(*batch, rows * columns, height * width, heads, head_dim)
+    return reshape_places(x, len(batch), rows * columns, height * width, last=2)

@@ -66,6 +66,16 @@ def again(x: jax.Array, *after: jax.Array) -> jax.Array:
     return x if _is_wide(x) else apart_p.bind(x, *after, cotangents=False)[0]
 
 
+def spread(array: jax.Array, like: jax.Array, last: int | None = None) -> jax.Array:
+    """The array broadcast to an image's shape, with a last axis of another size if one is given.
+
+    On an explicit mesh it is divided as the image is; otherwise its gradient would be gathered.
+    """
+    shape = like.shape if last is None else (*like.shape[:-1], last)
+    sharding = jax.typeof(like).sharding
+    return jnp.broadcast_to(array, shape, out_sharding=sharding if any(sharding.spec) else None)
+
+
 def _is_wide(x: jax.Array) -> bool:
     return statistics_dtype(x.dtype) == x.dtype
 
@@ -105,7 +115,7 @@ def _change_of_sum(
 
 def _sum_of_products(axis: int | tuple[int, ...], x: jax.Array, weights: jax.Array) -> jax.Array:
     dtype = statistics_dtype(x.dtype)
-    wide = jnp.broadcast_to(weights.astype(dtype), x.shape)
+    wide = spread(weights.astype(dtype), x)
     return jnp.sum(x.astype(dtype) * wide, axis=axis, keepdims=True)
 
 
@@ -147,7 +157,7 @@ def _change(
     image = primals[0]
 
     def wide(array: jax.Array) -> jax.Array:  # its transpose is a sum
-        return jnp.broadcast_to(array.astype(statistics_dtype(image.dtype)), image.shape)
+        return spread(array.astype(statistics_dtype(image.dtype)), image)
 
     def part(i: int, arrays: Sequence[jax.Array], tangent: jax.Array) -> jax.Array:
         def of_one(array: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Map, check_positive
 from flax_attn.attention import attention_weights, dot_product_attention
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._tokens import as_tokens, check_projected
+from flax_attn.vision._tokens import as_places, as_tokens, check_projected
 
 
 def non_local(
@@ -76,7 +76,7 @@ def non_local(
     check_projected(function, "value", v, seen, "[*B, H', W', V]")
     q, k, v = as_tokens(q), as_tokens(k), as_tokens(v)
     attended = dot_product_attention(q, k, v, scale=scale)
-    branch = out(attended.reshape(*x.shape[:-1], v.shape[-1]))
+    branch = out(as_places(attended, x))
     check_returned(function, "out", branch, x.shape, "[*B, H, W, C]")
     if norm is not None:
         branch = norm(branch)

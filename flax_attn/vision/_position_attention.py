@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Map
 from flax_attn.attention import attention_weights, dot_product_attention
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._tokens import add_scaled, as_tokens, check_projected
+from flax_attn.vision._tokens import add_scaled, as_places, as_tokens, check_projected
 
 
 def position_attention(
@@ -64,5 +64,5 @@ def position_attention(
     check_returned(function, "value", v, x.shape, "[*B, H, W, C]")
     q, k, v = as_tokens(q), as_tokens(k), as_tokens(v)
     attended = dot_product_attention(q, k, v, scale=1.0)
-    y = add_scaled(function, x, gamma, attended.reshape(x.shape))
+    y = add_scaled(function, x, gamma, as_places(attended, x))
     return (y, attention_weights(q, k, scale=1.0)[..., 0, :, :]) if return_weights else y

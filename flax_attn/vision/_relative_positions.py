@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import statistics_dtype
 from flax_attn.coords import Coords
+from flax_attn.vision._memory import spread
 
 Size = tuple[int, int]
 
@@ -81,7 +82,7 @@ def with_relative_positions(
         ],
         axis=-1,
     )
-    units = jnp.broadcast_to(units[:, None], (*key.shape[:-1], sum(keys)))
+    units = spread(units[:, None], key, sum(keys))
     return (
         jnp.concatenate([query, positions], axis=-1),
         jnp.concatenate([key, units], axis=-1),

@@ -5,12 +5,18 @@ import jax.numpy as jnp
 
 from flax_attn.vision._checks import check_returned
 from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._windows import reshape_places
 
 
 def as_tokens(image: jax.Array) -> jax.Array:
     """The places as tokens of one head: `[*B, H, W, D]` -> `[*B, H·W, 1, D]`."""
-    *batch, height, width, features = image.shape
-    return image.reshape(*batch, height * width, 1, features)
+    *batch, height, width, _ = image.shape
+    return reshape_places(image, len(batch), height * width, 1)
+
+
+def as_places(tokens: jax.Array, image: jax.Array) -> jax.Array:
+    """Tokens of one head as the places of an image: `[*B, H·W, 1, D]` -> `[*B, H, W, D]`."""
+    return reshape_places(tokens, tokens.ndim - 3, *image.shape[-3:-1])
 
 
 def check_projected(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from flax_attn.scores import RelativeBias2D
@@ -48,19 +49,32 @@ def to_windows(
     x: Shaped[Array, "*B H W C"], size: tuple[int, int]
 ) -> Shaped[Array, "*B windows places C"]:
     """Windows of `size`, row by row, and the places of each, row by row."""
-    *batch, height, width, features = x.shape
+    *batch, height, width, _ = x.shape
     rows, columns = height // size[0], width // size[1]
-    x = x.reshape(*batch, rows, size[0], columns, size[1], features)
-    return jnp.swapaxes(x, -4, -3).reshape(*batch, rows * columns, size[0] * size[1], features)
+    x = reshape_places(x, len(batch), rows, size[0], columns, size[1])
+    return reshape_places(jnp.swapaxes(x, -4, -3), len(batch), rows * columns, size[0] * size[1])
 
 
 def from_windows(
     windows: Float[Array, "*B windows places C"], size: tuple[int, int], height: int, width: int
 ) -> Float[Array, "*B H W C"]:
     """The picture whose `to_windows` these are."""
-    *batch, _, _, features = windows.shape
-    x = windows.reshape(*batch, height // size[0], width // size[1], *size, features)
-    return jnp.swapaxes(x, -4, -3).reshape(*batch, height, width, features)
+    batch = windows.ndim - 3
+    x = reshape_places(windows, batch, height // size[0], width // size[1], *size)
+    return reshape_places(jnp.swapaxes(x, -4, -3), batch, height, width)
+
+
+def reshape_places(x: jax.Array, batch: int, *places: int, last: int = 1) -> jax.Array:
+    """Other axes between those of the batch and the last ones.
+
+    JAX refuses to change several of them on an explicit mesh unless it is told the result's
+    sharding.
+    """
+    end = x.ndim - last
+    spec = jax.typeof(x).sharding.spec
+    known = any(spec) and not any(spec[batch:end])
+    sharding = PartitionSpec(*spec[:batch], *(None,) * len(places), *spec[end:]) if known else None
+    return jnp.reshape(x, (*x.shape[:batch], *places, *x.shape[end:]), out_sharding=sharding)
 
 
 def overlapping(x: Shaped[Array, "..."], axis: int, block: int, halo: int) -> Shaped[Array, "..."]:

@@ -148,7 +148,7 @@ def test_blockwise_declines_a_symbolic_length():
 @masks.relation
 def not_far(q, k, *, factor):
     factor = jnp.asarray(factor)  # of the type that it has come in
-    dtype = jnp.promote_types(factor.dtype, jnp.int32)
+    dtype = factor.dtype if jnp.issubdtype(factor.dtype, jnp.floating) else jnp.int32
     factor = factor.astype(dtype)
     return q.positions.astype(dtype) * factor >= k.positions.astype(dtype) * factor
 

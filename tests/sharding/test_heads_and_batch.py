@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_attn import (
+    Coords,
     Dropout,
     Softmax,
     dot_product_attention,
@@ -40,10 +41,15 @@ def mesh(kind=AxisType.Auto):
     return jax.make_mesh((2, 4), ("batch", "heads"), axis_types=(kind, kind))
 
 
+def causal(length):
+    """Each device has whole sequences."""
+    coords = Coords.arange(length)
+    return {"is_causal": True, "query_coords": coords, "key_coords": coords}
+
+
 def attend(q, k, v, bias, mask, sink, **options):
-    return dot_product_attention(
-        q, k, v, bias, mask, is_causal=True, normalizer=Softmax(sink), **options
-    )
+    options |= causal(T) | {"normalizer": Softmax(sink)}
+    return dot_product_attention(q, k, v, bias, mask, **options)
 
 
 def loss(f, *arguments):
@@ -149,7 +155,7 @@ WEIGHT_SPECS = {
     },
     "out": {"kernel": P("heads"), "bias": P()},
 }
-LOCAL = {"head_dim": D, "axis_name": "heads", "out_features": M}
+LOCAL = {"head_dim": D, "axis_name": "heads", "batch_axis_name": "batch", "out_features": M}
 
 
 def whole(weights, x):
@@ -161,7 +167,7 @@ def by_function(weights, x, axis_name="heads"):
     p = weights
     project = [maps.dense(p[n]["kernel"], p[n]["bias"]) for n in ("query", "key", "value")]
     out = maps.dense(p["out"]["kernel"], p["out"]["bias"], axes=2, axis_name=axis_name)
-    return multi_head_attention(x, x, *project, out, is_causal=True)
+    return multi_head_attention(x, x, *project, out, **causal(T))
 
 
 def by_linen(weights, x):
@@ -233,7 +239,7 @@ def test_multi_head_attention_under_jit_with_shardings():
 def test_dropout_in_the_modules_is_that_of_one_device(api, broadcast):
     options = {"dropout_rate": 0.4, "broadcast_dropout": broadcast, "deterministic": False}
     layer = linen.MultiHeadAttention(num_heads=N, num_kv_heads=K, head_dim=D, **options)
-    local = {**LOCAL, **options, "batch_axis_name": "batch"}
+    local = {**LOCAL, **options}
 
     def by_linen(weights, x):
         module = linen.MultiHeadAttention(num_heads=N // 4, num_kv_heads=K // 4, **local)

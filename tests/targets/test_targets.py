@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
+from tests.compiled import every_collective, temporaries
 
 pytestmark = pytest.mark.targets
 
@@ -47,8 +48,8 @@ def flags_they_know():
 
 
 @functools.cache
-def topology(platform: str):
-    """The description of eight devices."""
+def topology(platform: str, shape: str = "2x4"):
+    """The description of eight devices, or of a TPU slice of another shape."""
     needed = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}[platform]
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
@@ -61,7 +62,7 @@ def topology(platform: str):
         }.items():
             patch.setenv(name, value)
         if platform == "tpu":
-            return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+            return topologies.get_topology_desc(platform="tpu", topology_name=f"v5e:{shape}")
         return topologies.get_topology_desc(
             platform="cuda", topology_name="H200", target_config=H200, topology="1x8x1"
         )
@@ -89,7 +90,8 @@ def rich(q, k, v, segment_ids):
         mask=masks.SameSegment() & masks.Window(1000, 0) | masks.Prefix(16),
         score_mod=scores.ALiBi.for_heads(N) >> scores.SoftCap(30.0),
         normalizer=Softmax(sink=jnp.zeros(N)),
-        dropout=Dropout(0.1, jax.random.key(0)),
+        dropout=Dropout(0.1, jax.random.key(0), batch_ids=jnp.arange(q.shape[0])),
+        head_ids=jnp.arange(N),
         **coords(segment_ids),
     )
 
@@ -141,7 +143,7 @@ def test_it_compiles_and_holds_no_matrix_of_scores(platform, case, work):
 
 
 @pytest.mark.parametrize("work", [forward, backward])
-@pytest.mark.parametrize("case", [plain, packed])
+@pytest.mark.parametrize("case", [rich, packed])
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_a_sharded_batch_needs_no_communication(platform, case, work):
     """By `shard_map`; without it XLA joins the block maps of all sequences, which is small."""
@@ -150,3 +152,30 @@ def test_a_sharded_batch_needs_no_communication(platform, case, work):
     text = compiled(sharded, platform, jnp.bfloat16, devices=8).as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert f" {collective}" not in text
+
+
+LAYOUTS = {
+    "batch": P("data"),
+    "heads": P(None, None, "model"),
+    "batch and heads": P("data", None, "model"),
+}
+
+
+@pytest.mark.parametrize("work", [forward, backward])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_under_jit_on_sixteen_chips_only_scalars_travel(layout, work):
+    """XLA splits the loops itself there; one device computes as much as its part alone."""
+    chips = np.array(topology("tpu", "4x4").devices).reshape(4, 4)
+    mesh = Mesh(chips, ("data", "model"), (AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, LAYOUTS[layout])
+
+    def program(shape, sharding):
+        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+        return jax.jit(work(plain)).lower(x, x, x, None).compile()
+
+    whole = program((B, T, N, D), sharding)
+    assert all(size == 1 for _, size in every_collective(whole))
+    outputs = jax.tree.leaves(whole.output_shardings)
+    assert all(x.is_equivalent_to(sharding, 4) for x in outputs)
+    alone = program(sharding.shard_shape((B, T, N, D)), NamedSharding(mesh, P()))
+    assert temporaries(whole) <= 1.05 * temporaries(alone)
