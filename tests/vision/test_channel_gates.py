@@ -199,7 +199,7 @@ def test_global_context_sows_its_weights():
 def test_the_layer_normalisation_of_a_context_is_pytorchs():
     # Flax's own has ε = 1e-6, and its fast variance loses 0.003² beside 1000².
     c = 1000 + np.array([-0.003, 0.003])
-    norm = linen.GlobalContext.norm()
+    norm = linen.GlobalContext().norm()
     y = norm.apply(norm.init(jax.random.key(0), jnp.ones(2)), jnp.asarray(c, jnp.float32))
     centred = np.asarray(c, np.float32) - np.asarray(c, np.float32).mean()
     expected = centred / np.sqrt(np.square(centred).mean() + 1e-5)
