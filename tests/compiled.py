@@ -14,11 +14,11 @@ def collectives(compiled) -> list[tuple[str, int]]:
 
 def every_collective(compiled) -> list[tuple[str, int]]:
     """The kind and the number of elements of every array that passes between devices."""
-    found = []
-    for shapes, kind in LINE.findall(compiled.as_text()):
-        for shape in re.findall(r"\w+\[([\d,]*)\]", shapes):
-            found.append((kind, math.prod(int(n) for n in shape.split(",") if n)))
-    return sorted(found)
+    return sorted(
+        (kind, math.prod(int(n) for n in shape.split(",") if n))
+        for shapes, kind in LINE.findall(compiled.as_text())
+        for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    )
 
 
 def temporaries(compiled) -> int:

@@ -30,12 +30,11 @@ def sees(visible: jax.Array, *bad_keys: jax.Array) -> list[jax.Array]:
     """
     if visible.shape[-3] > 1:
         return [jnp.any(visible & bad_key[..., :, None, :], axis=-1) for bad_key in bad_keys]
-    bad_key = jnp.concatenate(bad_keys, axis=-2)
     # One relation for all heads: count by a dot product, without the pairs of every head.
-    shape = (*visible.shape[:-3], visible.shape[-2], bad_key.shape[-1])
+    shape = (*visible.shape[:-3], visible.shape[-2], bad_keys[0].shape[-1])
     visible_BTS = jnp.broadcast_to(visible[..., 0, :, :], shape)
     if all(size == 1 for size in shape[:-2]):
         visible_BTS = visible_BTS.reshape(shape[-2:])
-    counts = (array.astype(jnp.float32) for array in (visible_BTS, bad_key))
+    counts = (array.astype(jnp.float32) for array in (visible_BTS, jnp.stack(bad_keys)))
     seen = jnp.einsum(f"{'...' * (visible_BTS.ndim > 2)}ts,...ns->...nt", *counts) > 0
-    return jnp.split(seen, len(bad_keys), axis=-2)
+    return list(seen)

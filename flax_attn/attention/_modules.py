@@ -226,7 +226,7 @@ def adapted(
         if not query.dtype == key.dtype == value.dtype:
             dtype = jnp.result_type(query, key, value)
             query, key, value = (array.astype(dtype) for array in (query, key, value))
-        own = getattr(attention_fn, "__wrapped__", attention_fn) is dot_product_attention
+        own = dot_product_attention in (attention_fn, getattr(attention_fn, "__wrapped__", None))
         axes = varying_axes(query)
         if own and axes and axes <= {*axis_names}:
             options = _numbered(query, key, options)

@@ -23,20 +23,19 @@ from flax_attn._functions import kind_of
 from flax_attn._integers import as_bound, as_ids, saturate
 from flax_attn._jax import varying_axes
 from flax_attn.attention._blocks import is_sparse
+from flax_attn.attention._counted import check_within_shard_map, refuse_to_guess, warn_of_corner
 from flax_attn.attention._parts import check_numbers_of_heads, check_sizes, name_all_axes
 from flax_attn.attention._problem import Problem, is_aligned
 from flax_attn.attention._trial import try_out
-from flax_attn.attention.dropout import Dropout, check_rate
+from flax_attn.attention.dropout import Dropout, check_dropout
 from flax_attn.coords import Aligned, Coords, to_record
 from flax_attn.masks import Causal, Dense, Full, Mask, Plan, Window
-from flax_attn.masks._intervals import reads
 from flax_attn.masks._mask import how_to_mask
 from flax_attn.normalizers import Normalizer, Sigmoid, Softmax, check_normalizer
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
 from flax_attn.scores._score_mod import how_to_modify
 
-POSITIONS = {("query", "positions"), ("key", "positions")}
 Sides = tuple[int | jax.Array | None, int | jax.Array | None]
 
 
@@ -100,7 +99,7 @@ def check_request(
         raise ValueError(
             f"{function}: head_ids must be [N] = [{num_heads}], got {list(head_ids.shape)}."
         )
-    _check_dropout(function, dropout, batch)
+    check_dropout(function, dropout, batch)
 
     given = mask if isinstance(mask, Mask) else None
     masks = [_as_mask(function, mask, weights_shape)] if mask is not None else []
@@ -172,12 +171,13 @@ def check_request(
     )
     try_out(function, problem)
     counted = query_coords is None or key_coords is None
-    if counted and given is not None and length_q != length_k:
-        _refuse_to_guess(function, given, problem)
-    if counted and given is None and length_q != length_k and masks[mask is not None :]:
-        _warn_of_corner(function, problem)
+    if counted and length_q != length_k:
+        if given is not None:
+            refuse_to_guess(function, given, problem)
+        elif masks[mask is not None :]:
+            warn_of_corner(function, problem)
     if axes := varying_axes(query):
-        _check_within_shard_map(function, problem, axes, dropout, head_ids_given, counted)
+        check_within_shard_map(function, problem, axes, dropout, head_ids_given, counted)
     return problem
 
 
@@ -254,71 +254,6 @@ def _align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
         return Aligned(array, axes)
 
     return jax.tree.map(align, part, is_leaf=is_aligned)
-
-
-def _refuse_to_guess(function: str, mask: Mask, problem: Problem) -> None:
-    """Raise if a mask compares positions that nobody has given."""
-    length_q, length_k, _, _ = problem.sizes
-    if reads(mask, *problem.records()) >= POSITIONS:
-        raise ValueError(
-            f"{function}: the mask {mask!r} compares positions, but T = {length_q} queries and "
-            f"S = {length_k} keys have none. Say where the queries stand: "
-            f"query_coords=Coords.arange({length_q}, offset={length_k - length_q}), "
-            f"key_coords=Coords.arange({length_k}) for the last of a longer sequence, or "
-            f"Coords.arange({length_q}) for the first."
-        )
-
-
-def _compares_positions(problem: Problem) -> bool:
-    """Whether the mask or the score modifiers read the positions of both sides."""
-    q, k = problem.records()
-    found = reads(problem.mask, q, k)
-    if problem.score_mod is not None:
-        shape = (*problem.batch, problem.sizes[2], *problem.sizes[:2])
-        found |= reads(problem.score_mod, q, k, jax.ShapeDtypeStruct(shape, problem.scores_dtype))
-    return found >= POSITIONS
-
-
-def _warn_of_corner(function: str, problem: Problem) -> None:
-    """Warn that is_causal and local_window_size count both sides from their first token."""
-    length_q, length_k, _, _ = problem.sizes
-    warn(
-        f"{function}: is_causal and local_window_size count queries and keys from 0 on both sides, "
-        f"as in jax.nn: with T = {length_q} queries and S = {length_k} keys the first query stands "
-        f"at the first key. If the queries are the last of a longer sequence, as in "
-        f"decoding, give query_coords=Coords.arange({length_q}, offset={length_k - length_q}), "
-        f"key_coords=Coords.arange({length_k}); if not, query_coords=Coords.arange({length_q})."
-    )
-
-
-def _check_within_shard_map(
-    function: str,
-    problem: Problem,
-    axes: frozenset[str],
-    dropout: Dropout | None,
-    head_ids_given: bool,
-    counted: bool,
-) -> None:
-    """Raise where a device of `shard_map` would need to know which part of the whole it has."""
-    length_q, length_k, num_heads, _ = problem.sizes
-    where = f"within shard_map over {', '.join(sorted(axes))}"
-    numbered = head_ids_given and dropout is not None and dropout.batch_ids is not None
-    if dropout is not None and not dropout.broadcast and not numbered:
-        count = math.prod(problem.batch)
-        raise ValueError(
-            f"{function}: dropout {where} needs the numbers of heads and batch elements among "
-            f"those of all devices. Give head_ids=jnp.arange({num_heads}) if each device has all "
-            f"heads, {num_heads} * jax.lax.axis_index(axis_name) + jnp.arange({num_heads}) if it "
-            f"has a part; and Dropout(rate, key, batch_ids=...) likewise, of {count} elements."
-        )
-    if counted and (dropout is not None or _compares_positions(problem)):
-        raise ValueError(
-            f"{function}: a mask, score modifier or dropout depends on positions, which {where} "
-            f"are counted from 0 on each device. If each device has whole sequences, say so: "
-            f"query_coords=Coords.arange({length_q}), key_coords=Coords.arange({length_k}). If it "
-            f"has a part of them, it would attend to that part only: use jit with sharded "
-            f"arguments, or gather the keys and give the coordinates of both."
-        )
 
 
 def _fields(
@@ -543,27 +478,3 @@ def _as_side(side: int | jax.Array | None) -> int | jax.Array | None:
 def _is_integer(number: Any) -> bool:
     dtype = getattr(number, "dtype", None)
     return type(number) is int if dtype is None else jnp.issubdtype(dtype, jnp.integer)
-
-
-def _check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...]) -> None:
-    if dropout is None:
-        return
-    if not isinstance(dropout, Dropout):
-        raise TypeError(
-            f"{function}: dropout must be a Dropout(rate, key), got {kind_of(dropout)}."
-        )
-    check_rate(function, dropout.rate)
-    if not hasattr(dropout.key, "dtype") or not (
-        (jnp.issubdtype(dropout.key.dtype, jax.dtypes.prng_key) and dropout.key.ndim == 0)
-        or (dropout.key.dtype == jnp.uint32 and dropout.key.ndim == 1)
-    ):
-        raise TypeError(
-            f"{function}: dropout.key must be one JAX key, got "
-            f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
-        )
-    count = math.prod(batch)
-    if dropout.batch_ids is not None and np.shape(dropout.batch_ids) != (count,):
-        raise ValueError(
-            f"{function}: dropout.batch_ids must be one number for each batch element, "
-            f"[{count}], got {list(np.shape(dropout.batch_ids))}."
-        )

@@ -5,8 +5,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from flax_attn._functions import kind_of
 
 
 @jax.tree_util.register_dataclass
@@ -102,6 +105,31 @@ def keep_weights(
     bits, _ = threefry2x32(*key, query_ids, key_ids)
     uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
     return uniform >= jnp.asarray(rate, jnp.float32)
+
+
+def check_dropout(function: str, dropout: Dropout | None, batch: tuple[int, ...]) -> None:
+    """Raise unless `dropout` is None, or fits the batch."""
+    if dropout is None:
+        return
+    if not isinstance(dropout, Dropout):
+        raise TypeError(
+            f"{function}: dropout must be a Dropout(rate, key), got {kind_of(dropout)}."
+        )
+    check_rate(function, dropout.rate)
+    if not hasattr(dropout.key, "dtype") or not (
+        (jnp.issubdtype(dropout.key.dtype, jax.dtypes.prng_key) and dropout.key.ndim == 0)
+        or (dropout.key.dtype == jnp.uint32 and dropout.key.ndim == 1)
+    ):
+        raise TypeError(
+            f"{function}: dropout.key must be one JAX key, got "
+            f"{getattr(dropout.key, 'shape', dropout.key)}. Write jax.random.key(seed)."
+        )
+    count = math.prod(batch)
+    if dropout.batch_ids is not None and np.shape(dropout.batch_ids) != (count,):
+        raise ValueError(
+            f"{function}: dropout.batch_ids must be one number for each batch element, "
+            f"[{count}], got {list(np.shape(dropout.batch_ids))}."
+        )
 
 
 def check_rate(function: str, rate: float | Float[Array, ""]) -> None:
