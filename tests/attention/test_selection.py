@@ -177,11 +177,12 @@ def test_memory_grows_with_the_length_and_not_with_its_square(function):
 
 
 def test_a_bias_is_not_copied():
-    x = jnp.zeros((1, 2048, 2, 16))
-    bias = jax.ShapeDtypeStruct((1, 2, 2048, 2048), jnp.float32)
+    """Tiles of it are: 9 MB with JAX 0.10.2, 23 MB with 0.12.0, of any length."""
+    x = jnp.zeros((1, 4096, 2, 16))
+    bias = jax.ShapeDtypeStruct((1, 2, 4096, 4096), jnp.float32)
     f = lambda q, b: dot_product_attention(q, x, x, b)
     compiled = jax.jit(f).lower(jax.ShapeDtypeStruct(x.shape, x.dtype), bias).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 2048 * 2048 * 4 / 3
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4096 * 4096 * 4 / 3
 
 
 def test_the_sigmoid_has_gradients_blockwise_too():
