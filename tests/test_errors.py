@@ -194,7 +194,7 @@ CASES = {
     "score mod": (
         lambda: attend(score_mod=identity),
         TypeError,
-        r"score_mod must be a ScoreMod, got function. Wrap a function",
+        r"score_mod must be a ScoreMod, got the function identity. Wrap a function",
     ),
     "residual of the sigmoid": (
         lambda: attend(normalizer=Sigmoid(), return_residual=True),

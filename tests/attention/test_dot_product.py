@@ -16,6 +16,9 @@ from tests.compilation import AS_USERS
 from tests.oracles import attention as oracles
 from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
+# T ≠ S without coordinates, as in jax.nn.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_causal and local_window_size count")
+
 B, T, S, N, K, D, DV = 2, 5, 7, 4, 2, 8, 6
 
 

@@ -1,4 +1,4 @@
-"""Attention compiles for TPUs and GPUs, on a machine that has neither, and stays O(T + S) there.
+"""Programs compile for TPUs and GPUs, on a machine that has neither; attention stays O(T + S).
 
 Needs `libtpu`, and `jax-cuda12-plugin` with `jax-cuda12-pjrt` of the same version as JAX.
 """
@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
+from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, maps, masks, scores
 from tests.compiled import every_collective, temporaries
 
 pytestmark = pytest.mark.targets
@@ -152,6 +152,27 @@ def test_a_sharded_batch_needs_no_communication(platform, case, work):
     text = compiled(sharded, platform, jnp.bfloat16, devices=8).as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert f" {collective}" not in text
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_convolution_of_groups_is_laxs_on_one_device_and_gathers_nothing_on_eight(platform):
+    def gradients(x, kernel):
+        y, pull_back = jax.vjp(lambda x, k: maps.conv(k, groups=32)(x), x, kernel)
+        return y, pull_back(y)
+
+    def text(devices):
+        mesh = mesh_of(platform, devices)
+        shapes = ((8, 14, 14, 256), P("data")), ((3, 3, 8, 256), P())
+        arrays = (
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+            for shape, spec in shapes
+        )
+        lowered = jax.jit(gradients).lower(*arrays)
+        return lowered.as_text(), lowered.compile().as_text()
+
+    assert "feature_group_count = 32" in text(1)[0]
+    assert "feature_group_count = 32" not in text(8)[0]
+    assert "all-gather" not in text(8)[1]
 
 
 LAYOUTS = {
