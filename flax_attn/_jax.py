@@ -74,7 +74,7 @@ class Divisible(Protocol):
     def rule(self) -> tuple[str, tuple[str, ...]]:
         """Its sharding rule in the notation of Shardy, and the factors that may not be split."""
 
-    def plan(
+    def share(
         self, mesh: dict[str, int], args: list[Spec], results: list[Spec]
     ) -> tuple[Callable[..., Any], list[Spec], list[Spec]]:
         """What one device computes of its parts of the operands, and how all is split for that.
@@ -111,7 +111,7 @@ def divide(
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         del mesh
         mesh, specs = _fitting_mesh(devices, [*args, *results])
-        local, args, results = computation.plan(
+        local, args, results = computation.share(
             dict(mesh.shape), specs[: len(args)], specs[len(args) :]
         )
 

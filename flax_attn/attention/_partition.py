@@ -189,7 +189,7 @@ class Call(NamedTuple):
         """The computation on one device."""
         return tuple(self.bind(args, True))
 
-    def plan(
+    def share(
         self, mesh: dict[str, int], args: list[Spec], results: list[Spec]
     ) -> tuple[Callable[..., Any], list[Spec], list[Spec]]:
         """The computation of one device, and how operands and results are split for it."""
