@@ -53,10 +53,8 @@ class Dims(NamedTuple):
 
     def spec(self, split: Split) -> Spec:
         """The mesh axes of each dimension."""
-        return tuple(
-            split.get(name, ()) if may else ()
-            for name, may in zip(self.names, self.splittable, strict=True)
-        )
+        sizes = zip(self.names, self.sizes, strict=True)
+        return tuple(split.get(name, ()) if size > 1 else () for name, size in sizes)
 
 
 def sharding_rule(args: Sequence[Dims], results: Sequence[Dims]) -> tuple[str, tuple[str, ...]]:
@@ -137,10 +135,12 @@ class Part(NamedTuple):
         step = heads if self.groups % heads == 0 else 1
         return (first + jnp.arange(0, heads, step)) // self.groups
 
-    def total(self, gradient: jax.Array, dims: Dims) -> jax.Array:
-        """The sum over all devices that hold a part of it, in float32 or more."""
+    def total(self, gradient: jax.Array, dims: Dims, keys: tuple[str, ...]) -> jax.Array:
+        """The sum over all devices that hold a part of it, in float32 or more.
+
+        Over the axes `keys`, each device is given the sum for a part of the keys only.
+        """
         followed = {axis for axes in dims.spec(self.split) for axis in axes}
-        keys = self.scattered(dims)
         summed = [a for axes in self.split.values() for a in axes if a not in followed | set(keys)]
         if not summed and not keys:
             return gradient
@@ -152,18 +152,12 @@ class Part(NamedTuple):
             wide = lax.psum_scatter(wide, keys, scatter_dimension=axis, tiled=True)
         return wide.astype(gradient.dtype)
 
-    def scattered(self, dims: Dims) -> tuple[str, ...]:
-        """The axes that split the queries, where the keys' gradient is split by them."""
+    def scattered(self, dims: Dims, proposed: Spec) -> tuple[str, ...]:
+        """The axes that split the queries, where XLA wants the keys' gradient split."""
         axis = dims.axis("s")
-        if axis is None or dims.axis("t") is not None or dims.sizes[axis] % self.count("t"):
+        if axis is None or dims.axis("t") is not None or not proposed[axis]:
             return ()
-        return self.split.get("t", ())
-
-    def spec(self, dims: Dims) -> Spec:
-        """The mesh axes of each dimension of a result."""
-        keys = self.scattered(dims)
-        axes = zip(dims.names, dims.spec(self.split), strict=True)
-        return tuple(keys if name == "s" else x for name, x in axes)
+        return () if dims.sizes[axis] % self.count("t") else self.split.get("t", ())
 
 
 class Call(NamedTuple):
@@ -196,16 +190,20 @@ class Call(NamedTuple):
         split = choose_split(mesh, [*self.args, *self.results], [*args, *results], self.groups)
         num_heads = dict(zip(*self.args[0], strict=True))["n"]
         part = Part(mesh, split, num_heads, self.groups)
-        run = functools.partial(self._run, part)
-        return run, [x.spec(split) for x in self.args], [part.spec(x) for x in self.results]
+        keys = [part.scattered(x, spec) for x, spec in zip(self.results, results, strict=True)]
+        run = functools.partial(self._run, part, keys)
+        args = [dims.spec(split) for dims in self.args]
+        with_keys = [split | {"s": axes} for axes in keys]
+        results = [x.spec(all_axes) for x, all_axes in zip(self.results, with_keys, strict=True)]
+        return run, args, results
 
-    def _run(self, part: Part, *args: jax.Array) -> list[jax.Array]:
+    def _run(self, part: Part, keys: list[tuple[str, ...]], *args: jax.Array) -> list[jax.Array]:
         heads = part.key_heads()
         mine = [self._take(x, dims, heads) for x, dims in zip(args, self.args, strict=True)]
         # A block map counts blocks of all queries; those of a part of them are found anew.
         results = self.bind(mine, not part.split.get("t"))
         back = [self._give(x, dims, heads) for x, dims in zip(results, self.results, strict=True)]
-        return [part.total(x, dims) for x, dims in zip(back, self.results, strict=True)]
+        return [part.total(*each) for each in zip(back, self.results, keys, strict=True)]
 
     def _take(self, x: jax.Array, dims: Dims, heads: jax.Array | None) -> jax.Array:
         """The part of an array that belongs to some key heads."""

@@ -219,6 +219,17 @@ def test_fewer_key_heads_than_devices(kv_heads):
     assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}  # keys, values, slopes
 
 
+def test_keys_that_every_device_has_are_not_gathered():
+    """Their gradients are summed where they are: one all-reduce each."""
+    values = place(make_mesh((4,)), P(None, "x"), arguments(), P())
+    forward = jax.jit(lambda values: plain(**values)).lower(values).compile()
+    assert not [size for _, size in collectives(forward) if size > T]  # coordinates may travel
+    compiled = values_and_gradients(plain).lower(values).compile()
+    check(compiled(values), expected(plain))
+    travelling = [kind for kind, size in collectives(compiled) if size > T]
+    assert travelling == ["all-reduce", "all-reduce"]
+
+
 def test_query_heads_that_share_key_heads_unevenly():
     """Twelve heads on six devices: two each, of groups of three."""
 
