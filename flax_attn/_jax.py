@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -117,7 +118,8 @@ def divide(
 
         def run(*arrays: jax.Array) -> Any:
             with jax.sharding.use_abstract_mesh(NO_MESH):
-                return tuple(local(*arrays))
+                jaxpr = jax.make_jaxpr(local)(*arrays)
+                return tuple(without_locations_p.bind(*arrays, jaxpr=jaxpr))
 
         def shardings(specs: list[Spec]) -> tuple[NamedSharding, ...]:
             return tuple(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs)
@@ -131,6 +133,27 @@ def divide(
     )
     known = type(context)(count, tuple(devices))
     return split, ctx.replace(module_context=module.replace(axis_context=known))
+
+
+def _lower_without_locations(ctx: mlir.LoweringRuleContext, *args: Any, jaxpr: Any) -> Any:
+    """Lower without the lines of Python that each operation comes from.
+
+    XLA puts the program of a part into the whole, but reads its stack frames in the table of the
+    whole. What it finds there can be long, and with jaxlib 0.12.0 compilation may not end.
+    """
+    from jax._src.config import traceback_in_locations_limit
+
+    with traceback_in_locations_limit(0):
+        caches = type(ctx.module_context.traceback_caches)()
+    module = ctx.module_context.replace(traceback_caches=caches)
+    lower = mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)
+    return lower(ctx.replace(module_context=module), *args)
+
+
+without_locations_p = Primitive("without_locations")
+without_locations_p.multiple_results = True
+without_locations_p.def_abstract_eval(lambda *args, jaxpr: jaxpr.out_avals)
+mlir.register_lowering(without_locations_p, _lower_without_locations)
 
 
 def _devices(platform: str) -> list[Any]:

@@ -5,7 +5,6 @@ those of the weights. Small images run through other forms; that is why these ar
 """
 
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from flax_attn import linen, maps
 from flax_attn.vision._pooling import LARGE, spatial_mean
+from tests.compiled import every_collective
 from tests.mechanisms import facts, mechanisms, module_class
 from tests.tolerances import assert_close
 
@@ -62,26 +62,16 @@ def on(mesh, array, *spec):
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, P(*spec)))
 
 
-def collectives(program):
-    """Which there are in a compiled program, and the shapes that each of them moves."""
-    names = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({names})(?:-start)?\(", program.as_text())
-    return [
-        (name, [tuple(map(int, re.findall(r"\d+", s))) for s in re.findall(r"\[([\d,]*)\]", moved)])
-        for moved, name in found
-    ]
-
-
 def assert_stays_divided(function, variables, *images):
     """No collective forward; backward, sums of what is no larger than the largest weight."""
     images_back = lambda v, *xs: jax.vjp(function, v, *xs)[1](function(v, *xs))
     forward = jax.jit(function).lower(variables, *images).compile()
-    assert collectives(forward) == []
+    assert every_collective(forward) == []
     assert jax.tree.leaves(forward.output_shardings)[0].spec[0] == "batch"
     largest = max((math.prod(v.shape) for v in jax.tree.leaves(variables)), default=1)
-    for name, shapes in collectives(jax.jit(images_back).lower(variables, *images).compile()):
+    for name, size in every_collective(jax.jit(images_back).lower(variables, *images).compile()):
         assert name == "all-reduce"
-        assert max(map(math.prod, shapes)) <= max(largest, math.prod(images[0].shape[-1:]))
+        assert size <= max(largest, images[0].shape[-1])
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
@@ -89,8 +79,6 @@ def assert_stays_divided(function, variables, *images):
     "name", [pytest.param(n, marks=[] if n in QUICK else [long]) for n in mechanisms()]
 )
 def test_a_mechanism_keeps_the_batch_divided(name, kind):
-    if name == "spatial_reduction_attention":
-        pytest.skip("of attention, which has tests of its own")
     cls = module_class(linen, name)
     options = OPTIONS.get(name, facts(name).module)
     if hasattr(cls, "use_running_average"):
@@ -128,7 +116,7 @@ def test_a_convolution_of_groups_keeps_the_batch_divided(shape, size, groups, ki
         if kind == AxisType.Auto:
             assert_stays_divided(apply, kernel, x)
         else:  # there JAX has no gradient of a convolution's kernel
-            assert collectives(jax.jit(apply).lower(kernel, x).compile()) == []
+            assert every_collective(jax.jit(apply).lower(kernel, x).compile()) == []
 
 
 def test_a_convolution_of_groups_has_the_numbers_of_one_device():
@@ -159,6 +147,6 @@ def test_the_mean_of_an_image_gathers_no_part_of_it(spec, kind):
     x = on(devices, jax.ShapeDtypeStruct(shape, jnp.float32), *spec)
     with jax.set_mesh(devices):
         program = jax.jit(spatial_mean).lower(x).compile()
-    for name, shapes in collectives(program):  # of sums over parts of height and width
+    for name, shapes in every_collective(program):  # of sums over parts of height and width
         assert name == "all-reduce"
         assert shapes == [(8, 256)]
