@@ -198,7 +198,7 @@ def _form(
         return Form(
             functools.partial(_shifts, geometry), functools.partial(_pieces, geometry), plain
         )
-    if groups == channels and height * width <= TAPS:
+    if groups == channels == out and height * width <= TAPS:
         by = functools.partial
         return Form(
             by(_shifts_of_each, geometry), by(_pieces_of_each, geometry), by(_tap_by_tap, geometry)

@@ -162,6 +162,7 @@ def test_no_convolution_of_groups_is_left(name):
 @pytest.mark.parametrize(
     ("shape", "size", "strides", "settings"),
     [
+        ((2, 9, 20, 1), (3, 3, 1, 16), (1, 1), {}),  # many of one channel
         ((2, 9, 8, 2), (3, 3, 2, 1), (2, 2), {}),
         ((2, 9, 8, 2), (3, 3, 2, 1), (1, 1), {"lhs_dilation": (2, 2)}),
         ((2, 9, 8, 2), (1, 1, 2, 1), (1, 1), {}),

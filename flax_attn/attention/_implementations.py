@@ -30,7 +30,7 @@ class Implementation(NamedTuple):
     forward: Callable[..., Arrays]
     tangent: Callable[..., Arrays]
     transpose: Callable[..., Arrays]
-    divisible: bool
+    divisible: bool = False
 
 
 # In the order in which `implementation=None` prefers them. The last takes what the others leave.
@@ -41,7 +41,6 @@ IMPLEMENTATIONS = {
         blockwise.run_forward,
         blockwise.run_tangent,
         blockwise.run_transpose,
-        divisible=False,
     ),
     "dense": Implementation(
         dense.declines,

@@ -187,8 +187,9 @@ def as_boolean(owner: str, mask: Any) -> Any:
 
     Anything but an array is returned as it is.
     """
-    if isinstance(mask, list | tuple) and np.asarray(mask).dtype != object:
-        mask = np.asarray(mask)
+    if isinstance(mask, list | tuple) and not any(isinstance(x, Mask) for x in mask):
+        array = np.asarray(mask)
+        mask = mask if array.dtype == object else array
     if mask is None or not hasattr(mask, "dtype"):
         return mask
     check_array(owner, "mask", mask)

@@ -188,7 +188,7 @@ def _as_mask(function: str, mask: Any, shape: tuple[int, ...]) -> Mask:
     if isinstance(mask, list | tuple):
         raise TypeError(
             f"{function}: mask must be a boolean array or a Mask, got {type(mask).__name__}. "
-            f"Wrap it: jnp.asarray(mask)."
+            f"Wrap it: jnp.asarray(mask); join masks by & or |: first & second."
         )
     if isinstance(mask, type) or not hasattr(mask, "dtype"):
         raise TypeError(

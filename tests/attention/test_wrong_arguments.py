@@ -25,7 +25,7 @@ MISTAKES = {
     "a relation": ({"mask": near}, "Call it, with its parameters if it has any: near(*, radius)."),
     "a lambda": ({"mask": lambda q, k: True}, "Make a relation of it: masks.relation(function)()"),
     "a string": ({"mask": "causal"}, "Masks are objects: masks.Causal()"),
-    "a list": ({"mask": [[True]]}, "Wrap it: jnp.asarray(mask)."),
+    "a list": ({"mask": [[True]]}, "Wrap it: jnp.asarray(mask); join masks by"),
     "a float mask": ({"mask": jnp.zeros((6, 6))}, "pass an additive mask as bias"),
     "a boolean bias": ({"bias": jnp.ones((6, 6), bool)}, "True = attend: mask=bias."),
     "a mask as bias": ({"bias": masks.Causal()}, "got the mask Causal(). Pass it by name: mask="),
