@@ -33,7 +33,8 @@ from flax_attn.attention._problem import Problem, freeze, leaf_axes, thaw
 
 Arrays = Sequence[jax.Array]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# Where XLA asks how a computation is split. Its compiler for TPUs cannot (seen on libtpu 0.0.39).
+# Where XLA can be told how a computation is divided. Compilers for TPUs cannot ahead of time: they
+# find no emitter for CustomSPMDPartitioning.
 PARTITIONED = ("cpu", "cuda", "rocm")
 
 
