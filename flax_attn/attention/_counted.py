@@ -40,7 +40,7 @@ def _compares_positions(problem: Problem) -> bool:
 
 
 def warn_of_corner(function: str, problem: Problem) -> None:
-    """Warn that is_causal and local_window_size count both sides from their first token."""
+    """Warn that is_causal and local_window_size align the first query with the first key."""
     length_q, length_k, _, _ = problem.sizes
     warn(
         f"{function}: is_causal and local_window_size count queries and keys from 0 on both sides, "

@@ -60,10 +60,10 @@ class Dims(NamedTuple):
 def sharding_rule(args: Sequence[Dims], results: Sequence[Dims]) -> tuple[str, tuple[str, ...]]:
     """The rule in Shardy's notation, and its factors that are not split, in order of appearance.
 
-    Query and key heads are factors of their own: the heads of keys need not divide as far.
+    Query heads and key heads are separate factors: there may be fewer key heads than devices.
     """
     whole: list[str] = []
-    keys_stay = any("s" in dims.names for dims in results)  # the gradient of keys is split as they
+    keys_stay = any("s" in dims.names for dims in results)  # gradients of keys, as keys
 
     def factors(dims: Dims) -> str:
         names = []
@@ -86,7 +86,7 @@ def sharding_rule(args: Sequence[Dims], results: Sequence[Dims]) -> tuple[str, t
 def choose_split(
     mesh: dict[str, int], dims: Sequence[Dims], specs: Sequence[Spec], groups: int
 ) -> Split:
-    """How the problem is split: as its first array that is split along a dimension.
+    """Choose the mesh axes of each dimension: those of the first array that is split along it.
 
     Args:
       mesh: The sizes of the mesh axes.
@@ -124,9 +124,9 @@ class Part(NamedTuple):
         return math.prod(self.mesh[axis] for axis in self.split.get(name, ()))
 
     def key_heads(self) -> jax.Array | None:
-        """The key heads of this device's query heads; None if it holds no others.
+        """The key heads that this device's query heads read; None if keys are split the same way.
 
-        One, if all its query heads share it; otherwise one for each query head.
+        One head if all its query heads share it; otherwise one for each query head.
         """
         if self.split["n"] == self.split.get("k", ()):
             return None
