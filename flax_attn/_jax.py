@@ -3,19 +3,75 @@
 Written for JAX 0.10.2 to 0.12.0.
 """
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import jet
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import mlir
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Spec = tuple[tuple[str, ...], ...]
 """The mesh axes that split each dimension of an array."""
+
+
+Zero = ad.Zero
+"""A tangent or cotangent that is known to be 0."""
+instantiate_zeros = ad.instantiate_zeros
+LoweringContext = mlir.LoweringRuleContext
+
+
+def is_linear(operand: Any) -> bool:
+    """Whether a transpose rule is asked for the cotangent of an operand."""
+    return ad.is_undefined_primal(operand)
+
+
+def new_primitive(name: str, no_jet: str) -> Primitive:
+    """A primitive with several results that is always compiled; `no_jet` is the error of `jet`."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.lru_cache(maxsize=256)
+    def jitted(**settings: Any) -> Callable[..., list[jax.Array]]:
+        return jax.jit(functools.partial(primitive.bind, **settings))
+
+    def compiled(*operands: jax.Array, **settings: Any) -> list[jax.Array]:
+        with jax.disable_jit(False):  # a primitive has no other meaning than its compiled program
+            return jitted(**settings)(*operands)
+
+    def refuse(*args: Any, **settings: Any) -> Any:
+        del args, settings
+        raise NotImplementedError(no_jet)
+
+    primitive.def_impl(compiled)
+    jet.jet_rules[primitive] = refuse
+    return primitive
+
+
+def set_rules(
+    primitive: Primitive,
+    *,
+    shapes: Callable[..., Any],
+    jvp: Callable[..., Any],
+    transpose: Callable[..., Any],
+    batch: Callable[..., Any],
+) -> None:
+    """Register the abstract values, derivatives and batching of a primitive."""
+    primitive.def_abstract_eval(shapes)
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batch
+
+
+def set_lowering(primitive: Primitive, rule: Callable[..., Any], platform: str | None) -> None:
+    """Register how a primitive is lowered for a platform; None = for all others."""
+    mlir.register_lowering(primitive, rule, platform=platform)
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
@@ -40,21 +96,24 @@ def vary_together(arrays: list[jax.Array]) -> list[jax.Array]:
 NO_MESH = AbstractMesh((), ())
 
 
-def lower_without_mesh(
-    function: Callable[..., Any], ctx: mlir.LoweringRuleContext, args: Any
-) -> Any:
-    """Lower a function of arrays as if there were no mesh.
+@contextlib.contextmanager
+def no_mesh(ctx: LoweringContext) -> Iterator[LoweringContext]:
+    """Forget the mesh within the block, and in the context of lowering that it gives.
 
     The types of an explicit mesh or of `shard_map` would forbid loops over what they split.
     """
     avals: Any = ctx.avals_in
     plain = [jax.core.ShapedArray(x.shape, x.dtype) for x in avals]
-    lower = mlir.lower_fun(function, multiple_results=True)
     with jax.sharding.use_abstract_mesh(NO_MESH):
-        return lower(ctx.replace(avals_in=plain), *args)
+        yield ctx.replace(avals_in=plain)
 
 
-def is_divided(ctx: mlir.LoweringRuleContext) -> bool:
+def lower_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A lowering rule from a function of arrays with several results."""
+    return mlir.lower_fun(function, multiple_results=True)
+
+
+def is_divided(ctx: LoweringContext) -> bool:
     """Whether XLA's partitioner will divide the module being lowered among several devices.
 
     False within a `shard_map` over all axes of its mesh and within `pmap`: shapes are local there.
@@ -88,8 +147,8 @@ class Divisible(Protocol):
 
 
 def divide(
-    ctx: mlir.LoweringRuleContext, computation: Divisible
-) -> tuple[Callable[..., Any], mlir.LoweringRuleContext] | None:
+    ctx: LoweringContext, computation: Divisible
+) -> tuple[Callable[..., Any], LoweringContext] | None:
     """A function that tells XLA's partitioner how to divide it, to be lowered in a new context.
 
     None where the partitioner cannot be told: within a `shard_map` over some axes of a mesh, in
@@ -135,7 +194,7 @@ def divide(
     return split, ctx.replace(module_context=module.replace(axis_context=known))
 
 
-def _lower_without_locations(ctx: mlir.LoweringRuleContext, *args: Any, jaxpr: Any) -> Any:
+def _lower_without_locations(ctx: LoweringContext, *args: Any, jaxpr: Any) -> Any:
     """Lower without the lines of Python that each operation comes from.
 
     XLA puts the program of a part into the whole, but reads its stack frames in the table of the

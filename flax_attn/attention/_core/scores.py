@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_attn.attention._finite import finite, not_finite, sees
-from flax_attn.attention._problem import Problem
+from flax_attn.attention._core.finite import finite, not_finite, sees
+from flax_attn.attention._core.problem import Problem
 
 
 class Scores(NamedTuple):

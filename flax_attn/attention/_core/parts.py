@@ -83,3 +83,28 @@ def check_sizes(
             f"{function}: the array with the axes {axes!r} in {part!r} must broadcast to "
             f"{list(wanted)}, got {list(array.shape)}."
         )
+
+
+def align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
+    """Give the arrays within a mask or score modifier all batch axes.
+
+    Raises:
+      ValueError: If one does not broadcast to `shape`, that of the scores.
+    """
+    batch_ndim = len(shape) - 3
+
+    def expand(x: Any) -> Any:
+        if not isinstance(x, Aligned):
+            return x
+        axes, array = name_all_axes(function, part, x)
+        full = batch_ndim + len(axes) - 1
+        if array.ndim > full:
+            raise ValueError(
+                f"{function}: an array of {type(part).__name__} has the shape {list(array.shape)}, "
+                f"which has more than the {batch_ndim} batch axes of the query."
+            )
+        array = expand_rank(array, full)
+        check_sizes(function, part, axes, array, shape)
+        return Aligned(array, axes)
+
+    return jax.tree.map(expand, part, is_leaf=lambda x: isinstance(x, Aligned))

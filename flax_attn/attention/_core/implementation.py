@@ -1,0 +1,83 @@
+"""What an implementation of attention is."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import jax
+
+from flax_attn.attention._core.problem import Problem
+
+Results = tuple[jax.Array, jax.Array]
+"""The output `[*B, T, N, Dv]` and the LSE `[*B, T, N]`, or derivatives of both."""
+
+
+class Target(NamedTuple):
+    """What a program is compiled for.
+
+    Attributes:
+      platform: "cpu", "cuda", "rocm" or "tpu"; None for any other.
+      partitioned: Whether XLA splits batch and heads over devices, so that no loop may cut them.
+    """
+
+    platform: str | None
+    partitioned: bool = False
+
+
+class Implementation:
+    """One way to compute attention. A subclass is a frozen dataclass of hashable settings.
+
+    To add one, write a subclass in a file of its own, and add an instance to
+    `flax_attn.attention._registry`.
+
+    Derivatives are with respect to leaves of the problem, by the numbers of `Structure.of`.
+
+    Attributes:
+      name: Its name in `implementation=` and in messages.
+      aliases: Other names.
+      divisible: Whether XLA splits its program over devices well. If not, it is given the part of
+        one device, cut by the letters of the leaves.
+    """
+
+    name: str
+    aliases: ClassVar[tuple[str, ...]] = ()
+    divisible: ClassVar[bool] = False
+
+    def declines(self, problem: Problem, platform: str | None) -> str | None:
+        """Why it cannot compute a problem on a platform; None if it can.
+
+        Before the platform is known it is None. The answer is then a reason that holds on all.
+        """
+        del problem, platform
+        return None
+
+    def defers(self, problem: Problem, platform: str | None) -> str | None:
+        """Why another one is likely to be faster; None if this one is. Asked unless it is named."""
+        del problem, platform
+        return None
+
+    def forward(self, problem: Problem, target: Target) -> Results:
+        """Output and LSE."""
+        raise NotImplementedError
+
+    def tangent(
+        self,
+        problem: Problem,
+        target: Target,
+        output: jax.Array,
+        lse: jax.Array,
+        tangents: Mapping[int, jax.Array],
+    ) -> Results:
+        """The derivatives of output and LSE along tangents of some leaves."""
+        raise NotImplementedError
+
+    def transpose(
+        self,
+        problem: Problem,
+        target: Target,
+        output: jax.Array,
+        lse: jax.Array,
+        cotangents: Results,
+        active: tuple[int, ...],
+    ) -> Sequence[jax.Array]:
+        """The cotangents of the leaves `active`, given those of output and LSE."""
+        raise NotImplementedError

@@ -1,0 +1,139 @@
+"""Normalise an attention call: check the arguments, build the problem, trace its parts once."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_attn._checks import broadcasts_to, warn
+from flax_attn._jax import varying_axes
+from flax_attn._record import MissingFieldError
+from flax_attn.attention._core.arguments import Arguments, check_arguments
+from flax_attn.attention._core.problem import Problem, Structure, build_problem
+from flax_attn.masks._intervals import reads
+
+POSITIONS = {("query", "positions"), ("key", "positions")}
+
+
+def normalize(function: str, *arrays: Any, **options: Any) -> Problem:
+    """Check the arguments of an attention function and build its problem.
+
+    Args:
+      function: The public function, for error messages.
+      *arrays: Query, key, value (None = the key), bias and mask.
+      **options: Options of `dot_product_attention`.
+
+    Raises:
+      ValueError: If shapes, dtypes or numbers do not fit.
+      TypeError: If an argument is of the wrong kind.
+    """
+    arguments = check_arguments(function, *arrays, **options)
+    problem = build_problem(arguments)
+    _trace_parts(function, *_abstract(problem))
+    _check_positions(arguments, problem)
+    if axes := varying_axes(arguments.query):
+        _check_within_shard_map(arguments, problem, axes)
+    return problem
+
+
+def _abstract(problem: Problem) -> tuple[Structure, tuple[Any, ...]]:
+    leaves, structure = Structure.of(problem)
+    return structure, tuple(jax.typeof(leaf) for leaf in leaves)
+
+
+@functools.lru_cache(maxsize=1024)
+def _trace_parts(function: str, structure: Structure, avals: tuple[Any, ...]) -> None:
+    """Trace the mask and the score modifier once, so that user errors surface early."""
+    shape = structure.problem(avals).scores_shape
+
+    def parts(leaves: Any) -> Any:
+        problem = structure.problem(leaves)
+        q, k = problem.records()
+        visible = problem.visible()
+        scores = jnp.zeros(shape, problem.scores_dtype)
+        if problem.score_mod is None:
+            return visible, scores
+        return visible, problem.score_mod(scores, q, k, q.head_ids)
+
+    try:
+        closed = jax.make_jaxpr(parts)(avals)
+    except MissingFieldError as error:
+        raise ValueError(f"{function}: {error}") from None
+    for x in closed.consts:
+        if isinstance(x, jax.core.Tracer):
+            raise TypeError(
+                f"{function}: the mask or score modifier captures an array {x.dtype}"
+                f"{list(x.shape)} of a surrounding transformation, which cannot follow it there. "
+                f"Make it a parameter: near(radius=radius) of a relation, or "
+                f"scores.score_mod(function, table=table)."
+            )
+    for name, aval in zip(("mask", "score_mod"), closed.out_avals, strict=True):
+        if not broadcasts_to(aval.shape, shape):
+            raise ValueError(
+                f"{function}: what {name} returns must broadcast to the scores [*B, N, T, S] = "
+                f"{list(shape)}, got {list(aval.shape)}. Write it elementwise."
+            )
+
+
+def _check_positions(a: Arguments, problem: Problem) -> None:
+    """Where T ≠ S and no coordinates are given: refuse to guess how positions correspond.
+
+    `is_causal` and `local_window_size` count both sides from 0, as in jax.nn, and warn.
+    """
+    length_q, length_k, _, _ = problem.sizes
+    if (a.query_side.located and a.key_side.located) or length_q == length_k:
+        return
+    if a.mask is not None and a.mask_given and reads(a.mask, *problem.records()) >= POSITIONS:
+        raise ValueError(
+            f"{a.function}: the mask {a.mask!r} compares positions, but T = {length_q} queries "
+            f"and S = {length_k} keys have none. Give the positions of the queries: "
+            f"query_coords=Coords.arange({length_q}, offset={length_k - length_q}), "
+            f"key_coords=Coords.arange({length_k}) for the last of a longer sequence, or "
+            f"Coords.arange({length_q}) for the first."
+        )
+    if a.is_causal or a.window is not None:
+        warn(
+            f"{a.function}: is_causal and local_window_size count queries and keys from 0 on both "
+            f"sides, as in jax.nn: with T = {length_q} queries and S = {length_k} keys the first "
+            f"query stands at the first key. If the queries are the last of a longer sequence, as "
+            f"in decoding, give query_coords=Coords.arange({length_q}, "
+            f"offset={length_k - length_q}), key_coords=Coords.arange({length_k}); if not, "
+            f"query_coords=Coords.arange({length_q})."
+        )
+
+
+def _check_within_shard_map(a: Arguments, problem: Problem, axes: frozenset[str]) -> None:
+    """Refuse what depends on which part of the whole a device of `shard_map` has."""
+    length_q, length_k, num_heads, _ = problem.sizes
+    where = f"within shard_map over {', '.join(sorted(axes))}"
+    dropout = a.dropout
+    numbered = dropout is not None and a.head_ids_given and dropout.batch_ids is not None
+    if dropout is not None and not dropout.broadcast and not numbered:
+        count = math.prod(problem.batch)
+        raise ValueError(
+            f"{a.function}: dropout {where} needs the numbers of heads and batch elements among "
+            f"those of all devices. Give head_ids=jnp.arange({num_heads}) if each device has all "
+            f"heads, {num_heads} * jax.lax.axis_index(axis_name) + jnp.arange({num_heads}) if it "
+            f"has a part; and Dropout(rate, key, batch_ids=...) likewise, of {count} elements."
+        )
+    located = a.query_side.located and a.key_side.located
+    if not located and (dropout is not None or _compares_positions(problem)):
+        raise ValueError(
+            f"{a.function}: a mask, score modifier or dropout depends on positions, which {where} "
+            f"are counted from 0 on each device. If each device has whole sequences, say so: "
+            f"query_coords=Coords.arange({length_q}), key_coords=Coords.arange({length_k}). If it "
+            f"has a part of them, it would attend to that part only: use jit with sharded "
+            f"arguments, or gather the keys and give the coordinates of both."
+        )
+
+
+def _compares_positions(problem: Problem) -> bool:
+    """Whether the mask or the score modifiers read the positions of both sides."""
+    q, k = problem.records()
+    found = reads(problem.mask, q, k)
+    if problem.score_mod is not None:
+        scores = jax.ShapeDtypeStruct(problem.scores_shape, problem.scores_dtype)
+        found |= reads(problem.score_mod, q, k, scores)
+    return found >= POSITIONS

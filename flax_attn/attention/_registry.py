@@ -1,0 +1,28 @@
+"""The implementations of attention. To add one, add an instance to `REGISTRY`."""
+
+import dataclasses
+
+from flax_attn.attention._core.implementation import Implementation
+from flax_attn.attention._core.problem import Problem
+from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention.dense import Dense
+
+# In the order of preference. The last computes every problem on every platform, and JAX can
+# differentiate it: second derivatives use it.
+REGISTRY: tuple[Implementation, ...] = (Blockwise(), Dense())
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent(Implementation):
+    """A name that users of other libraries know. It always declines."""
+
+    name: str
+
+    def declines(self, problem: Problem, platform: str | None) -> str | None:
+        """It is not here."""
+        del problem, platform
+        present = ", ".join(implementation.name for implementation in REGISTRY)
+        return f"it is not part of this version, which has {present}."
+
+
+ABSENT = (Absent("cudnn"), Absent("pallas_gpu"), Absent("pallas_tpu"))
