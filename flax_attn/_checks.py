@@ -20,6 +20,11 @@ def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
+def is_wide(x: jax.Array) -> bool:
+    """Whether statistics of an array have its own dtype."""
+    return statistics_dtype(x.dtype) == x.dtype
+
+
 def warn(message: str) -> None:
     """Warn the caller of the library, at the line that has called it."""
     level = 1
@@ -114,6 +119,16 @@ def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def expand_rank(array: jax.Array, ndim: int) -> jax.Array:
     """Prepend axes of size 1 until `array` has `ndim` axes."""
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def spread(array: jax.Array, like: jax.Array, last: int | None = None) -> jax.Array:
+    """The array broadcast to an image's shape, with a last axis of another size if one is given.
+
+    On an explicit mesh it is divided as the image is; otherwise its gradient would be gathered.
+    """
+    shape = like.shape if last is None else (*like.shape[:-1], last)
+    sharding = jax.typeof(like).sharding
+    return jnp.broadcast_to(array, shape, out_sharding=sharding if any(sharding.spec) else None)
 
 
 def as_integer(function: str, name: str, number: int) -> int:

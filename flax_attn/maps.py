@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from flax_attn._checks import as_floating, as_integer, check_arrays, expand_rank, statistics_dtype
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 
 __all__ = ["batch_norm", "conv", "conv1d", "dense", "depthwise_conv", "group_norm", "layer_norm"]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from flax_attn._convolution import _form, convolve
+from flax_attn._cpu.convolution import _form, convolve
 from tests.compilation import AS_USERS
 from tests.tolerances import GRADIENT, assert_close
 

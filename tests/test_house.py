@@ -20,7 +20,7 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 ROWS = [
     {"_checks", "_functions", "_integers", "_jax", "_pytree", "_record"},
     {"_devices", "_fields"},
-    {"_convolution", "_products"},
+    {"_cpu"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
     {"attention", "vision", "linear"},

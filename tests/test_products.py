@@ -8,7 +8,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 from jax import lax
 
-from flax_attn._products import dot_general
+from flax_attn._cpu.products import dot_general
 from flax_attn.linen._layers import Dense
 from flax_attn.nnx._layers import Linear, LinearGeneral
 from tests.tolerances import GRADIENT, assert_close

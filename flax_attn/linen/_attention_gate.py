@@ -13,7 +13,7 @@ from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
 from flax_attn.vision import attention_gate_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class AttentionGate(Module, kw_only=True):

@@ -20,7 +20,7 @@ from flax_attn.linen._module import Module
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import bam_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class BAM(Module, kw_only=True):

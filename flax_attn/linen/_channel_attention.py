@@ -12,7 +12,7 @@ from flax_attn.linen._layers import Dense
 from flax_attn.linen._module import Module
 from flax_attn.vision import channel_attention_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class ChannelAttention(Module, kw_only=True):

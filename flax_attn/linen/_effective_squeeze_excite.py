@@ -10,7 +10,7 @@ from flax_attn.linen._layers import Dense
 from flax_attn.linen._module import Module
 from flax_attn.vision import effective_squeeze_excite_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class EffectiveSqueezeExcite(Module, kw_only=True):

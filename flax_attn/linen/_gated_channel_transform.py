@@ -8,7 +8,7 @@ from flax.typing import Dtype
 from flax_attn.linen._module import Module
 from flax_attn.vision import gated_channel_transform_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class GatedChannelTransform(Module, kw_only=True):

@@ -14,6 +14,7 @@ from flax_attn.linen._module import Module
 from flax_attn.linen._norm import BatchNorm, with_phase
 from flax_attn.vision import gather_excite_gate
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._gather_excite import (
     Extent,
     as_extent,
@@ -21,7 +22,6 @@ from flax_attn.vision._gather_excite import (
     gathering_convs,
     mean_extent,
 )
-from flax_attn.vision._memory import apply_gate
 
 
 class GatherExcite(Module, kw_only=True):

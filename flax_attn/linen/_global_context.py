@@ -9,12 +9,12 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn._cpu.one_channel import sum_of_one
 from flax_attn.linen._layers import Dense
 from flax_attn.linen._module import Module
 from flax_attn.linen._norm import LayerNorm, default_norm
 from flax_attn.vision import global_context, global_context_weights
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._one_channel import sum_of_one
 
 
 class GlobalContext(Module, kw_only=True):

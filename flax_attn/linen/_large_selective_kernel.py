@@ -9,12 +9,12 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd, dilated_kernels, reduced_features
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.linen._layers import Conv, Dense
 from flax_attn.linen._module import Module
 from flax_attn.vision import large_selective_kernel_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class LargeSelectiveKernel(Module, kw_only=True):

@@ -9,8 +9,8 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype, Shape
 
-from flax_attn._products import dot_general
-from flax_attn.vision._memory import add_bias
+from flax_attn._cpu.bias import add_bias
+from flax_attn._cpu.products import dot_general
 
 
 class Dense(nn.Dense):

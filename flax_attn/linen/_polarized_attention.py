@@ -13,7 +13,7 @@ from flax_attn.linen._layers import Dense
 from flax_attn.linen._module import Module
 from flax_attn.vision import polarized_attention_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._polarized_attention import Layout
 
 

@@ -8,10 +8,10 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
+from flax_attn._cpu.one_channel import dot_of_one
 from flax_attn.linen._layers import Dense
 from flax_attn.linen._module import Module
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision._scse import Combine, scse_and_gate
 
 

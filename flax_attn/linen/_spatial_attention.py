@@ -9,11 +9,11 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.linen._layers import Conv
 from flax_attn.linen._module import Module
 from flax_attn.vision import spatial_attention_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._spatial_attention import Pooling
 
 

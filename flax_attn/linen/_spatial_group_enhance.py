@@ -9,7 +9,7 @@ from flax_attn._checks import Activation, group_features
 from flax_attn.linen._module import Module
 from flax_attn.vision import spatial_group_enhance_gate
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class SpatialGroupEnhance(Module, kw_only=True):

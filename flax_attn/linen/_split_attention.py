@@ -16,7 +16,7 @@ from flax_attn._checks import (
     output_features,
     reduced_features,
 )
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.linen._layers import Conv
 from flax_attn.linen._module import Module
 from flax_attn.linen._norm import BatchNorm, with_phase

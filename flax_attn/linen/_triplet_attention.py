@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_odd
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.linen._layers import Conv
 from flax_attn.linen._module import Module
 from flax_attn.linen._norm import SlowBatchNorm, with_phase

@@ -21,7 +21,7 @@ from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class BAM(Module):

@@ -11,7 +11,7 @@ from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import eca_gate
 from flax_attn.vision._eca import as_kernel_size
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class ECA(Module):

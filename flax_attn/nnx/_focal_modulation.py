@@ -10,7 +10,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow

@@ -10,12 +10,12 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn._cpu.one_channel import sum_of_one
 from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import LayerNorm
 from flax_attn.nnx._sow import is_captured, sow
 from flax_attn.vision import global_context, global_context_weights
-from flax_attn.vision._one_channel import sum_of_one
 
 
 class GlobalContext(Module):

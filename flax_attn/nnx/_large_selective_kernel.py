@@ -15,12 +15,12 @@ from flax_attn._checks import (
     dilated_kernels,
     reduced_features,
 )
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_selective_kernel_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class LargeSelectiveKernel(Module):

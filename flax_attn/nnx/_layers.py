@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 from jax import lax
 
-from flax_attn._products import dot_general
-from flax_attn.vision._memory import add_bias
+from flax_attn._cpu.bias import add_bias
+from flax_attn._cpu.products import dot_general
 
 
 class Linear(nnx.Linear):

@@ -14,7 +14,7 @@ from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import polarized_attention_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._polarized_attention import Layout
 
 

@@ -8,10 +8,10 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn._cpu.one_channel import dot_of_one
 from flax_attn.nnx._layers import Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
-from flax_attn.vision._one_channel import dot_of_one
 from flax_attn.vision._scse import Combine, scse_and_gate
 
 

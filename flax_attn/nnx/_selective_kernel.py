@@ -18,7 +18,7 @@ from flax_attn._checks import (
     output_features,
     reduced_features,
 )
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm

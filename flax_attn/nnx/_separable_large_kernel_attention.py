@@ -9,12 +9,12 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import check_features
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 from flax_attn.nnx._layers import Conv, Linear
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class SeparableLargeKernelAttention(Module):

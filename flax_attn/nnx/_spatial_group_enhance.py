@@ -9,7 +9,7 @@ from flax_attn._checks import Activation, check_features, group_features
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_group_enhance_gate
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 class SpatialGroupEnhance(Module):

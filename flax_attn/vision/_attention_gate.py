@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_floating, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._resize import resize_bilinear
 
 

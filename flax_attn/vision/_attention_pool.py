@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Map, as_floating, expand_rank
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import add
+from flax_attn.vision._gates import add
 from flax_attn.vision._pooling import spatial_mean
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_odd, check_positive
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 

@@ -15,7 +15,7 @@ from flax_attn._checks import (
     statistics_dtype,
 )
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def gated_channel_transform(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import window_sum
 from flax_attn.vision._resize import resize_nearest
 from flax_attn.vision._windows import as_pair

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import largest, mean
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import statistics_dtype
+from flax_attn._cpu.barriers import again, apart
 from flax_attn._devices import devices_dependent
-from flax_attn.vision._memory import again, apart
 
 LARGE = 2**21  # entries of an image
 ROW = 1024, 4096  # entries of a row, at least and at most

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flax_attn._checks import statistics_dtype
+from flax_attn._checks import spread, statistics_dtype
 from flax_attn.coords import Coords
-from flax_attn.vision._memory import spread
 
 Size = tuple[int, int]
 

@@ -8,8 +8,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._cpu.barriers import again
+from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import again, apply_sum, elementwise, gate_sum
+from flax_attn.vision._gates import apply_sum, gate_sum
 from flax_attn.vision._pooling import spatial_mean
 
 Combine = Literal["max", "add"]

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Map
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def separable_large_kernel_attention(

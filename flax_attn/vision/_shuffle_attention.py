@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._groups import split_groups, standardize_places
-from flax_attn.vision._memory import apply_gate
 
 
 def shuffle_attention(

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import check_above_zero
+from flax_attn._cpu.barriers import apart
+from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apart, elementwise
 from flax_attn.vision._pooling import spatial_mean
 
 

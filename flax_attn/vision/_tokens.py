@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn.vision._checks import check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._windows import reshape_places
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_sum, gate_sum
+from flax_attn.vision._gates import apply_sum, gate_sum
 from flax_attn.vision._pooling import largest, mean
 
 

@@ -10,8 +10,9 @@ from flax import nnx as flax_nnx
 from jax import lax
 
 from flax_attn import nnx, vision
-from flax_attn.vision._memory import add, apply_gate, apply_sum, weighted_sum
-from flax_attn.vision._one_channel import dot_of_one
+from flax_attn._cpu.one_channel import dot_of_one
+from flax_attn._cpu.weighted_sum import weighted_sum
+from flax_attn.vision._gates import add, apply_gate, apply_sum
 from flax_attn.vision._pooling import largest
 from tests.compilation import AS_USERS
 from tests.mechanisms import (

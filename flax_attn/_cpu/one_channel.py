@@ -6,7 +6,7 @@ import jax
 from jax import lax
 
 from flax_attn._checks import statistics_dtype
-from flax_attn.vision._memory import weighted_sum
+from flax_attn._cpu.weighted_sum import weighted_sum
 
 
 def dot_of_one(

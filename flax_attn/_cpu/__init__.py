@@ -1,0 +1,1 @@
+"""Rewrites that XLA for CPUs needs, each beside its plain formula."""
