@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
-from flax_attn.attention._implementations import IMPLEMENTATIONS
+from flax_attn.attention._registry import REGISTRY
 from flax_attn.normalizers import Entmax, ReLU, TopK
 
 B, T, N, K, D = 1, 64, 4, 2, 16
@@ -126,7 +126,7 @@ def column(name: str) -> dict[str, str]:
 
 def table() -> str:
     """The table in GitHub's Markdown."""
-    columns = {name: column(name) for name in IMPLEMENTATIONS}
+    columns = {x.name: column(x.name) for x in REGISTRY}
     rows = next(iter(columns.values()))
     lines = [("", *(f"`{name}`" for name in columns)), ("---", *("---" for _ in columns))]
     lines += [(row, *(cells[row] for cells in columns.values())) for row in rows]

@@ -10,6 +10,8 @@ from flax_attn.attention._attention_fn import attention_fn
 from flax_attn.attention._explain import Explanation, explain
 from flax_attn.attention._partial import Partial, finalize, merge, partial
 from flax_attn.attention.additive import additive_attention
+from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention.dense import Dense
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.multi_head import multi_head_attention
@@ -17,6 +19,8 @@ from flax_attn.attention.scaled_dot_product import scaled_dot_product_attention
 from flax_attn.attention.weights import attention_weights
 
 __all__ = [
+    "Blockwise",
+    "Dense",
     "Dropout",
     "Explanation",
     "Partial",

@@ -7,16 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flax_attn._pytree import pytree, static
-from flax_attn.attention._blocks import choose_blocks
-from flax_attn.attention._implementations import (
-    ABSENT,
-    IMPLEMENTATIONS,
-    check_names,
-    choose,
-    declines,
-)
-from flax_attn.attention._problem import Problem
-from flax_attn.attention._request import check_options, check_request
+from flax_attn.attention import _registry
+from flax_attn.attention._core.arguments import check_options
+from flax_attn.attention._core.implementation import Implementation, Target
+from flax_attn.attention._core.normalize import normalize
+from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._core.selection import as_candidates, select
+from flax_attn.attention.blockwise import Blockwise
 from flax_attn.masks import Mask, Plan
 from flax_attn.masks._intervals import opaque
 from flax_attn.masks.plan import block_kinds
@@ -100,18 +97,19 @@ def explain(
     function = "explain"
     platform = jax.default_backend() if platform is None else platform
     platform = "cuda" if platform == "gpu" else platform
-    names = check_names(function, options.pop("implementation", None))
+    candidates = as_candidates(function, options.pop("implementation", None))
     options.pop("return_residual", None)
     check_options(function, options)
-    problem = check_request(function, query, key, value, bias, mask, **options)
-    chosen = choose(function, problem, names, platform)
-    refusals = {}
-    for name in (*IMPLEMENTATIONS, *ABSENT):
-        if name != chosen:
-            refusals[name] = _reason(name, problem, names, platform)
-    plan = block_map(problem, platform)
+    problem = normalize(function, query, key, value, bias, mask, **options)
+    chosen = select(function, problem, candidates, platform)
+    refusals = {
+        other.name: _reason(other, problem, candidates, platform)
+        for other in (*_registry.REGISTRY, *_registry.ABSENT)
+        if other.name != chosen.name
+    }
+    plan = block_map(problem, chosen, platform)
     unknown = opaque(problem.mask, *problem.records())
-    lines = [f"dot_product_attention on {platform}: {chosen}", f"  {_sizes(problem)}"]
+    lines = [f"dot_product_attention on {platform}: {chosen.name}", f"  {_sizes(problem)}"]
     lines += [f"  not {name}: {reason}" for name, reason in refusals.items()]
     if unknown:
         lines.append(f"  the block map does not understand {', '.join(unknown)} of the mask")
@@ -119,28 +117,34 @@ def explain(
     lines += [f"  {line}" for line in str(plan).splitlines()]
     text = "\n".join(lines)
     print(text)
-    return Explanation(plan, chosen, refusals, unknown, text)
+    return Explanation(plan, chosen.name, refusals, unknown, text)
 
 
-def block_map(problem: Problem, platform: str) -> Plan:
-    """The blocks of a problem as the blockwise implementation takes them."""
+def block_map(problem: Problem, chosen: Implementation, platform: str) -> Plan:
+    """The blocks of a problem, of the sizes that the blockwise implementation takes."""
     length_q, length_k, _, _ = problem.sizes
-    blocks = choose_blocks(problem, platform)
-    size = blocks.query, blocks.key
+    blockwise = chosen if isinstance(chosen, Blockwise) else Blockwise()
+    sizes = blockwise.sizes(problem, Target(platform))
+    block = sizes.query, sizes.key
     if problem.plan is not None:
-        kinds = problem.plan.values
+        kinds = problem.plan.kinds.values
     else:
-        kinds = block_kinds(problem.mask, *problem.records(), size)
-    return Plan(kinds=kinds, block=size, lengths=(length_q, length_k))
+        kinds = block_kinds(problem.mask, *problem.records(), block)
+    return Plan(kinds=kinds, block=block, lengths=(length_q, length_k))
 
 
-def _reason(name: str, problem: Problem, names: tuple[str, ...], platform: str) -> str:
-    reason = declines(name, problem, platform)
-    if reason is None:
-        reason = IMPLEMENTATIONS[name].better_left(problem, platform)
+def _reason(
+    other: Implementation,
+    problem: Problem,
+    candidates: tuple[Implementation, ...],
+    platform: str,
+) -> str:
+    """Why another implementation would not run."""
+    reason = other.declines(problem, platform) or other.defers(problem, platform)
     if reason is not None:
         return reason
-    return "it was not asked for." if names and name not in names else "another comes first."
+    asked_for = other.name in [candidate.name for candidate in candidates]
+    return "another comes first." if asked_for or not candidates else "it was not asked for."
 
 
 def _sizes(problem: Problem) -> str:

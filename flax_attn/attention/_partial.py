@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flax_attn._pytree import pytree
-from flax_attn.attention._implementations import check_names, choose
-from flax_attn.attention._primitive import attend
-from flax_attn.attention._request import check_options, check_request
+from flax_attn.attention._core.arguments import check_options
+from flax_attn.attention._core.normalize import normalize
+from flax_attn.attention._core.primitive import attend
+from flax_attn.attention._core.selection import as_candidates, refuse_early
 from flax_attn.attention.dropout import with_rate
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Normalizer, Softmax, check_normalizer, log_add, with_sink
@@ -73,14 +74,14 @@ def partial(
     """
     implementation = options.pop("implementation", None)
     check_options("partial", options)
-    problem = check_request("partial", query, key, value, bias, mask, **options)
+    problem = normalize("partial", query, key, value, bias, mask, **options)
     problem = problem.with_output(problem.scores_dtype)
-    names = check_names("partial", implementation)
-    choose("partial", problem, names, None)
+    candidates = as_candidates("partial", implementation)
+    refuse_early("partial", problem, candidates)
     if not problem.normalizer.folds:
         name = type(problem.normalizer).__name__
         raise ValueError(f"partial: rows of the normaliser {name} cannot be cut into parts.")
-    output, lse = attend(problem, names)
+    output, lse = attend(problem, candidates)
     output = with_rate(output, options.get("dropout"))
     return Partial(output, lse if problem.normalizer.coupled else None)
 

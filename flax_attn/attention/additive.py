@@ -14,7 +14,7 @@ from flax_attn._checks import (
     statistics_dtype,
 )
 from flax_attn._functions import kind_of
-from flax_attn.attention._finite import finite, not_finite, sees
+from flax_attn.attention._core.finite import finite, not_finite, sees
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Softmax
 

@@ -1,15 +1,16 @@
 """Scaled dot-product attention over several heads."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn.attention._implementations import check_names, choose
-from flax_attn.attention._primitive import attend
-from flax_attn.attention._request import check_known, check_request
+from flax_attn.attention._core.arguments import check_static
+from flax_attn.attention._core.normalize import normalize
+from flax_attn.attention._core.primitive import attend
+from flax_attn.attention._core.selection import Choice, as_candidates, refuse_early
 from flax_attn.attention.dropout import Dropout, with_rate
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
@@ -62,7 +63,7 @@ def dot_product_attention(
     head_ids: Int[Array, "N"] | None = None,
     plan: Plan | None = None,
     precision: lax.PrecisionLike = None,
-    implementation: str | Sequence[str] | None = None,
+    implementation: Choice = None,
     return_residual: bool = False,
 ) -> Float[Array, "*B T N Dv"] | Any:
     """Scaled dot-product attention, grouped-query and multi-query attention included.
@@ -118,8 +119,9 @@ def dot_product_attention(
       plan: The block map of `mask`, made once for many layers by `make_plan`; default made here. It
         saves time and changes nothing; "dense", which computes every block, has no use for it.
       precision: Precision of both dot products, as in `jax.lax.dot_general`.
-      implementation: A name, or several in order of preference: `"blockwise"`, `"dense"` (alias
-        `"xla"`). None takes the best for the platform that is compiled for; see `explain`.
+      implementation: A name, an object, or several in order of preference: `"blockwise"`,
+        `"dense"` (alias `"xla"`), `attention.Blockwise(block_query=256)`. None takes the best for
+        the platform that is compiled for; see `explain`.
       return_residual: Whether to return the LSE too.
 
     Returns:
@@ -154,8 +156,8 @@ def dot_product_attention(
       Memory", 2021, arXiv:2112.05682; Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and
       Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022, arXiv:2205.14135.
     """
-    check_known("dot_product_attention", "return_residual", return_residual)
-    problem = check_request(
+    check_static("dot_product_attention", "return_residual", return_residual)
+    problem = normalize(
         "dot_product_attention",
         query,
         key,
@@ -181,9 +183,9 @@ def dot_product_attention(
             f"dot_product_attention: return_residual asks for the LSE, which "
             f"{type(normalizer).__name__} does not have. Leave it out."
         )
-    names = check_names("dot_product_attention", implementation)
-    choose("dot_product_attention", problem, names, None)  # raises at once if all decline
-    output, lse = attend(problem, names)
+    candidates = as_candidates("dot_product_attention", implementation)
+    refuse_early("dot_product_attention", problem, candidates)
+    output, lse = attend(problem, candidates)
     output, lse = with_sink(normalizer, with_rate(output, dropout), lse)
     output = output.astype(problem.dtype)
     return (output, lse) if return_residual else output

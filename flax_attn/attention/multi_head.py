@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import as_floating, check_maps
-from flax_attn.attention._finite import finite, not_finite
+from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 
 Map = Callable[[Array], Array]

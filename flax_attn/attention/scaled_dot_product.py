@@ -61,7 +61,7 @@ def scaled_dot_product_attention(
       key_coords: What the keys carry.
       plan: The block map of `mask`.
       precision: Precision of both dot products.
-      implementation: A name, or several in order of preference.
+      implementation: As in `dot_product_attention`.
       return_residual: Whether to return the LSE `[*B, T]` too.
 
     Returns:

@@ -6,8 +6,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn.attention._request import check_request
-from flax_attn.attention._scores import scores_of, undefined
+from flax_attn.attention._core.normalize import normalize
+from flax_attn.attention._core.scores import scores_of, undefined
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask
 from flax_attn.normalizers import Normalizer, Softmax, with_sink
@@ -86,7 +86,7 @@ def attention_weights(
       (1, 1, 3)
     """
     function = "attention_weights"
-    problem = check_request(
+    problem = normalize(
         function,
         query,
         key,
@@ -116,7 +116,7 @@ def attention_weights(
             f"{function}: lse must be [*B, T, N] = {list(query.shape[:-1])}, got "
             f"{list(np.shape(lse))}."
         )
-    scores, seen = scores_of(window)
+    scores, visible = scores_of(window)
     if not normalizer.folds:  # its weights need the whole row
         weights, _ = normalizer.normalize(scores_of(whole_rows).values)
         weights = weights if col_ids is None else jnp.take(weights, col_ids, axis=-1)
@@ -131,12 +131,12 @@ def attention_weights(
         # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
         lse_BNT = jnp.where(jnp.isneginf(lse_BNT), jnp.inf, lse_BNT)
         weights = problem.normalizer.weights(scores, lse_BNT)
-    if seen is not None:
-        seen_rows = scores_of(whole_rows).seen
-        assert seen_rows is not None
-        bad_BNT, _ = undefined(whole_rows, seen_rows)
+    if visible is not None:
+        visible_of_rows = scores_of(whole_rows).visible
+        assert visible_of_rows is not None
+        bad_BNT, _ = undefined(whole_rows, visible_of_rows)
         weights = jnp.where(bad_BNT[..., None], jnp.nan, weights)
-        weights = jnp.where(seen, weights, 0)
+        weights = jnp.where(visible, weights, 0)
     # Numbers without a value yet cannot be checked: outside, they must not pass for others.
     for ids, length, axis in ((row_ids, query.shape[-3], -2), (col_ids, key.shape[-3], -1)):
         if ids is not None:

@@ -1,7 +1,8 @@
 """Which implementation runs: by platform, at lowering; and what `explain` says of it."""
 
-import importlib
+import dataclasses
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from flax_attn import Coords, Sigmoid, dot_product_attention, explain, masks, scores
-from flax_attn.attention import _implementations, dense
+from flax_attn import Coords, Sigmoid, attention, dot_product_attention, explain, masks, scores
+from flax_attn.attention import _registry
 from flax_attn.normalizers import TopK
 from tests.tolerances import FORWARD, assert_close
 
@@ -47,26 +48,25 @@ def test_batch_and_heads_are_looped_over_on_a_cpu_only():
     assert loops("tpu", value_and_gradients) == loops("cuda", value_and_gradients) == {"2"}
 
 
-@pytest.fixture
-def only_tpu(monkeypatch):
-    """One more row of the table: an implementation for a single platform."""
+@dataclasses.dataclass(frozen=True)
+class Fast(attention.Dense):
+    """An implementation for a single platform, whose numbers are off by one."""
 
-    def declines(problem, platform):
-        del problem
+    name: ClassVar[str] = "fast"
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def declines(self, problem, platform):
         return None if platform in (None, "tpu") else f"it does not run on {platform}."
 
-    row = _implementations.Implementation(
-        declines,
-        lambda problem, platform: None,
-        lambda leaves, tree, platform: [x + 1 for x in dense.run_forward(leaves, tree, platform)],
-        dense.run_tangent,
-        dense.run_transpose,
-    )
-    rows = {"fast": row, **_implementations.IMPLEMENTATIONS}
-    monkeypatch.setattr(_implementations, "IMPLEMENTATIONS", rows)
-    monkeypatch.setattr("flax_attn.attention._primitive.IMPLEMENTATIONS", rows)
-    module = importlib.import_module("flax_attn.attention._explain")
-    monkeypatch.setattr(module, "IMPLEMENTATIONS", rows)
+    def forward(self, problem, target):
+        output, lse = super().forward(problem, target)
+        return output + 1, lse
+
+
+@pytest.fixture
+def only_tpu(monkeypatch):
+    """One more line in the registry."""
+    monkeypatch.setattr(_registry, "REGISTRY", (Fast(), *_registry.REGISTRY))
 
 
 def test_a_new_row_is_taken_where_it_serves(only_tpu, capsys):

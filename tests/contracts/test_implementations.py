@@ -18,13 +18,11 @@ import numpy as np
 import pytest
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
-from flax_attn.attention import blockwise
-from flax_attn.attention._implementations import IMPLEMENTATIONS
-from flax_attn.attention._schedule import Blocks
 from flax_attn.coords import PerHead
 from flax_attn.normalizers import Entmax, ReLU, TopK
 from tests.oracles import attention as oracle
 from tests.oracles.scores import t5_bucket
+from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
 pytestmark = [
@@ -493,7 +491,7 @@ CELLS = list(pairwise(list(MASKS), list(MODIFIERS), list(NORMALIZERS), list(LAYO
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks of few tokens, the last of them ragged; no two in a tile, to compile less."""
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(16, 16, 1))
+    use_small_blocks(monkeypatch, 16, 16, 1, 1)
 
 
 def data_of(mask, modifier, layout, rate):
@@ -785,11 +783,8 @@ def alone_by_formula(x, make, z):
 @pytest.mark.parametrize(("make", "sizes", "dtype"), ALONE)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_any_arguments_and_sizes(implementation, make, sizes, dtype, monkeypatch):
-    if make is not longer_than_a_block:
-        heads = 2 if sizes.k % 2 == 0 else 1
-        blocks = Blocks(min(16, sizes.t), min(8, sizes.s), 2, heads)
-        if make is not a_plan:
-            monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: blocks)
+    if make not in (longer_than_a_block, a_plan):
+        use_small_blocks(monkeypatch, 16, 8, 2, 2)
     wide = leaves_alone(make, sizes)
     half = ("query", "key", "value")
     others = "float64" if dtype == "float64" else "float32"

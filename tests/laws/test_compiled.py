@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flax_attn import Coords, Dropout, Softmax, dot_product_attention, masks, scores
-from flax_attn.attention._implementations import IMPLEMENTATIONS
 from flax_attn.coords import PerHead
+from tests.small_blocks import IMPLEMENTATIONS
 
 pytestmark = pytest.mark.conformance
 

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from flax_attn import Coords, Softmax, dot_product_attention, masks, scores
-from flax_attn.attention import blockwise
-from flax_attn.attention._implementations import IMPLEMENTATIONS
-from flax_attn.attention._schedule import Blocks
+from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import GRADIENT, assert_close
 
 pytestmark = pytest.mark.conformance
@@ -29,7 +27,7 @@ def draw(*shape, seed=0):
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(4, 4, 1))
+    use_small_blocks(monkeypatch, 4, 4, 1, 1)
 
 
 SHAPES = {

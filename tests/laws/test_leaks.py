@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
-from flax_attn.attention import blockwise
-from flax_attn.attention._implementations import IMPLEMENTATIONS
-from flax_attn.attention._schedule import Blocks
 from flax_attn.normalizers import ReLU
+from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 
 pytestmark = pytest.mark.conformance
 
@@ -21,7 +19,7 @@ FIRST = 6  # the tokens from here on are poisoned; those before do not see them
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "choose_blocks", lambda *_: Blocks(4, 4, 2, 2))
+    use_small_blocks(monkeypatch, 4, 4, 2, 2)
 
 
 def draw(*shape, seed=0):

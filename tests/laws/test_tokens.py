@@ -17,10 +17,8 @@ from flax_attn import (
     masks,
     scores,
 )
-from flax_attn.attention import blockwise
-from flax_attn.attention._implementations import IMPLEMENTATIONS
-from flax_attn.attention._schedule import Blocks
 from flax_attn.coords import PerHead, unzigzag, zigzag
+from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import GRADIENT, assert_close
 
 pytestmark = pytest.mark.conformance
@@ -39,11 +37,7 @@ every_normalizer = pytest.mark.parametrize("normalizer", NORMALIZERS)
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch, x64):
-    def small_blocks(problem, *_):
-        num_kv_heads = problem.sizes[3]
-        return Blocks(4, 4, 2, min(num_kv_heads, 2))
-
-    monkeypatch.setattr(blockwise, "choose_blocks", small_blocks)
+    use_small_blocks(monkeypatch, 4, 4, 2, 2)
 
 
 def draw(*shape, seed=0):
@@ -323,9 +317,8 @@ def test_dropout_is_the_same_everywhere(monkeypatch):
     whole = f(q, k, v, c, c, "dense")
     assert not np.allclose(whole, f(q, k, v, c, c[::-1], "dense"))
     for implementation in IMPLEMENTATIONS:
-        for blocks in (Blocks(16, 16, 1, 2), Blocks(5, 3, 2)):
-            monkeypatch.setattr(blockwise, "choose_blocks", lambda *_, b=blocks: b)
-            jax.clear_caches()
+        for blocks in ((16, 16, 1, 2), (5, 3, 2, 1)):
+            use_small_blocks(monkeypatch, *blocks)
             assert_same(
                 jax.jit(functools.partial(f, implementation=implementation))(q, k, v, c, c), whole
             )

@@ -40,7 +40,7 @@ class Side:
       name: "query" or "key".
       length: T or S.
       coords: The coordinates that the user gave.
-      fields: Coordinates `[*B | 1, N | 1, T]`; positions 0 ... T − 1 by default, lengths as `valid`.
+      fields: Coordinates `[*B | 1, N | 1, T]`; by default 0 ... T − 1. Lengths are `valid`.
       numbers: The number of each token in its sequence `[*B | 1, 1, T]`, where dropout needs it.
     """
 
@@ -372,9 +372,7 @@ def _check_coords(function: str, name: str, coords: Any, length: int) -> None:
         )
 
 
-def _check_token_numbers(
-    function: str, name: str, coords: Coords, batch: tuple[int, ...]
-) -> None:
+def _check_token_numbers(function: str, name: str, coords: Coords, batch: tuple[int, ...]) -> None:
     length = coords.positions.shape[-1]
     if varying_axes(coords.positions) - varying_axes(coords.numbers):
         raise ValueError(

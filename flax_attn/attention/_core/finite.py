@@ -1,7 +1,7 @@
-"""Keeping NaN and infinity behind a mask.
+"""Keep NaN and infinity behind a mask.
 
 0 · NaN is NaN, so a weight of 0 is not enough, forward or backward. Instead the dot products read 0
-for what is not finite, and the output of the rows that see such a thing is set to NaN.
+for what is not finite, and the output of the queries that see such a value is set to NaN.
 """
 
 import jax
@@ -22,7 +22,7 @@ def sees(visible: jax.Array, *bad_keys: jax.Array) -> list[jax.Array]:
     """Which queries see a bad key, for several kinds of bad.
 
     Args:
-      visible: Who sees whom `[*B, N, T, S]`, with axes of size 1 where nothing varies.
+      visible: Which pairs are visible `[*B, N, T, S]`, with axes of size 1 where nothing varies.
       *bad_keys: Which keys are bad `[*B, N, S]`.
 
     Returns:

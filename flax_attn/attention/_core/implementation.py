@@ -32,15 +32,18 @@ class Implementation:
     Derivatives are with respect to leaves of the problem, by the numbers of `Structure.of`.
 
     Attributes:
-      name: Its name in `implementation=` and in messages.
-      aliases: Other names.
+      aliases: Other names than `name`.
       divisible: Whether XLA splits its program over devices well. If not, it is given the part of
         one device, cut by the letters of the leaves.
     """
 
-    name: str
     aliases: ClassVar[tuple[str, ...]] = ()
     divisible: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """Its name in `implementation=` and in messages."""
+        raise NotImplementedError
 
     def declines(self, problem: Problem, platform: str | None) -> str | None:
         """Why it cannot compute a problem on a platform; None if it can.
@@ -63,8 +66,7 @@ class Implementation:
         self,
         problem: Problem,
         target: Target,
-        output: jax.Array,
-        lse: jax.Array,
+        results: Results,
         tangents: Mapping[int, jax.Array],
     ) -> Results:
         """The derivatives of output and LSE along tangents of some leaves."""
@@ -74,8 +76,7 @@ class Implementation:
         self,
         problem: Problem,
         target: Target,
-        output: jax.Array,
-        lse: jax.Array,
+        results: Results,
         cotangents: Results,
         active: tuple[int, ...],
     ) -> Sequence[jax.Array]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_attn._checks import broadcasts_to
+from flax_attn._checks import broadcasts_to, expand_rank
 from flax_attn.coords import Aligned
 from flax_attn.masks import Mask
 from flax_attn.scores import ScoreMod

@@ -53,8 +53,8 @@ PARTITIONED = ("cpu", "cuda", "rocm")
 
 
 NO_JET = (
-    "dot_product_attention: jax.experimental.jet has no rule for attention. Nest jax.jvp for higher "
-    "derivatives."
+    "dot_product_attention: jax.experimental.jet has no rule for attention. Nest jax.jvp for "
+    "higher derivatives."
 )
 forward_p = new_primitive("attention", NO_JET)
 tangent_p = new_primitive("attention_tangent", NO_JET)
@@ -106,16 +106,17 @@ def _run_tangent(
 ) -> Arrays:
     given = Operands.of(structure, operands)
     tangents = dict(zip(active, given.linear, strict=True))
-    return chosen.tangent(structure.problem(given.x), target, *given.results, tangents)
+    output, lse = given.results
+    return chosen.tangent(structure.problem(given.x), target, (output, lse), tangents)
 
 
 def _run_transpose(
     chosen: Implementation, target: Target, operands: Arrays, structure: Structure, active: Active
 ) -> Arrays:
     given = Operands.of(structure, operands)
-    d_output, d_lse = given.linear
+    (output, lse), (d_output, d_lse) = given.results, given.linear
     problem = structure.problem(given.x)
-    return chosen.transpose(problem, target, *given.results, (d_output, d_lse), active)
+    return chosen.transpose(problem, target, (output, lse), (d_output, d_lse), active)
 
 
 # ---- shapes and letters
@@ -202,9 +203,7 @@ def _tangent_jvp(
     which, moving = _nonzero(given.linear, changes.linear)
     if which:
         chosen = tuple(active[i] for i in which)
-        terms.append(
-            tangent_p.bind(*given.x, *given.results, *moving, **settings, active=chosen)
-        )
+        terms.append(tangent_p.bind(*given.x, *given.results, *moving, **settings, active=chosen))
     terms += _by_inputs(_run_tangent, given, changes, structure, active)
     return out, _sum(terms, out)
 
@@ -303,7 +302,7 @@ def _transpose_linear(
     cotangents = [instantiate_zeros(ct) for ct in cotangents]
     found = primitive.bind(*known, *cotangents, structure=structure, **settings)
     wanted = [f if is_linear(a) else None for f, a in zip(found, given.linear, strict=True)]
-    return [None] * len(known) + wanted
+    return [*(None for _ in known), *wanted]
 
 
 # ---- batching
@@ -406,9 +405,7 @@ def _call(
         return primitive.bind(*leaves, *rest, structure=part_structure, **settings)
 
     letters, result_letters = _letters(primitive, structure, active)
-    results = (
-        _gradients(avals, active) if primitive is transpose_p else _results(structure, avals)
-    )
+    results = _gradients(avals, active) if primitive is transpose_p else _results(structure, avals)
     rank = len(problem.batch)
     _, _, num_heads, num_kv_heads = problem.sizes
     return Call(
@@ -440,6 +437,7 @@ set_rules(
     transpose=functools.partial(_transpose_linear, tangent_p),
     batch=functools.partial(_batch, transpose_p),
 )
-for _p, _run in ((forward_p, _run_forward), (tangent_p, _run_tangent), (transpose_p, _run_transpose)):
+_RUNS = {forward_p: _run_forward, tangent_p: _run_tangent, transpose_p: _run_transpose}
+for _p, _run in _RUNS.items():
     for _platform in (None, *PLATFORMS):
         set_lowering(_p, functools.partial(_lower, _p, _run, _platform), _platform)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -277,8 +276,9 @@ def build_problem(a: Arguments) -> Problem:
         masks.append(Window(*a.window))
     mask = functools.reduce(operator.and_, masks) if masks else Full()
 
-    modifiers = [] if a.bias is None else [Bias(a.bias)]
-    modifiers += [] if a.score_mod is None else [a.score_mod]
+    modifiers: list[ScoreMod] = [] if a.bias is None else [Bias(a.bias)]
+    if a.score_mod is not None:
+        modifiers.append(a.score_mod)
     if isinstance(a.normalizer, Sigmoid):
         per_head = jnp.asarray(a.normalizer.bias).reshape((1,) * len(batch) + (-1,))
         modifiers.append(make_score_mod(_add_per_head, bias=Aligned(per_head, "bn")))

@@ -1,8 +1,8 @@
-"""The blockwise implementation: O(T + S) memory, blocks that the mask hides skipped, any platform.
+"""The equations of blockwise attention: begin, tile step and finish of each pass.
 
 Letters: R = G · t rows, the queries of a block for the G heads that share a key head; s keys of a
-tile. Every tile has the axes `[b, k, ...]`: one batch element and one key head at a time on a CPU,
-where a tile then stays in the cache; all of them at once elsewhere.
+tile. Every tile has the axes `[b, k, ...]`: one batch element and a few key heads at a time on a
+CPU, all of them elsewhere.
 
 Forward (FlashAttention, algorithm 1), over the tiles of a block of queries:
 
@@ -26,264 +26,328 @@ References:
   2022, arXiv:2205.14135.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._blocks import choose_blocks
-from flax_attn.attention._layout import KEY, QUERY, VALUE, Layout
-from flax_attn.attention._problem import Problem, thaw
-from flax_attn.attention._rows import Rows, for_each_rows, plan_tiles, split_scale
-from flax_attn.attention._tile import Tile, dot
-from flax_attn.attention._tiles import Place
-from flax_attn.attention._undefined import mark_undefined
+from flax_attn.attention._core.problem import KEY, QUERY, VALUE
+from flax_attn.attention.blockwise.storage import Place, Storage, Stored
+from flax_attn.attention.blockwise.sweep import Equations
+from flax_attn.attention.blockwise.tile import Rows, Tile, dot, split_scale
 
-Arrays = tuple[jax.Array, ...]
+OutputAndLse = tuple[Stored, Stored]
+Extras = dict[int, jax.Array]
 
 
-def declines(problem: Problem, platform: str | None) -> str | None:
-    """Why this implementation cannot serve a problem on a platform, or None."""
-    del platform
-    if not problem.normalizer.folds:
-        name = type(problem.normalizer).__name__
-        return f"the normaliser {name} needs whole rows of scores. Use 'dense'."
-    if not all(isinstance(size, int) for size in problem.sizes):
-        return "it cuts sequences into blocks, and a length is symbolic. Use 'dense'."
-    if 0 in (*problem.batch, *problem.sizes, problem.value.values.shape[-1]):
-        return "there is nothing to take block by block: an axis has size 0. Use 'dense'."
-    return None
+class Forward(Equations[OutputAndLse, None, tuple[Any, jax.Array]]):
+    """O and LSE."""
 
+    def __init__(self, storage: Storage) -> None:
+        self.problem, self.normalizer = storage.problem, storage.problem.normalizer
+        self.features = self.problem.value.values.shape[-1]
 
-def better_left(problem: Problem, platform: str | None) -> str | None:
-    """Why another implementation is likely to be faster, or None."""
-    del platform
-    length_q, length_k, _, _ = problem.sizes
-    if length_q * length_k <= DENSE_SCORES:
-        return f"{length_q} × {length_k} scores a head are few enough to be computed at once."
-    return None
+    def zeros(self, storage: Storage) -> OutputAndLse:
+        """What the sweep begins with."""
+        output = storage.zeros((self.features,), "btnd", self.problem.output_dtype)
+        return output, storage.zeros((1,), "btnd", self.problem.scores_dtype)
 
+    def begin(self, rows: Rows, carry: OutputAndLse) -> tuple[None, tuple[Any, jax.Array]]:
+        """m = −∞, ℓ = 0, A = 0."""
+        del carry
+        dtype = self.problem.scores_dtype
+        statistics = self.normalizer.begin(rows.shape, dtype)
+        return None, (statistics, jnp.zeros((*rows.shape, self.features), dtype))
 
-# Of one head. Measured by `examples/benchmarks/attention.py --threshold`: up to 256 × 256 scores
-# a head all heads at once are faster, forward and backward, from 512 × 512 on they are slower; and
-# the scores of a head are then at most four times as large as its 256 queries of 64 features.
-DENSE_SCORES = 2**16
+    def step(self, tile: Tile, known: None, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        """m', ℓ' and A'."""
+        del known
+        statistics, a = state
+        s = tile.mask(tile.modify(tile.products(tile.rows.query, tile.key), {}))
+        statistics, factor, p = self.normalizer.extend(statistics, s)
+        a = a if factor is None else factor[..., None] * a
+        p = tile.drop(p).astype(self.problem.dtype)
+        return statistics, a + dot("bkrs,bksd->bkrd", p, tile.value, self.problem)
 
-
-def run_forward(leaves: Sequence[jax.Array], tree: Any, platform: str | None) -> Arrays:
-    """Output and LSE of the leaves of a problem."""
-    return forward(_layout(leaves, tree, platform))
-
-
-def run_tangent(
-    leaves: Sequence[jax.Array],
-    tree: Any,
-    platform: str | None,
-    output: jax.Array,
-    lse: jax.Array,
-    *tangents: jax.Array,
-    active: tuple[int, ...],
-) -> Arrays:
-    """The derivatives of output and LSE along tangents of the leaves `active`."""
-    moving = dict(zip(active, tangents, strict=True))
-    return tangent(_layout(leaves, tree, platform), output, lse, moving)
-
-
-def run_transpose(
-    leaves: Sequence[jax.Array],
-    tree: Any,
-    platform: str | None,
-    output: jax.Array,
-    lse: jax.Array,
-    *cotangents: jax.Array,
-    active: tuple[int, ...],
-) -> Arrays:
-    """The cotangents of the leaves `active`."""
-    layout = _layout(leaves, tree, platform, gradients=True)
-    return transpose(layout, output, lse, cotangents, active)
-
-
-def _layout(
-    leaves: Sequence[jax.Array], tree: Any, platform: str | None, gradients: bool = False
-) -> Layout:
-    blocks = choose_blocks(thaw(tree.unflatten(leaves)), platform, gradients)
-    return Layout(list(leaves), tree, blocks=blocks, sequential=platform == "cpu")
-
-
-def forward(layout: Layout) -> Arrays:
-    """The output `[B, T, N, Dv]` and the LSE `[B, T, N]`."""
-    problem, schedule = layout.problem, plan_tiles(layout)
-    normalizer = problem.normalizer
-    features = problem.value.values.shape[-1]
-
-    def rows_step(rows: Rows, results: Arrays) -> Arrays:
-        def step(state: Any, tile: Tile) -> Any:
-            statistics, a = state
-            s = tile.mask(tile.modify(rows.dots(rows.query, tile.key), {}), -jnp.inf)
-            statistics, factor, p = normalizer.extend(statistics, s)
-            a = a if factor is None else factor[..., None] * a
-            p = tile.drop(p).astype(problem.dtype)
-            return statistics, a + dot("bkrs,bksd->bkrd", p, tile.value, problem)
-
-        a = jnp.zeros((*rows.shape, features), problem.scores_dtype)
-        begin = normalizer.begin(rows.shape, problem.scores_dtype)
-        statistics, a = rows.walk(step, (begin, a))
-        divisor, lse = normalizer.finish(statistics)
+    def finish(
+        self, rows: Rows, known: None, state: tuple[Any, jax.Array], carry: OutputAndLse
+    ) -> OutputAndLse:
+        """O = A / ℓ, LSE = m + log ℓ."""
+        del known
+        statistics, a = state
+        divisor, lse = self.normalizer.finish(statistics)
         o = a if divisor is None else a / divisor[..., None]
-        return rows.write(results[0], o), rows.write(results[1], lse[..., None])
-
-    def group(place: Place, results: Any) -> Any:
-        return for_each_rows(layout, schedule, place, rows_step, results)
-
-    shape = (*problem.query.values.shape[:-1], features)
-    output = layout.store(jnp.zeros(shape, problem.output_dtype))
-    lse = jnp.zeros((*shape[:-1], 1), problem.scores_dtype)
-    output, lse = layout.for_each(group, (output, lse))
-    output, lse = layout.restore(output, problem.output_dtype), lse[..., 0]
-    output, lse = mark_undefined(layout, schedule, output, lse)
-    return layout.give_out(output, output.dtype), layout.give_out(lse, lse.dtype)
+        return rows.write(carry[0], o), rows.write(carry[1], lse[..., None])
 
 
-def tangent(layout: Layout, output: jax.Array, lse: jax.Array, tangents: dict[int, Any]) -> Arrays:
-    """The derivative of the output and the LSE along tangents of some leaves, by number."""
-    problem, schedule = layout.problem, plan_tiles(layout)
-    normalizer = problem.normalizer
-    others = tuple(index for index in tangents if index not in (QUERY, KEY, VALUE, layout.scale))
-    tangents = {i: layout.take_in(x, layout.axes[i]) for i, x in tangents.items()}
-    kept = {index: x for index, x in tangents.items() if index not in others}
-    output, lse = layout.take_in(output, "btnd"), layout.take_in(lse, "btn")[..., None]
-    features = problem.value.values.shape[-1]
+class RowsOfTangent(NamedTuple):
+    """What the tangent's tiles need of their rows: O, LSE and Q̇, `[b, k, R, d]` and `[b, k, R]`."""
 
-    def rows_step(rows: Rows, results: Arrays) -> Arrays:
-        o, lse_rows = rows.given(output, lse)
-        if QUERY in kept:
-            dq = rows.scaled(rows.take(kept[QUERY], problem.dtype))
+    o: jax.Array
+    lse: jax.Array
+    dq: jax.Array | None
 
-        def step(state: Any, tile: Tile) -> Any:
-            a, r = state
-            raw = rows.dots(rows.query, tile.key)
-            draw = jnp.zeros_like(raw)
-            if QUERY in kept and KEY in kept:  # one dot product over twice the features
-                both = jnp.concatenate([dq, rows.query], axis=-1)
-                keys = jnp.concatenate([tile.key, tile.keys_like(kept[KEY])], axis=-1)
-                draw = rows.dots(both, keys)
-            elif QUERY in kept:
-                draw = rows.dots(dq, tile.key)
-            elif KEY in kept:
-                draw = rows.dots(rows.query, tile.keys_like(kept[KEY]))
-            if layout.scale in kept:
-                draw = draw + layout.piece(layout.scale, tile.place, kept[layout.scale]).astype(
-                    raw.dtype
-                ) * rows.products(tile.key)
-            extras = {i: tile.extras[i] for i in others}
-            dextras = {i: layout.piece(i, tile.place, tangents[i]) for i in others}
-            s, ds = jax.jvp(tile.modify, (raw, extras), (draw, dextras))
-            s = tile.mask(s, -jnp.inf)
-            p = normalizer.weights(s, lse_rows)
-            dp = tile.seen_only(normalizer.slope(p, s) * ds, s)
-            r = r + jnp.sum(dp, axis=-1)
-            a = a + dot("bkrs,bksd->bkrd", tile.drop(dp).astype(problem.dtype), tile.value, problem)
-            if VALUE in kept:
-                p, dv = tile.drop(p).astype(problem.dtype), tile.keys_like(kept[VALUE])
-                a = a + dot("bkrs,bksd->bkrd", p, dv, problem)
-            return a, r
 
-        a = jnp.zeros((*rows.shape, features), problem.scores_dtype)
-        a, r = rows.walk(step, (a, jnp.zeros(rows.shape, problem.scores_dtype)))
-        if normalizer.coupled:
-            a = a - r[..., None] * o.astype(a.dtype)
+class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]]):
+    """Ȯ and LSĖ along tangents of some leaves.
+
+    Args:
+      storage: The arrays.
+      results: O `[*B, T, N, Dv]` and LSE `[*B, T, N]`.
+      tangents: The tangents by the number of the leaf.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        results: tuple[jax.Array, jax.Array],
+        tangents: Mapping[int, jax.Array],
+    ) -> None:
+        output, lse = results
+        self.problem, self.normalizer = storage.problem, storage.problem.normalizer
+        self.scale = storage.structure.scale
+        self.output, self.lse = storage.store(output, "btnd"), storage.store(lse[..., None], "btnd")
+        letters = storage.structure.letters
+        self.tangents = {i: storage.store(x, letters[i]) for i, x in tangents.items()}
+        self.others = [i for i in tangents if i not in (QUERY, KEY, VALUE, self.scale)]
+
+    def zeros(self, storage: Storage) -> OutputAndLse:
+        """What the sweep begins with."""
+        features = self.problem.value.values.shape[-1]
+        output = storage.zeros((features,), "btnd", self.output.dtype)
+        return output, storage.zeros((1,), "btnd", self.lse.dtype)
+
+    def begin(
+        self, rows: Rows, carry: OutputAndLse
+    ) -> tuple[RowsOfTangent, tuple[jax.Array, jax.Array]]:
+        """A = 0, r = 0."""
+        del carry
+        dtype = self.problem.scores_dtype
+        o, lse, _ = _output_and_lse(rows, self.output, self.lse)
+        dq = rows.scaled(rows.take(self.tangents[QUERY])) if QUERY in self.tangents else None
+        a = jnp.zeros((*rows.shape, o.shape[-1]), dtype)
+        return RowsOfTangent(o, lse, dq), (a, jnp.zeros(rows.shape, dtype))
+
+    def step(
+        self, tile: Tile, known: RowsOfTangent, state: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """A' = A + (P ∘ Ṡ) V + P V̇, r' = r + rowsum(P ∘ Ṡ)."""
+        a, r = state
+        query, key = tile.rows.query, tile.key
+        raw = tile.products(query, key)
+        leaves = {i: tile.leaf(i) for i in self.others}
+        changes = {i: tile.leaf(i, self.tangents[i]) for i in self.others}
+        d_raw = self._change_of_products(tile, known, raw)
+        s, ds = jax.jvp(tile.modify, (raw, leaves), (d_raw, changes))
+        s = tile.mask(s)
+        p = self.normalizer.weights(s, known.lse)
+        dp = tile.zero_if_hidden(self.normalizer.slope(p, s) * ds, s)
+        r = r + jnp.sum(dp, axis=-1)
+        dtype = self.problem.dtype
+        a = a + dot("bkrs,bksd->bkrd", tile.drop(dp).astype(dtype), tile.value, self.problem)
+        if VALUE in self.tangents:
+            p, dv = tile.drop(p).astype(dtype), tile.take(self.tangents[VALUE])
+            a = a + dot("bkrs,bksd->bkrd", p, dv, self.problem)
+        return a, r
+
+    def _change_of_products(self, tile: Tile, known: RowsOfTangent, raw: jax.Array) -> jax.Array:
+        """scale · (Q̇ Kᵀ + Q K̇ᵀ) + scalė · Q Kᵀ."""
+        query, key = tile.rows.query, tile.key
+        change = jnp.zeros_like(raw)
+        if known.dq is not None and KEY in self.tangents:  # one product over twice the features
+            both = jnp.concatenate([known.dq, query], axis=-1)
+            keys = jnp.concatenate([key, tile.take(self.tangents[KEY])], axis=-1)
+            change = tile.products(both, keys)
+        elif known.dq is not None:
+            change = tile.products(known.dq, key)
+        elif KEY in self.tangents:
+            change = tile.products(query, tile.take(self.tangents[KEY]))
+        if self.scale in self.tangents:
+            d_scale = self.tangents[self.scale].whole().astype(raw.dtype)
+            change = change + d_scale * dot("bkrd,bksd->bkrs", query, key, self.problem)
+        return change
+
+    def finish(
+        self,
+        rows: Rows,
+        known: RowsOfTangent,
+        state: tuple[jax.Array, jax.Array],
+        carry: OutputAndLse,
+    ) -> OutputAndLse:
+        """Ȯ = A − r O, LSĖ = r."""
+        a, r = state
+        if self.normalizer.coupled:
+            a = a - r[..., None] * known.o.astype(a.dtype)
         else:
             r = jnp.zeros_like(r)
-        return rows.write(results[0], a), rows.write(results[1], r[..., None])
-
-    def group(place: Place, results: Any) -> Any:
-        return for_each_rows(layout, schedule, place, rows_step, results, others)
-
-    results = jnp.zeros_like(output), jnp.zeros_like(lse)
-    output, lse = layout.for_each(group, results)
-    return layout.give_out(output, problem.output_dtype), layout.give_out(lse[..., 0], lse.dtype)
+        return rows.write(carry[0], a), rows.write(carry[1], r[..., None])
 
 
-def transpose(
-    layout: Layout, output: jax.Array, lse: jax.Array, cotangents: Arrays, active: tuple[int, ...]
-) -> Arrays:
-    """The cotangents of the leaves `active`, given those of the output and the LSE."""
-    problem, schedule = layout.problem, plan_tiles(layout)
-    normalizer, dtype = problem.normalizer, problem.scores_dtype
-    others = tuple(index for index in active if index not in (QUERY, KEY, VALUE, layout.scale))
-    output, lse = layout.take_in(output, "btnd"), layout.take_in(lse, "btn")[..., None]
-    d_output = layout.take_in(cotangents[0], "btnd")
-    d_lse = layout.take_in(cotangents[1], "btn")[..., None]
+class RowsOfTranspose(NamedTuple):
+    """What the transpose's tiles need of their rows: LSE, δ `[b, k, R]`, dO, dOᵀ and Qᵀ."""
 
-    def rows_step(rows: Rows, state: Any) -> Any:
-        results, sums, others_sum = state
-        o, lse_rows = rows.given(output, lse)
-        do = rows.counted(rows.take(d_output, problem.output_dtype)).astype(dtype)
+    lse: jax.Array
+    delta: jax.Array
+    do: jax.Array
+    do_t: jax.Array
+    q_t: jax.Array
+
+
+class Sums(NamedTuple):
+    """Cotangents that are sums over blocks of queries.
+
+    Attributes:
+      keys: dK and dV of the heads at hand `[b, k, d, S]`, transposed, by the number of the leaf.
+      others: Cotangents of the other leaves, by number.
+    """
+
+    keys: dict[int, jax.Array]
+    others: dict[int, Stored]
+
+
+class Gradients(NamedTuple):
+    """The cotangents of the leaves: those that are written block by block, and the sums."""
+
+    written: dict[int, Stored]
+    sums: Sums
+
+
+class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
+    """The cotangents of some leaves, given those of output and LSE.
+
+    Args:
+      storage: The arrays.
+      results: O `[*B, T, N, Dv]` and LSE `[*B, T, N]`.
+      cotangents: dO and c, the cotangents of output and LSE.
+      active: The numbers of the leaves.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        results: tuple[jax.Array, jax.Array],
+        cotangents: tuple[jax.Array, jax.Array],
+        active: tuple[int, ...],
+    ) -> None:
+        output, lse = results
+        self.storage, self.active = storage, active
+        self.problem, self.normalizer = storage.problem, storage.problem.normalizer
+        self.scale = storage.structure.scale
+        self.output, self.lse = storage.store(output, "btnd"), storage.store(lse[..., None], "btnd")
+        self.d_output = storage.store(cotangents[0], "btnd")
+        self.d_lse = storage.store(cotangents[1][..., None], "btnd")
+        self.others = [i for i in active if i not in (QUERY, KEY, VALUE, self.scale)]
+
+    def zeros(self) -> Gradients:
+        """What the sweep begins with."""
+        leaves, dtype = self.storage.leaves, self.problem.scores_dtype
+        written = {
+            i: self.storage.zeros_like(i, leaves[i].dtype)
+            for i in (QUERY, KEY, VALUE)
+            if i in self.active
+        }
+        summed = [*self.others, *([self.scale] if self.scale in self.active else [])]
+        return Gradients(written, Sums({}, {i: self.storage.zeros_like(i, dtype) for i in summed}))
+
+    def begin_heads(self, place: Place, carry: Gradients) -> Gradients:
+        """dK = dV = 0 for some heads."""
+        keys = {}
+        for i in (KEY, VALUE):
+            if i in self.active:
+                features = self.storage.shapes[i][-1]
+                shape = place.batch.size, place.heads.size, features, self.storage.length_k
+                keys[i] = jnp.zeros(shape, self.problem.scores_dtype)
+        return carry._replace(sums=carry.sums._replace(keys=keys))
+
+    def begin(self, rows: Rows, carry: Gradients) -> tuple[RowsOfTranspose, tuple[jax.Array, Sums]]:
+        """δ = rowsum(dO ∘ O) − c; dQ = 0."""
+        dtype = self.problem.scores_dtype
+        o, lse, defined = _output_and_lse(rows, self.output, self.lse)
+        do = _where(defined, rows.take(self.d_output)).astype(dtype)
         delta = jnp.sum(do * o.astype(dtype), axis=-1)
-        delta = delta - rows.counted(rows.take(d_lse, dtype))[..., 0]
-        delta = lax.optimization_barrier(delta)  # else XLA joins this sum and the dot product dO Vᵀ
-        do = do.astype(problem.dtype)
-        # Their transposes are kept apart: XLA would fold a transpose into the dot product, which
+        delta = delta - _where(defined, rows.take(self.d_lse))[..., 0]
+        delta = lax.optimization_barrier(delta)  # else XLA joins this sum and the product dO Vᵀ
+        do = do.astype(self.problem.dtype)
+        # Their transposes are computed here: XLA would fold a transpose into the dot product, which
         # on a CPU then leaves the fast kernels (and fails for bfloat16).
         q_t, do_t = (lax.optimization_barrier(jnp.swapaxes(x, -1, -2)) for x in (rows.query, do))
-
-        def step(state: Any, tile: Tile) -> Any:
-            dq, sums, others_sum = state
-            raw = rows.dots(rows.query, tile.key)
-            extras = {i: tile.extras[i] for i in others}
-            s, pull = jax.vjp(tile.modify, raw, extras)
-            s = tile.mask(s, -jnp.inf)
-            p = normalizer.weights(s, lse_rows)
-            dp = tile.drop(dot("bkrd,bksd->bkrs", do, tile.value, problem))
-            centred = dp - delta[..., None] if normalizer.coupled else dp
-            draw, dextras = pull(tile.seen_only(normalizer.slope(p, s) * centred, s))
-            draw = draw.astype(problem.dtype)
-            if VALUE in active:
-                dv_t = dot("bkdr,bkrs->bkds", do_t, tile.drop(p).astype(problem.dtype), problem)
-                sums = sums | {VALUE: tile.add_keys(sums[VALUE], dv_t)}
-            if KEY in active:
-                dk_t = dot("bkdr,bkrs->bkds", q_t, draw, problem)
-                sums = sums | {KEY: tile.add_keys(sums[KEY], dk_t)}
-            if QUERY in active or layout.scale in active:
-                dq = dq + dot("bkrs,bksd->bkrd", draw, tile.key, problem)
-            others_sum = {
-                i: layout.add_piece(others_sum[i], i, tile.place, dextras[i]) for i in others
-            }
-            return dq, sums, others_sum
-
         dq = jnp.zeros((*rows.shape, rows.query.shape[-1]), dtype)
-        dq, sums, others_sum = rows.walk(step, (dq, sums, others_sum))
-        if layout.scale in active:
-            results = results | {layout.scale: results[layout.scale] + rows.inner(dq)}
-        if QUERY in active:
-            results = results | {QUERY: rows.write(results[QUERY], rows.times_scale(dq))}
-        return results, sums, others_sum
+        return RowsOfTranspose(lse, delta, do, do_t, q_t), (dq, carry.sums)
 
-    def group(place: Place, state: Any) -> Any:
-        results, others_sum = state
-        sums = {
-            index: jnp.zeros(layout.keys_shape(index, place), dtype)
-            for index in (KEY, VALUE)
-            if index in active
-        }
-        state = results, sums, others_sum
-        state = for_each_rows(layout, schedule, place, rows_step, state, others)
-        results, sums, others_sum = state
-        for index, total in sums.items():
-            if index == KEY and (factor := split_scale(layout)[1]) is not None:
-                total = total * jnp.asarray(factor, dtype)
-            tile = jnp.transpose(total, (0, 3, 1, 2)).astype(problem.dtype)
-            results = results | {index: layout.put(results[index], "bskd", place, tile)}
-        return results, others_sum
+    def step(
+        self, tile: Tile, known: RowsOfTranspose, state: tuple[jax.Array, Sums]
+    ) -> tuple[jax.Array, Sums]:
+        """dV' = dV + Pᵀ dO, dK' = dK + dSᵀ Q, dQ' = dQ + dS K."""
+        dq, sums = state
+        dtype = self.problem.dtype
+        raw = tile.products(tile.rows.query, tile.key)
+        s, pull_back = jax.vjp(tile.modify, raw, {i: tile.leaf(i) for i in self.others})
+        s = tile.mask(s)
+        p = self.normalizer.weights(s, known.lse)
+        dp = tile.drop(dot("bkrd,bksd->bkrs", known.do, tile.value, self.problem))
+        centred = dp - known.delta[..., None] if self.normalizer.coupled else dp
+        d_raw, d_leaves = pull_back(tile.zero_if_hidden(self.normalizer.slope(p, s) * centred, s))
+        d_raw = d_raw.astype(dtype)
+        keys = dict(sums.keys)
+        if VALUE in self.active:
+            p = tile.drop(p).astype(dtype)
+            dv_t = dot("bkdr,bkrs->bkds", known.do_t, p, self.problem)
+            keys[VALUE] = tile.add_keys(keys[VALUE], dv_t)
+        if KEY in self.active:
+            dk_t = dot("bkdr,bkrs->bkds", known.q_t, d_raw, self.problem)
+            keys[KEY] = tile.add_keys(keys[KEY], dk_t)
+        if QUERY in self.active or self.scale in self.active:
+            dq = dq + dot("bkrs,bksd->bkrd", d_raw, tile.key, self.problem)
+        changed = {i: sums.others[i].plus(tile.place, d_leaves[i]) for i in self.others}
+        return dq, Sums(keys, sums.others | changed)
 
-    results = {
-        index: layout.store(jnp.zeros(layout.leaves[index].values.shape, layout.dtypes[index]))
-        for index in active
-        if index not in others
-    }
-    others_sum = {i: jnp.zeros(layout.leaves[i].values.shape, dtype) for i in others}
-    results, others_sum = layout.for_each(group, (results, others_sum))
-    results = results | others_sum
-    return tuple(layout.give_out_like(results[index], index) for index in active)
+    def finish(
+        self,
+        rows: Rows,
+        known: RowsOfTranspose,
+        state: tuple[jax.Array, Sums],
+        carry: Gradients,
+    ) -> Gradients:
+        """Write dQ = scale · dQ; add Σ Q ∘ dQ to the cotangent of the scale."""
+        del known
+        dq, sums = state
+        written, others = carry.written, sums.others
+        if self.scale in self.active:
+            inner = jnp.sum(rows.query.astype(dq.dtype) * dq)
+            others = others | {self.scale: others[self.scale].plus(rows.place, inner)}
+        if QUERY in self.active:
+            scale = jnp.asarray(self.problem.scale, dq.dtype)
+            written = written | {QUERY: rows.write(written[QUERY], dq * scale)}
+        return Gradients(written, sums._replace(others=others))
+
+    def finish_heads(self, place: Place, carry: Gradients) -> Gradients:
+        """Write dK = scale · dK and dV of some heads."""
+        written = carry.written
+        factor = split_scale(self.problem)[1]
+        for i, total in carry.sums.keys.items():
+            if i == KEY and factor is not None:
+                total = total * jnp.asarray(factor, total.dtype)
+            tile = jnp.transpose(total, (0, 3, 1, 2))
+            written = written | {i: written[i].with_tile(place, tile)}
+        return Gradients(written, carry.sums._replace(keys={}))
+
+
+def _output_and_lse(
+    rows: Rows, output: Stored, lse: Stored
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """O `[b, k, R, d]` and LSE `[b, k, R]` of a block, and which rows are defined.
+
+    The others get the LSE ∞, which makes all their weights 0, and the output 0.
+    """
+    o, lse_rows = rows.take(output), rows.take(lse)[..., 0]
+    defined = rows.defined(o, lse_rows)
+    if defined is not None:
+        lse_rows = jnp.where(defined, lse_rows, jnp.inf)
+    return _where(defined, o), lse_rows, defined
+
+
+def _where(defined: jax.Array | None, rows: jax.Array) -> jax.Array:
+    """Rows `[b, k, R, d]`, 0 where they are not defined."""
+    return rows if defined is None else jnp.where(defined[..., None], rows, 0)

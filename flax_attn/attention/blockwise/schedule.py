@@ -1,43 +1,20 @@
 """Which tiles of scores are computed, in what sizes: the block map made into loops.
 
-Each block of queries walks over the runs of key blocks that its mask leaves, in tiles of 1, 2, 4,
-... W key blocks. A tile of W full blocks needs no mask; every other tile is masked. So there are
-few shapes of tile, one loop for each, and blocks that nobody sees cost nothing.
+Each block of queries visits the runs of key blocks that its mask leaves, in tiles of 1, 2, 4, ... W
+key blocks. A tile of W full blocks needs no mask; every other tile is masked. So there are few
+shapes of tile, one loop for each, and empty blocks cost nothing.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._tiles import Place, Span
-from flax_attn.masks.plan import EMPTY, FULL
-
-State = TypeVar("State")
-
-
-class Blocks(NamedTuple):
-    """How large tiles are.
-
-    Attributes:
-      query: Queries in a block.
-      key: Keys in a block.
-      width: W, how many key blocks a tile may have, a power of two.
-      heads: Key heads that a tile holds where they are taken one after the other.
-    """
-
-    query: int
-    key: int
-    width: int
-    heads: int = 1
-
-    @property
-    def shapes(self) -> tuple[tuple[int, bool], ...]:
-        """How many key blocks each shape of tile has, and whether it is masked."""
-        powers = [2**i for i in range(self.width.bit_length())]
-        return ((self.width, False), *((power, True) for power in reversed(powers)))
+from flax_attn.attention.blockwise.sizes import TileSizes
+from flax_attn.attention.blockwise.storage import Place, Storage
+from flax_attn.masks.plan import EMPTY, FULL, PARTIAL, block_kinds
 
 
 class Schedule(NamedTuple):
@@ -51,17 +28,63 @@ class Schedule(NamedTuple):
     starts: jax.Array
     ends: jax.Array
 
+    def of_block(
+        self, storage: Storage, place: Place, index: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Starts and ends of a block of queries `[nk]`, `[shapes]`."""
+        b, k = self.starts.shape[:2]
+        batch = place.batch.start if b != 1 else 0
+        heads = place.heads.start // storage.heads if k != 1 else 0
+        return self.starts[batch, heads, index], self.ends[batch, heads, index]
 
-def make_schedule(kinds: jax.Array, blocks: Blocks) -> Schedule:
+
+def make_schedule(storage: Storage) -> Schedule:
+    """The tiles of all blocks of queries, from the block map of the mask."""
+    sizes, problem = storage.sizes, storage.problem
+    count_q = math.ceil(storage.length_q / sizes.query)
+    count_k = math.ceil(storage.length_k / sizes.key)
+    if problem.plan is not None:
+        kinds = problem.plan.kinds.values
+    elif problem.masked:
+        # Where the mask is a constant of the program, XLA would find its blocks while it compiles,
+        # with an interpreter: seconds for some thousands of tokens.
+        mask = jax.tree.map(_not_folded, problem.mask)
+        kinds = block_kinds(mask, *problem.records(), (sizes.query, sizes.key))
+    else:
+        kinds = jnp.full((1, 1, count_q, count_k), FULL, jnp.int8)
+    kinds = kinds.astype(jnp.int32)
+    b, n = kinds.shape[:2]
+    if n > 1:  # one list of tiles for all heads of a tile
+        heads = storage.heads * storage.groups
+        kinds = _in_common(kinds.reshape(b, -1, heads, count_q, count_k), 2)
+    if not storage.sequential:
+        kinds = _in_common(kinds, 0)[None]
+    if count_k > 1 and storage.length_k % sizes.key:  # the last tile overlaps the one before
+        kinds = kinds.at[..., -1].min(PARTIAL)
+    return _cut_into_tiles(kinds, sizes)
+
+
+def _not_folded(leaf: Any) -> Any:
+    return lax.optimization_barrier(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+def _in_common(kinds: jax.Array, axis: int) -> jax.Array:
+    """The kind of several blocks taken as one."""
+    first = lax.index_in_dim(kinds, 0, axis)
+    same = jnp.all(kinds == first, axis=axis)
+    return jnp.where(same, jnp.squeeze(first, axis), PARTIAL)
+
+
+def _cut_into_tiles(kinds: jax.Array, sizes: TileSizes) -> Schedule:
     """Cut each row of a block map into tiles.
 
     A run of n blocks becomes n // W tiles of W, then one for each binary digit of the rest.
 
     Args:
       kinds: EMPTY, PARTIAL or FULL `[b, k, nq, nk]`.
-      blocks: The sizes.
+      sizes: The sizes of tiles.
     """
-    some, count, width = kinds != EMPTY, kinds.shape[-1], blocks.width
+    some, count, width = kinds != EMPTY, kinds.shape[-1], sizes.width
     index = jnp.broadcast_to(lax.iota(jnp.int32, count), kinds.shape)
     before = jnp.pad(some, [(0, 0)] * 3 + [(1, 0)])[..., :-1]
     run = lax.cummax(jnp.where(some & ~before, index, 0), axis=3)  # where the run of a block begins
@@ -79,48 +102,9 @@ def make_schedule(kinds: jax.Array, blocks: Blocks) -> Schedule:
     last = jnp.minimum(index + size, count)
     touched = jnp.take_along_axis(not_full, last, axis=-1) - not_full[..., :-1]
     # Of the shapes that fit, the first: the tile without a mask comes before those with one.
-    fits = [(size == power) & (masked | (touched == 0)) for power, masked in blocks.shapes]
+    fits = [(size == power) & (masked | (touched == 0)) for power, masked in sizes.shapes]
     shape = jnp.argmax(jnp.stack(fits, axis=-1), axis=-1).astype(jnp.int32)
-    shape = jnp.where(some & begins, shape, len(blocks.shapes))
-    numbers = lax.iota(jnp.int32, len(blocks.shapes)).reshape(1, 1, 1, 1, -1)
+    shape = jnp.where(some & begins, shape, len(sizes.shapes))
+    numbers = lax.iota(jnp.int32, len(sizes.shapes)).reshape(1, 1, 1, 1, -1)
     ends = jnp.sum(shape[..., None] <= numbers, axis=-2, dtype=jnp.int32)
     return Schedule(jnp.argsort(shape, axis=-1, stable=True).astype(jnp.int32), ends)
-
-
-def walk(
-    schedule: Schedule,
-    blocks: Blocks,
-    place: Place,
-    row: tuple[jax.Array | int, jax.Array | int, jax.Array],
-    num_keys: int,
-    step: Callable[[State, Place, bool, jax.Array | None], State],
-    state: State,
-) -> State:
-    """Fold over the tiles of one block of queries.
-
-    Args:
-      schedule: The tiles.
-      blocks: Their sizes.
-      place: Where the block of queries is; its keys are replaced.
-      row: Which list of the schedule: numbers along b, k and nq.
-      num_keys: S.
-      step: Called as `step(state, place, masked, fresh)`. A tile that is not `masked` is seen whole
-        by everybody. `fresh` `[s]` is False for keys that an earlier tile has had already; None if
-        there are no such keys.
-      state: What is folded.
-    """
-    starts, ends = (array[row] for array in schedule)
-    ragged = num_keys % blocks.key != 0
-    begin: jax.Array | int = 0
-    for shape, (width, masked) in enumerate(blocks.shapes):
-        size = min(width * blocks.key, num_keys)
-
-        def tile(i: jax.Array, state: State, masked: bool = masked, size: int = size) -> State:
-            first = starts[i] * blocks.key
-            start = jnp.minimum(first, num_keys - size)  # the last tile ends where the keys end
-            fresh = start + lax.iota(jnp.int32, size) >= first if masked and ragged else None
-            return step(state, place._replace(keys=Span(start, size)), masked, fresh)
-
-        state = lax.fori_loop(begin, ends[shape], tile, state)
-        begin = ends[shape]
-    return state

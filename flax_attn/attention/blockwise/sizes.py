@@ -1,4 +1,4 @@
-"""How large the blocks of the blockwise implementation are.
+"""How large the tiles of the blockwise implementation are.
 
 Measured on CPUs by `examples/benchmarks/attention.py`. XLA gives a dot product to several cores
 only from about 512 × 512 on, and a fused softmax only with several heads: so tiles are large, or
@@ -7,20 +7,43 @@ hold several heads. Where a mask hides much, small blocks waste less.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 
-from flax_attn.attention._problem import Problem, is_aligned
-from flax_attn.attention._schedule import Blocks
+from flax_attn.attention._core.problem import Problem, is_aligned
 from flax_attn.coords import Coords
 from flax_attn.masks import Causal, Full, Mask, make_plan
 
-USUAL = Blocks(512, 512, 2)
-IF_SHORT = Blocks(512, 512, 1)
-IF_SHORTER = Blocks(128, 128, 2, heads=8)
-IF_SPARSE = Blocks(256, 256, 2)
+
+class TileSizes(NamedTuple):
+    """How large tiles are.
+
+    Attributes:
+      query: Queries in a block.
+      key: Keys in a block.
+      width: W, how many key blocks a tile may have, a power of two.
+      heads: Key heads in a tile, where heads are taken one after the other.
+    """
+
+    query: int
+    key: int
+    width: int
+    heads: int = 1
+
+    @property
+    def shapes(self) -> tuple[tuple[int, bool], ...]:
+        """How many key blocks each shape of tile has, and whether it needs the mask."""
+        powers = [2**i for i in range(self.width.bit_length())]
+        return ((self.width, False), *((power, True) for power in reversed(powers)))
+
+
+USUAL = TileSizes(512, 512, 2)
+IF_SHORT = TileSizes(512, 512, 1)
+IF_SHORTER = TileSizes(128, 128, 2, heads=8)
+IF_SPARSE = TileSizes(256, 256, 2)
+ALL_HEADS = TileSizes(128, 128, 4)  # a tile holds all batch elements and heads
 SHORT, SHORTER = 1024, 512  # keys; the second where a mask hides some of them
-ELSEWHERE = Blocks(128, 128, 4)  # not on a CPU: a tile holds all batch elements and heads
 SPARSE = 0.4  # a mask that leaves less than this share of the blocks
 ROWS = 512  # of query heads that share a key head, together
 # A tile may hold several heads up to so many scores; half as many for short sequences, where its
@@ -28,31 +51,50 @@ ROWS = 512  # of query heads that share a key head, together
 SCORES = 2**20
 
 
-def choose_blocks(problem: Problem, platform: str | None, gradients: bool = False) -> Blocks:
-    """Sizes of blocks for a problem on a platform, to compute gradients or anything else."""
+def choose_sizes(
+    problem: Problem,
+    *,
+    sequential: bool,
+    gradients: bool = False,
+    block_query: int | None = None,
+    block_key: int | None = None,
+    blocks_per_tile: int | None = None,
+    heads_per_tile: int | None = None,
+) -> TileSizes:
+    """The sizes of tiles for a problem.
+
+    Args:
+      problem: The problem.
+      sequential: Whether batch elements and key heads are taken one after the other.
+      gradients: Whether gradients are computed.
+      block_query: Queries in a block, as the user wants it; None chooses.
+      block_key: Keys in a block, as the user wants it; None chooses.
+      blocks_per_tile: W, as the user wants it; None chooses.
+      heads_per_tile: Key heads in a tile at most, as the user wants it; None chooses.
+    """
     length_q, length_k, num_heads, num_kv_heads = problem.sizes
-    if platform != "cpu":
-        wanted = ELSEWHERE
-    elif length_k <= SHORTER and problem.hides and num_kv_heads >= IF_SHORTER.heads // 2:
+    if not sequential:
+        wanted = ALL_HEADS
+    elif length_k <= SHORTER and problem.masked and num_kv_heads >= IF_SHORTER.heads // 2:
         wanted = IF_SHORTER
     elif length_k <= SHORT:
         wanted = IF_SHORT
     else:
-        wanted = IF_SPARSE if problem.sparse else USUAL
-    if problem.plan_block is not None:
-        query, key = (
-            min(size, length)
-            for size, length in zip(problem.plan_block, (length_q, length_k), strict=True)
-        )
-    else:
-        groups = num_heads // num_kv_heads
-        query = even(length_q, min(wanted.query, max(ROWS // groups, 64)))
-        key = even(length_k, wanted.key)
-    rows = query * num_heads // num_kv_heads
-    width = min(wanted.width, 2 ** (math.ceil(length_k / key).bit_length() - 1))
+        wanted = IF_SPARSE if _is_sparse(problem) else USUAL
+    groups = num_heads // num_kv_heads
+    query = _equal_blocks(length_q, min(wanted.query, max(ROWS // groups, 64)))
+    key = _equal_blocks(length_k, wanted.key)
+    if problem.plan is not None:
+        block_query, block_key = problem.plan.block
+    query = query if block_query is None else min(block_query, length_q)
+    key = key if block_key is None else min(block_key, length_k)
+    rows = query * groups
+    most = wanted.width if blocks_per_tile is None else blocks_per_tile
+    width = min(most, 2 ** (math.ceil(length_k / key).bit_length() - 1))
     scores = SCORES if length_k > SHORT else SCORES // 2
     heads = wanted.heads if gradients else max(scores // (rows * key * width), wanted.heads)
-    return Blocks(query, key, width, _divisor(num_kv_heads, heads))
+    heads = heads if heads_per_tile is None else heads_per_tile
+    return TileSizes(query, key, width, _divisor(num_kv_heads, heads))
 
 
 def _divisor(number: int, limit: int) -> int:
@@ -60,7 +102,7 @@ def _divisor(number: int, limit: int) -> int:
     return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
 
 
-def even(length: int, size: int) -> int:
+def _equal_blocks(length: int, size: int) -> int:
     """The size of as many equal blocks as `size` would need, a multiple of 16 where possible."""
     if length <= size:
         return length
@@ -68,26 +110,27 @@ def even(length: int, size: int) -> int:
     return math.ceil(length / count / 16) * 16
 
 
-def is_sparse(mask: Mask, lengths: tuple[int, int], located: bool) -> bool:
-    """Whether a mask probably hides most of the scores.
+def _is_sparse(problem: Problem) -> bool:
+    """Whether the mask probably hides most of the scores. It decides about speed only.
 
-    It is asked where that can be known, without coordinates and with known numbers. Otherwise it is
-    guessed: whoever gives coordinates has packed sequences. It decides nothing but speed.
+    It is computed where it can be known: without coordinates and with known numbers. Otherwise it
+    is guessed: whoever gives coordinates has packed sequences.
     """
-    if isinstance(mask, Full | Causal) or not all(isinstance(n, int) for n in lengths):
+    length_q, length_k, _, _ = problem.sizes
+    if isinstance(problem.mask, Full | Causal) or min(length_q, length_k) <= 2 * USUAL.query:
         return False
-    if min(lengths) <= 2 * USUAL.query:
-        return False
-    leaves = jax.tree.leaves(mask, is_leaf=is_aligned)
-    if located or not all(isinstance(leaf, bool | int | float) for leaf in leaves):
+    leaves = jax.tree.leaves(problem.mask, is_leaf=is_aligned)
+    if problem.located or not all(isinstance(leaf, bool | int | float) for leaf in leaves):
         return True
-    return _density(jax.tree.structure(mask), tuple(leaves), lengths) < SPARSE
+    structure = jax.tree.structure(problem.mask)
+    return _density(structure, tuple(leaves), (length_q, length_k)) < SPARSE
 
 
 @functools.lru_cache(maxsize=256)
 def _density(
     tree: jax.tree_util.PyTreeDef, leaves: tuple[int, ...], lengths: tuple[int, int]
 ) -> float:
+    mask: Mask = jax.tree.unflatten(tree, leaves)
     with jax.ensure_compile_time_eval():
         query, key = (Coords.arange(length) for length in lengths)
-        return make_plan(jax.tree.unflatten(tree, leaves), query, key, block=USUAL[:2]).density
+        return make_plan(mask, query, key, block=USUAL[:2]).density

@@ -1,64 +1,171 @@
-"""The arrays of a problem, laid out so that tiles can be cut from them and added to them."""
+"""The arrays of a problem, stored so that tiles can be cut from them and added to them."""
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._problem import Problem, Static, leaf_axes, thaw
-from flax_attn.attention._schedule import Blocks
-from flax_attn.attention._tiles import Place, Span, add, cut, put, split_heads
-from flax_attn.coords import Aligned
-
-State = TypeVar("State")
-QUERY, KEY, VALUE, SCALE = range(4)
+from flax_attn._cpu.half_precision_loops import from_bits, to_bits
+from flax_attn._pytree import pytree, static
+from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem, Structure
+from flax_attn.attention.blockwise.sizes import TileSizes
 
 
-class Layout:
-    """The leaves of a problem with a single batch axis.
+class Span(NamedTuple):
+    """Indices start ... start + size − 1 of an axis."""
 
-    On a CPU the batch elements are taken one after the other, and so are the key heads, or a few of
-    them at a time (`sequential`).
-    Half-precision arrays are then kept as integers of their bits: XLA would otherwise convert a
-    whole array to float32 before it cuts a tile from it in a loop.
+    start: jax.Array | int
+    size: int
+
+
+class Place(NamedTuple):
+    """Where a tile is: its batch elements, key heads, queries and keys.
+
+    Query heads follow their key heads: `groups` of them share one.
+    """
+
+    batch: Span
+    heads: Span
+    queries: Span
+    keys: Span
+    groups: int
+
+    def span(self, letter: str) -> Span | None:
+        """The indices along an axis of that letter; None = all."""
+        heads = self.heads
+        match letter:
+            case "b":
+                return self.batch
+            case "n":
+                return Span(heads.start * self.groups, heads.size * self.groups)
+            case "k":
+                return heads
+            case "t":
+                return self.queries
+            case "s":
+                return self.keys
+        return None
+
+
+@pytree
+class Stored:
+    """An array with one batch axis, from which tiles are cut.
+
+    Attributes:
+      values: The array; for half precision on a CPU its bits, see `_cpu.half_precision_loops`.
+      axes: One letter per axis; empty for an array that is never cut.
+      dtype: The dtype of the array.
+    """
+
+    values: jax.Array
+    axes: str = static()
+    dtype: jnp.dtype = static()
+
+    @classmethod
+    def of(cls, array: jax.Array, axes: str, *, as_bits: bool) -> "Stored":
+        """Store an array, as bits if it is of half precision."""
+        values = to_bits(array) if as_bits else array
+        return cls(values, axes, array.dtype)
+
+    def whole(self) -> jax.Array:
+        """The array."""
+        return from_bits(self.values, self.dtype)
+
+    def tile(self, place: Place) -> jax.Array:
+        """The tile at a place. Axes of size 1 are kept whole."""
+        values = self.values
+        for axis, letter in enumerate(self.axes):
+            span = place.span(letter)
+            if span is not None and values.shape[axis] not in (1, span.size):
+                values = lax.dynamic_slice_in_dim(values, span.start, span.size, axis)
+        return from_bits(values, self.dtype)
+
+    def with_tile(self, place: Place, tile: jax.Array) -> "Stored":
+        """The array with another tile at a place."""
+        tile = tile.astype(self.dtype)
+        if self.values.dtype != self.dtype:
+            tile = to_bits(tile)
+        starts = [self._start(axis, place) for axis in range(len(self.axes))]
+        values = lax.dynamic_update_slice(self.values, tile, starts)
+        return dataclasses.replace(self, values=values)
+
+    def plus(self, place: Place, tile: jax.Array) -> "Stored":
+        """The array with something added to the tile at a place."""
+        if not self.axes:
+            return dataclasses.replace(self, values=self.values + tile.astype(self.dtype))
+        old = self.tile(place)
+        return self.with_tile(place, old + tile.astype(self.dtype).reshape(old.shape))
+
+    def _start(self, axis: int, place: Place) -> jax.Array:
+        span = place.span(self.axes[axis])
+        whole = span is None or self.values.shape[axis] in (1, span.size)
+        return jnp.asarray(0 if span is None or whole else span.start, jnp.int32)
+
+
+class Storage:
+    """The leaves of a problem, stored with one batch axis.
 
     Attributes:
       problem: The whole problem, with one batch axis.
-      leaves: Its leaves, as stored, with their axes (empty for what is never cut).
-      blocks: Sizes of blocks.
-      sequential: Whether batch elements and key heads are taken one after the other.
-      heads: Key heads that are taken together.
+      structure: Its structure.
+      leaves: Its leaves.
+      sizes: The sizes of tiles.
+      sequential: Whether batch elements and key heads are taken one after the other, as on CPUs,
+        where a tile then stays in the cache.
+      heads: Number of key heads that are taken together.
     """
 
-    def __init__(
-        self,
-        leaves: list[jax.Array],
-        tree: Any,
-        *,
-        blocks: Blocks,
-        sequential: bool,
-    ) -> None:
-        self.axes = leaf_axes(tree)
-        self.tree, self.blocks, self.sequential = tree, blocks, sequential
-        self.dtypes = [leaf.dtype for leaf in leaves]
-        self.batch = leaves[QUERY].shape[:-3]
-        self.shapes = [leaf.shape for leaf in leaves]
-        self.scale = -1 if isinstance(tree.unflatten(leaves).scale, Static) else SCALE
-        merged = [self.merge(x, axes) for x, axes in zip(leaves, self.axes, strict=True)]
+    def __init__(self, problem: Problem, sizes: TileSizes, *, sequential: bool) -> None:
+        arrays, self.structure = Structure.of(problem)
+        self.sizes, self.sequential = sizes, sequential
+        self.batch = problem.batch
+        self.shapes = [array.shape for array in arrays]
+        letters = self.structure.letters
+        merged = [self._merge_batch(x, axes) for x, axes in zip(arrays, letters, strict=True)]
         self.leaves = [
-            Aligned(self.store(x), axes) for x, axes in zip(merged, self.axes, strict=True)
+            Stored.of(x, axes, as_bits=sequential) for x, axes in zip(merged, letters, strict=True)
         ]
-        self.problem: Problem = thaw(tree.unflatten(merged))
-        self.length_q, self.length_k, self.num_heads, self.num_kv_heads = self.problem.sizes
-        self.groups = self.num_heads // self.num_kv_heads
-        self.size = math.prod(self.batch)
-        self.heads = blocks.heads if sequential else self.num_kv_heads
+        self.problem = self.structure.problem(merged)
+        self.length_q, self.length_k, num_heads, self.num_kv_heads = self.problem.sizes
+        self.groups = num_heads // self.num_kv_heads
+        self.heads = sizes.heads if sequential else self.num_kv_heads
 
-    def merge(self, values: jax.Array, axes: str) -> jax.Array:
-        """All batch axes as one."""
+    # ---- whole arrays
+
+    def store(self, array: jax.Array, axes: str) -> Stored:
+        """Store another array of the problem's batch."""
+        return Stored.of(self._merge_batch(array, axes), axes, as_bits=self.sequential)
+
+    def zeros(self, features: tuple[int, ...], axes: str, dtype: jnp.dtype) -> Stored:
+        """Zeros for a result, whose axes begin with those of the queries `[B, T, N]`."""
+        shape = (*self.problem.query.values.shape[:-1], *features)
+        return Stored.of(jnp.zeros(shape, dtype), axes, as_bits=self.sequential)
+
+    def zeros_like(self, leaf: int, dtype: jnp.dtype) -> Stored:
+        """Zeros for the gradient of a leaf."""
+        like = self.leaves[leaf]
+        return Stored.of(jnp.zeros(like.values.shape, dtype), like.axes, as_bits=self.sequential)
+
+    def result(self, stored: Stored) -> jax.Array:
+        """A result `[B, ...]` with all batch axes."""
+        values = stored.whole()
+        return values.reshape(*self.batch, *values.shape[1:])
+
+    def gradient(self, stored: Stored, leaf: int) -> jax.Array:
+        """The gradient of a leaf, in the leaf's shape and dtype."""
+        values, shape = stored.whole(), self.shapes[leaf]
+        if math.prod(shape) != values.size:  # the leaf was broadcast along some batch axes
+            values = values.reshape(*self.batch, *values.shape[1:])
+            axes = tuple(i for i, size in enumerate(shape) if size != values.shape[i])
+            values = jnp.sum(values, axis=axes, keepdims=True)
+        return values.reshape(shape).astype(self.leaves[leaf].dtype)
+
+    def _merge_batch(self, values: jax.Array, axes: str) -> jax.Array:
+        """Make one axis of all batch axes."""
         if "b" not in axes:
             return values
         batch, rest = values.shape[: len(self.batch)], values.shape[len(self.batch) :]
@@ -67,85 +174,45 @@ class Layout:
             batch = self.batch
         return values.reshape(math.prod(batch), *rest)
 
-    def take_in(self, values: jax.Array, axes: str) -> jax.Array:
-        """An array from outside, as stored."""
-        return self.store(self.merge(values, axes))
+    # ---- tiles
 
-    def give_out(self, values: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """An array `[B, ...]` as stored, with all batch axes."""
-        values = self.restore(values, dtype)
-        return values.reshape(*self.batch, *values.shape[1:])
+    def place(self, step: jax.Array | int) -> Place:
+        """All queries and keys of one step of the loop over batch elements and key heads."""
+        batch, heads = Span(0, math.prod(self.batch)), Span(0, self.num_kv_heads)
+        if self.sequential:
+            per_element = self.num_kv_heads // self.heads
+            batch = Span(step // per_element, 1)
+            heads = Span(step % per_element * self.heads, self.heads)
+        return Place(batch, heads, Span(0, self.length_q), Span(0, self.length_k), self.groups)
 
-    def give_out_like(self, values: jax.Array, index: int) -> jax.Array:
-        """An array like a leaf, in the leaf's shape and dtype."""
-        values = self.restore(values, self.dtypes[index]) if index < SCALE else values
-        shape = self.shapes[index]
-        if math.prod(shape) != values.size:  # batch axes of size 1 among others that are full
-            values = values.reshape(*self.batch, *values.shape[1:])
-            axes = tuple(i for i, size in enumerate(shape) if size != values.shape[i])
-            values = jnp.sum(values, axis=axes, keepdims=True)
-        return values.reshape(shape).astype(self.dtypes[index])
+    @property
+    def num_steps(self) -> int:
+        """How many steps that loop has."""
+        return math.prod(self.batch) * self.num_kv_heads // self.heads if self.sequential else 1
 
-    def store(self, values: jax.Array) -> jax.Array:
-        """An array as it is kept while tiles are cut from it."""
-        half = values.dtype in (jnp.bfloat16, jnp.float16)
-        return lax.bitcast_convert_type(values, jnp.uint16) if half and self.sequential else values
+    def piece(self, leaf: int, place: Place, stored: Stored | None = None) -> jax.Array:
+        """The tile of a leaf, or of an array like it, as `[b, k, G, ...]`."""
+        stored = self.leaves[leaf] if stored is None else stored
+        tile = stored.tile(place)
+        return split_heads(tile, stored.axes, self.groups) if stored.axes else tile
 
-    def restore(self, values: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """The inverse of `store`."""
-        return values if values.dtype == dtype else lax.bitcast_convert_type(values, dtype)
-
-    def piece(self, index: int, place: Place, values: jax.Array | None = None) -> jax.Array:
-        """The tile `[b, k, G, ...]` of a leaf, or of another array like it, as stored."""
-        axes = self.axes[index]
-        values = self.leaves[index].values if values is None else values
-        if not axes:
-            return self.restore(values, self.dtypes[index])
-        return split_heads(self.cut(values, axes, place, self.dtypes[index]), axes, self.groups)
-
-    def add_piece(self, values: jax.Array, index: int, place: Place, piece: jax.Array) -> jax.Array:
-        """Add what has the shape of `piece` to an array like a leaf."""
-        axes = self.axes[index]
-        if not axes:
-            return values + piece.astype(values.dtype)
-        shape = cut(Aligned(values, axes), place).shape
-        return add(values, axes, place, piece.astype(values.dtype).reshape(shape))
-
-    def keys_shape(self, index: int, place: Place) -> tuple[int, ...]:
-        """The shape `[b, k, d, S]` in which gradients of a place's keys or values are summed."""
-        features = self.shapes[index][-1]
-        return place.batch.size, place.heads.size, features, self.length_k
-
-    def cut(self, values: jax.Array, axes: str, place: Place, dtype: jnp.dtype) -> jax.Array:
-        """The tile of an array as stored."""
-        return self.restore(cut(Aligned(values, axes), place), dtype)
-
-    def put(self, values: jax.Array, axes: str, place: Place, tile: jax.Array) -> jax.Array:
-        """Write a tile into an array as stored."""
-        return put(values, axes, place, self.store(tile))
-
-    def tile(self, place: Place, replaced: dict[int, jax.Array]) -> Problem:
-        """The problem of a tile, without its query, key and value."""
+    def tile_problem(self, place: Place, replaced: Mapping[int, jax.Array]) -> Problem:
+        """The problem of a tile, with some leaves replaced, without query, key and value."""
         pieces: list[Any] = []
-        for index in range(len(self.axes)):
-            if index in replaced:
-                pieces.append(replaced[index])
+        for leaf in range(len(self.leaves)):
+            if leaf in replaced:
+                pieces.append(replaced[leaf])
             else:
-                apart = index in (QUERY, KEY, VALUE)
-                pieces.append(None if apart else self.piece(index, place))
-        return thaw(self.tree.unflatten(pieces))
+                pieces.append(None if leaf in (QUERY, KEY, VALUE) else self.piece(leaf, place))
+        return self.structure.problem(pieces)
 
-    def for_each(self, body: Callable[[Place, State], State], state: State) -> State:
-        """Fold over batch elements and key heads; all at once unless `sequential`."""
-        queries, keys = Span(0, self.length_q), Span(0, self.length_k)
-        if not self.sequential:
-            everything = Span(0, self.size), Span(0, self.num_kv_heads)
-            return body(Place(*everything, queries, keys, self.groups), state)
 
-        steps = self.num_kv_heads // self.heads
-
-        def one(i: jax.Array, state: State) -> State:
-            batch, heads = Span(i // steps, 1), Span(i % steps * self.heads, self.heads)
-            return body(Place(batch, heads, queries, keys, self.groups), state)
-
-        return lax.fori_loop(0, self.size * steps, one, state)
+def split_heads(tile: jax.Array, axes: str, groups: int) -> jax.Array:
+    """Bring a tile to `[b, k, G, ...]`, the axes of a tile of scores before t and s."""
+    if "b" not in axes:
+        tile = tile[None]
+    if "n" not in axes:
+        return tile[:, None, None]
+    heads = tile.shape[1]
+    shape = (heads // groups, groups) if heads > 1 or groups == 1 else (1, 1)
+    return tile.reshape(tile.shape[0], *shape, *tile.shape[2:])

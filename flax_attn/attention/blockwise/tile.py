@@ -1,18 +1,19 @@
-"""One tile of scores: Q Kᵀ, what the modifiers do to it, and what the mask leaves."""
+"""One block of queries, and one tile of its scores."""
 
 import functools
+import math
 import operator
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._finite import finite
-from flax_attn.attention._layout import KEY, VALUE, Layout
-from flax_attn.attention._problem import Problem
-from flax_attn.attention._tiles import Place, cut
+from flax_attn.attention._core.finite import finite
+from flax_attn.attention._core.heads import stack_groups, unstack_groups
+from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
+from flax_attn.attention.blockwise.storage import Place, Span, Storage, Stored
 from flax_attn.attention.dropout import kept_share
-from flax_attn.coords import Aligned
 
 
 def dot(spec: str, a: jax.Array, b: jax.Array, problem: Problem) -> jax.Array:
@@ -22,107 +23,178 @@ def dot(spec: str, a: jax.Array, b: jax.Array, problem: Problem) -> jax.Array:
     )
 
 
+class Rows:
+    """The queries of one block for the query heads of one place, as R = G · t rows.
+
+    Attributes:
+      storage: The arrays.
+      place: Where the block is, with all keys.
+      shape: `[b, k, R]`.
+      owned: Which rows belong to this block `[1, 1, R]`; None = all. The last block may overlap the
+        one before. Rows in the overlap are ignored.
+      query: The queries `[b, k, R, d]`, times the part of the scale that costs no precision.
+    """
+
+    def __init__(self, storage: Storage, place: Place, index: jax.Array) -> None:
+        self.storage = storage
+        length = min(storage.sizes.query, storage.length_q)
+        first = index * storage.sizes.query
+        start = jnp.minimum(first, storage.length_q - length)
+        self.place = place._replace(queries=Span(start, length))
+        self.shape = (place.batch.size, place.heads.size, storage.groups * length)
+        self.owned = None
+        if storage.length_q % length:
+            owned = start + lax.iota(jnp.int32, length) >= first
+            self.owned = jnp.tile(owned, storage.groups).reshape(1, 1, -1)
+        query = self.take(storage.leaves[QUERY])
+        self.query = self.scaled(finite(query) if storage.problem.masked else query)
+
+    def take(self, stored: Stored) -> jax.Array:
+        """The rows `[b, k, R, d]` of an array `[B, T, N, d]`."""
+        tile = jnp.swapaxes(stored.tile(self.place), 1, 2)
+        return stack_groups(tile, self.place.heads.size)
+
+    def write(self, stored: Stored, rows: jax.Array) -> Stored:
+        """An array `[B, T, N, d]` with these rows."""
+        rows = rows.astype(stored.dtype)
+        if self.owned is not None:
+            rows = jnp.where(self.owned[..., None], rows, self.take(stored))
+        heads = unstack_groups(rows, self.place.heads.size * self.storage.groups)
+        return stored.with_tile(self.place, jnp.swapaxes(heads, 1, 2))
+
+    def defined(self, output: jax.Array, lse: jax.Array) -> jax.Array | None:
+        """Which rows see a key, are not NaN, and are owned `[b, k, R]`; None = all.
+
+        Args:
+          output: O `[b, k, R, d]`.
+          lse: LSE `[b, k, R]`.
+        """
+        if not self.storage.problem.masked:
+            return None if self.owned is None else jnp.broadcast_to(self.owned, self.shape)
+        defined = ~jnp.isnan(output[..., 0]) & jnp.isfinite(lse)
+        return defined if self.owned is None else defined & self.owned
+
+    def scaled(self, rows: jax.Array) -> jax.Array:
+        """Rows times the part of the scale that costs no precision."""
+        return rows * jnp.asarray(split_scale(self.storage.problem)[0], rows.dtype)
+
+
 class Tile:
     """The scores `[b, k, R, s]` of a block of queries and a few blocks of keys.
 
-    Args:
-      layout: Where the arrays are.
-      place: Which tile.
-      masked: Whether the mask hides anything in it.
-      fresh: Which keys count `[s]`; None = all.
-      active: Numbers of the leaves of modifiers and coordinates to be differentiated.
+    Attributes:
+      rows: The queries.
+      place: Where the tile is.
+      problem: The problem of the tile, without query, key and value.
+      visible: Which pairs are visible `[b, k, G, t, s]`, with axes of size 1; None = all.
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        place: Place,
-        masked: bool,
-        fresh: jax.Array | None,
-        active: tuple[int, ...],
+        self, rows: Rows, keys: Span, *, masked: bool, owned_keys: jax.Array | None
     ) -> None:
-        self.layout, self.place, self.masked = layout, place, masked
-        self.extras = {index: layout.piece(index, place) for index in active}
-        self.problem = layout.tile(place, {})
-        self.seen = self._seen(fresh) if masked else None
+        """Cut a tile.
 
-    def _seen(self, fresh: jax.Array | None) -> jax.Array | None:
-        """Who sees whom `[b, k, G, t, s]`, of size 1 where nothing varies; None = all see all."""
-        parts = [] if fresh is None else [fresh.reshape(1, 1, 1, 1, -1)]
-        if self.layout.problem.hides:
+        Args:
+          rows: The queries.
+          keys: The keys.
+          masked: Whether the mask may hide some of the pairs.
+          owned_keys: Which keys do not belong to an earlier tile `[s]`; None = all.
+        """
+        self.rows, self.storage, self.masked = rows, rows.storage, masked
+        self.place = rows.place._replace(keys=keys)
+        self.problem = self.storage.tile_problem(self.place, {})
+        parts = [] if owned_keys is None else [owned_keys.reshape(1, 1, 1, 1, -1)]
+        if masked and self.problem.masked:
             parts.append(self.problem.visible())
-        return functools.reduce(operator.and_, parts) if parts else None
+        self.visible = functools.reduce(operator.and_, parts) if parts else None
+
+    # ---- its keys and values
 
     @functools.cached_property
     def key(self) -> jax.Array:
         """`[b, k, s, d]`."""
-        return self._keys(KEY)
+        return self.take(self.storage.leaves[KEY])
 
     @functools.cached_property
     def value(self) -> jax.Array:
         """`[b, k, s, d]`."""
-        return self._keys(VALUE)
+        return self.take(self.storage.leaves[VALUE])
 
-    def _keys(self, index: int) -> jax.Array:
-        return self.keys_like(self.layout.leaves[index].values)
+    def take(self, stored: Stored) -> jax.Array:
+        """The keys of the tile `[b, k, s, d]` of an array `[B, S, K, d]`, 0 where not finite."""
+        tile = jnp.swapaxes(stored.tile(self.place), 1, 2)
+        return finite(tile) if self.problem.masked else tile
 
-    def keys_like(self, values: jax.Array) -> jax.Array:
-        """The tile of an array `[B, S, K, D]` kept like a leaf, `[b, k, s, d]`."""
-        dtype = self.layout.problem.dtype
-        tile = jnp.swapaxes(self.layout.cut(values, "bskd", self.place, dtype), 1, 2)
-        return finite(tile) if self.layout.problem.hides else tile
+    def leaf(self, leaf: int, stored: Stored | None = None) -> jax.Array:
+        """The tile of a leaf, or of an array like it, as `[b, k, G, ...]`."""
+        return self.storage.piece(leaf, self.place, stored)
 
-    def add_keys(self, total: jax.Array, tile: jax.Array) -> jax.Array:
-        """Add `[b, k, d, s]` to what is summed for all keys `[b, k, d, S]`."""
+    def add_keys(self, total: jax.Array, keys: jax.Array) -> jax.Array:
+        """Add `[b, k, d, s]` to a sum over all keys `[b, k, d, S]`."""
         start, size = self.place.keys
         old = lax.dynamic_slice_in_dim(total, start, size, 3)
-        return lax.dynamic_update_slice_in_dim(total, old + tile, start, 3)
+        return lax.dynamic_update_slice_in_dim(total, old + keys, start, 3)
 
-    def grouped(self, rows: jax.Array) -> jax.Array:
-        """`[b, k, R, s]` -> `[b, k, G, t, s]`."""
-        b, k, r, s = rows.shape
-        return rows.reshape(b, k, self.place.groups, r // self.place.groups, s)
+    # ---- its scores
 
-    def stacked(self, tile: jax.Array) -> jax.Array:
-        """`[b, k, G, t, s]` -> `[b, k, R, s]`."""
-        b, k, g, t, s = tile.shape
-        return tile.reshape(b, k, g * t, s)
+    def products(self, rows: jax.Array, key: jax.Array) -> jax.Array:
+        """scale · Q Kᵀ for rows that are `scaled`."""
+        products = dot("bkrd,bksd->bkrs", rows, key, self.storage.problem)
+        factor = split_scale(self.storage.problem)[1]
+        return products if factor is None else products * jnp.asarray(factor, products.dtype)
 
-    def modify(self, scores: jax.Array, extras: dict[int, jax.Array]) -> jax.Array:
-        """The score modifiers, with some leaves replaced. `[b, k, R, s]` -> the same."""
-        problem = self.layout.tile(self.place, extras)
+    def modify(self, scores: jax.Array, leaves: Mapping[int, jax.Array]) -> jax.Array:
+        """The scores after the modifiers, with some leaves replaced."""
+        problem = self.storage.tile_problem(self.place, leaves)
         if problem.score_mod is None:
             return scores
-        return self.stacked(problem.modified(self.grouped(scores), self.seen))
+        return self._stacked(problem.modified(self._grouped(scores), self.visible))
 
-    def mask(self, scores: jax.Array, fill: float) -> jax.Array:
-        """`fill` where the query does not see the key."""
-        if self.seen is None:
+    def mask(self, scores: jax.Array) -> jax.Array:
+        """The scores, −∞ for invisible pairs."""
+        if self.visible is None:
             return scores
-        return self.stacked(jnp.where(self.seen, self.grouped(scores), fill))
+        return self._stacked(jnp.where(self.visible, self._grouped(scores), -jnp.inf))
 
-    def seen_only(self, derivative: jax.Array, scores: jax.Array) -> jax.Array:
-        """0 where the score is −∞: the weight is 0 there, but what it is multiplied by may not be.
+    def zero_if_hidden(self, derivative: jax.Array, scores: jax.Array) -> jax.Array:
+        """The derivative, 0 where the score is −∞.
 
-        A tile that everybody sees and nothing modifies has no such score.
+        The weight is 0 there, but what it is multiplied by may not be finite. A tile without mask
+        and modifiers has no such score.
         """
         if not self.masked and self.problem.score_mod is None:
             return derivative
         return jnp.where(jnp.isneginf(scores), 0, derivative)
 
     def drop(self, weights: jax.Array) -> jax.Array:
-        """Dropout of weights."""
+        """The weights after dropout."""
         if self.problem.drop is None:
             return weights
-        keep = self.problem.keep(self.problem.batch_ids.values[..., None, None])
-        kept = self.grouped(weights) / kept_share(self.problem.drop[0], weights.dtype)
-        return self.stacked(jnp.where(keep, kept, 0))
+        share = kept_share(self.problem.drop.rate, weights.dtype)
+        kept = self._grouped(weights) / share
+        return self._stacked(jnp.where(self.problem.kept_weights(), kept, 0))
 
-    def flags(self, keys: jax.Array) -> jax.Array:
-        """The tile of flags `[B, S, K]` as `[b, k, 1, s]`."""
-        return jnp.swapaxes(cut(Aligned(keys, "bsk"), self.place), 1, 2)[:, :, None, :]
+    def _grouped(self, rows: jax.Array) -> jax.Array:
+        """`[b, k, R, s]` -> `[b, k, G, t, s]`."""
+        b, k, r, s = rows.shape
+        return rows.reshape(b, k, self.place.groups, r // self.place.groups, s)
 
-    def visible_scores(self, rows: tuple[int, ...]) -> jax.Array:
-        """Which scores `[b, k, R, s]` are not −∞, be it by the mask or by a modifier."""
-        zeros = jnp.zeros((*rows, self.place.keys.size), self.layout.problem.scores_dtype)
-        return ~jnp.isneginf(self.mask(self.modify(zeros, {}), -jnp.inf))
+    def _stacked(self, tile: jax.Array) -> jax.Array:
+        """`[b, k, G, t, s]` -> `[b, k, R, s]`."""
+        b, k, g, t, s = tile.shape
+        return tile.reshape(b, k, g * t, s)
+
+
+def split_scale(problem: Problem) -> tuple[float, float | jax.Array | None]:
+    """The scale as two factors: of the queries before the dot product, of the scores after it.
+
+    A traced scale comes after, for its gradient. A known one is multiplied with the queries, where
+    it costs least; half-precision queries only take a power of two, which rounds nothing.
+    """
+    scale = problem.scale
+    if not isinstance(scale, int | float):
+        return 1.0, scale
+    is_exact = problem.dtype == problem.scores_dtype or scale == 0
+    if is_exact or abs(math.frexp(scale)[0]) == 0.5:
+        return float(scale), None
+    return 1.0, scale

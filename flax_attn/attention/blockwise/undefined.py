@@ -1,62 +1,85 @@
-"""Which rows see something that is not finite, found without O(T · S) memory."""
-
-from typing import Any
+"""NaN for queries that see something that is not finite, without O(T · S) memory."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._finite import not_finite
-from flax_attn.attention._layout import KEY, QUERY, VALUE, Layout
-from flax_attn.attention._rows import Rows, for_each_rows
-from flax_attn.attention._schedule import Schedule
-from flax_attn.attention._tile import Tile
-from flax_attn.attention._tiles import Place
+from flax_attn.attention._core.finite import not_finite
+from flax_attn.attention._core.problem import KEY, QUERY, VALUE
+from flax_attn.attention.blockwise.schedule import Schedule
+from flax_attn.attention.blockwise.storage import Storage, Stored
+from flax_attn.attention.blockwise.sweep import Equations, sweep
+from flax_attn.attention.blockwise.tile import Rows, Tile
 
-Arrays = tuple[jax.Array, ...]
+Pair = tuple[jax.Array, jax.Array]
+StoredPair = tuple[Stored, Stored]
 
 
-def mark_undefined(layout: Layout, schedule: Schedule, output: jax.Array, lse: jax.Array) -> Arrays:
-    """NaN where a query sees what is not finite; the dot products have read 0 for it.
+def mark_undefined(storage: Storage, schedule: Schedule, output: jax.Array, lse: jax.Array) -> Pair:
+    """Output and LSE with NaN where a query sees what is not finite.
+
+    The dot products have read 0 for it.
 
     A key or a query makes output and LSE undefined, a value only the output. Where everything is
     finite, which is nearly always, this costs one pass over the inputs.
+
+    Args:
+      storage: The arrays.
+      schedule: The tiles.
+      output: `[B, T, N, Dv]`.
+      lse: `[B, T, N, 1]`.
     """
-    if not layout.problem.hides:
+    if not storage.problem.masked:
         return output, lse
-    bad = {
-        index: not_finite(layout.restore(layout.leaves[index].values, layout.dtypes[index]))
-        for index in (QUERY, KEY, VALUE)
-    }
+    bad = {i: not_finite(storage.leaves[i].whole()) for i in (QUERY, KEY, VALUE)}
     anything = jnp.any(jnp.stack([jnp.any(flags) for flags in bad.values()]))
-    flags = jnp.zeros((*lse.shape, 1), bool)
-    of_scores, of_values = lax.cond(
-        anything, lambda: _find(layout, schedule, bad, flags), lambda: (flags, flags)
-    )
-    lse = jnp.where(of_scores[..., 0], jnp.nan, lse)
-    return jnp.where(of_scores | of_values, jnp.nan, output), lse
+    no = jnp.zeros(lse.shape, bool)
+
+    def find() -> Pair:
+        stored = Stored(no, "btnd", no.dtype)
+        of_scores, of_values = sweep(Undefined(bad), storage, schedule, (stored, stored))
+        return of_scores.whole(), of_values.whole()
+
+    of_scores, of_values = lax.cond(anything, find, lambda: (no, no))
+    output = jnp.where(of_scores | of_values, jnp.nan, output)
+    return output, jnp.where(of_scores, jnp.nan, lse)
 
 
-def _find(
-    layout: Layout, schedule: Schedule, bad: dict[int, jax.Array], flags: jax.Array
-) -> Arrays:
-    def rows_step(rows: Rows, results: Arrays) -> Arrays:
-        query = rows.take(bad[QUERY][..., None], jnp.dtype(bool))  # [b, k, R, 1]
+class Undefined(Equations[StoredPair, jax.Array, Pair]):
+    """Which queries have undefined scores, and which see a value that is not finite.
 
-        def step(state: Any, tile: Tile) -> Any:
-            seen = tile.visible_scores(rows.shape)
-            found = []
-            for index, state_rows in zip((KEY, VALUE), state, strict=True):
-                keys = tile.flags(bad[index])  # [b, k, 1, s]
-                found.append(state_rows | jnp.any(seen & keys, axis=-1, keepdims=True))
-            found[0] = found[0] | (query & jnp.any(seen, axis=-1, keepdims=True))
-            return tuple(found)
+    Args:
+      bad: Which queries, keys and values are not finite `[B, T, N]`, `[B, S, K]`.
+    """
 
-        begin = jnp.zeros((*rows.shape, 1), bool)
-        found = rows.walk(step, (begin, begin))
-        return tuple(rows.write(result, x) for result, x in zip(results, found, strict=True))
+    def __init__(self, bad: dict[int, jax.Array]) -> None:
+        self.query = Stored(bad[QUERY][..., None], "btnd", jnp.dtype(bool))
+        self.key, self.value = (Stored(bad[i], "bsk", jnp.dtype(bool)) for i in (KEY, VALUE))
 
-    def group(place: Place, results: Arrays) -> Arrays:
-        return for_each_rows(layout, schedule, place, rows_step, results)
+    def begin(self, rows: Rows, carry: StoredPair) -> tuple[jax.Array, Pair]:
+        """No row is known to be undefined."""
+        del carry
+        no = jnp.zeros((*rows.shape, 1), bool)
+        return rows.take(self.query), (no, no)
 
-    return layout.for_each(group, (flags, flags))
+    def step(self, tile: Tile, known: jax.Array, state: Pair) -> Pair:
+        """A query that sees a bad key, or is bad and sees any; one that sees a bad value."""
+        of_scores, of_values = state
+        zeros = jnp.zeros(
+            (*tile.rows.shape, tile.place.keys.size), tile.storage.problem.scores_dtype
+        )
+        visible = ~jnp.isneginf(tile.mask(tile.modify(zeros, {})))  # modifiers hide by −∞
+        key, value = (
+            jnp.swapaxes(flags.tile(tile.place), 1, 2)[:, :, None, :]
+            for flags in (self.key, self.value)
+        )
+        sees_key, sees_value, sees_any = (
+            jnp.any(found, axis=-1, keepdims=True)
+            for found in (visible & key, visible & value, visible)
+        )
+        return of_scores | sees_key | (known & sees_any), of_values | sees_value
+
+    def finish(self, rows: Rows, known: jax.Array, state: Pair, carry: StoredPair) -> StoredPair:
+        """Write both."""
+        del known
+        return rows.write(carry[0], state[0]), rows.write(carry[1], state[1])
