@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn._cpu.barriers import again
+from flax_attn._cpu.barriers import reread
 from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_sum, gate_sum
@@ -129,7 +129,7 @@ def _gates(
     check_reduced("scse", hidden)
     channel = gate_fn(expand(hidden))
     check_returned("scse", "expand", channel, pooled.shape, "[*B, C]")
-    spatial = gate_fn(project(again(x, channel)))
+    spatial = gate_fn(project(reread(x, channel)))
     check_returned("scse", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
     dtype = statistics_dtype(x.dtype)
     return channel[..., None, None, :].astype(dtype), spatial.astype(dtype)

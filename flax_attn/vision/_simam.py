@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import check_above_zero
-from flax_attn._cpu.barriers import apart
+from flax_attn._cpu.barriers import separate
 from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image
 from flax_attn.vision._pooling import spatial_mean
@@ -113,5 +113,5 @@ def _squared_deviation_jvp(
 
 
 def _deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
-    x, mean = apart(x, mean)
+    x, mean = separate(x, mean)
     return x.astype(mean.dtype) - mean
