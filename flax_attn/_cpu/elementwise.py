@@ -16,8 +16,8 @@ from flax_attn._cpu.barriers import separate
 from flax_attn._cpu.switch import is_enabled
 
 
-def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable[..., jax.Array]:
-    """Make `apply(x, *fields) = function(x, *fields, *numbers)` of an elementwise function.
+def elementwise(function: Callable[..., jax.Array], **numbers: float) -> Callable[..., jax.Array]:
+    """Make `apply(x, *fields) = function(x, *fields, **numbers)` of an elementwise function.
 
     The fields have size 1 where they are constant. `function` computes in at least float32, and the
     result has the dtype of x. Gradients of the fields are summed in at least float32. Reverse mode
@@ -29,12 +29,12 @@ def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable
 
     Args:
       function: Computes each entry from the entries at the same place.
-      *numbers: Constants of `function`.
+      **numbers: Constants of `function`, by name.
     """
 
     def plain(x: jax.Array, *fields: jax.Array) -> jax.Array:
         dtype = statistics_dtype(x.dtype)
-        return function(*(a.astype(dtype) for a in (x, *fields)), *numbers).astype(x.dtype)
+        return function(*(a.astype(dtype) for a in (x, *fields)), **numbers).astype(x.dtype)
 
     @jax.custom_jvp
     def rewritten(x: jax.Array, *fields: jax.Array) -> jax.Array:
@@ -44,7 +44,7 @@ def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable
     def _(
         primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        return rewritten(*primals), _tangent(function, numbers, tangents, *primals)
+        return rewritten(*primals), _tangent(function, tuple(numbers.items()), tangents, *primals)
 
     def apply(x: jax.Array, *fields: jax.Array) -> jax.Array:
         return (rewritten if is_enabled() else plain)(x, *fields)
@@ -56,23 +56,26 @@ def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable
 @functools.partial(jax.checkpoint, static_argnums=(0, 1))  # keeps x and the fields only
 def _tangent(
     function: Callable[..., jax.Array],
-    numbers: tuple[float, ...],
+    numbers: tuple[tuple[str, float], ...],
     tangents: tuple[jax.Array, ...],
     *primals: jax.Array,
 ) -> jax.Array:
     """The sum of the tangents of `function` with respect to each argument."""
-    image = primals[0]
+    image, count = primals[0], len(primals)
+    names = [name for name, _ in numbers]
 
     def wide(array: jax.Array) -> jax.Array:  # its transpose is a sum
         return spread(array.astype(statistics_dtype(image.dtype)), image)
 
     def term(i: int, arrays: Sequence[jax.Array], tangent: jax.Array) -> jax.Array:
+        constants = dict(zip(names, arrays[count:], strict=True))
+
         def of_one(array: jax.Array) -> jax.Array:
-            return function(*arrays[:i], array, *arrays[i + 1 :])
+            return function(*arrays[:i], array, *arrays[i + 1 : count], **constants)
 
         return jax.jvp(of_one, (arrays[i],), (wide(tangent),))[1].astype(image.dtype)
 
-    operands = (*primals, *(jnp.full((1,) * image.ndim, n, jnp.float32) for n in numbers))
+    operands = (*primals, *(jnp.full((1,) * image.ndim, n, jnp.float32) for _, n in numbers))
     terms = []
     for i, tangent in enumerate(tangents):
         operands = separate(*operands)  # no image-sized array is shared with the next term

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
-from flax_attn._cpu.maximum import maximum
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_gate
-from flax_attn.vision._pooling import mean
+from flax_attn.vision._pooling import maximum, mean
 
 
 def large_selective_kernel(

@@ -8,6 +8,17 @@ from flax_attn._checks import is_wide, statistics_dtype
 from flax_attn._cpu.barriers import reread
 from flax_attn._cpu.maximum import maximum
 from flax_attn._cpu.row_sums import spatial_sum
+from flax_attn._cpu.weighted_sum import weighted_sum
+
+__all__ = [
+    "even_bins",
+    "maximum",
+    "mean",
+    "spatial_max",
+    "spatial_mean",
+    "weighted_sum",
+    "window_sum",
+]
 
 
 def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Array:

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn._cpu.maximum import maximum
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_sum, gate_sum
-from flax_attn.vision._pooling import mean
+from flax_attn.vision._pooling import maximum, mean
 
 
 def triplet_attention(
