@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flax_attn._cpu.switch import is_enabled
+
 
 def to_bits(array: jax.Array) -> jax.Array:
     """The bits of a half-precision array; any other array as it is."""
-    is_half = array.dtype in (jnp.bfloat16, jnp.float16)
+    is_half = array.dtype in (jnp.bfloat16, jnp.float16) and is_enabled()
     return lax.bitcast_convert_type(array, jnp.uint16) if is_half else array
 
 

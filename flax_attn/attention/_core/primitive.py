@@ -437,7 +437,11 @@ set_rules(
     transpose=functools.partial(_transpose_linear, tangent_p),
     batch=functools.partial(_batch, transpose_p),
 )
-_RUNS = {forward_p: _run_forward, tangent_p: _run_tangent, transpose_p: _run_transpose}
+_RUNS: dict[Primitive, Callable[..., Arrays]] = {
+    forward_p: _run_forward,
+    tangent_p: _run_tangent,
+    transpose_p: _run_transpose,
+}
 for _p, _run in _RUNS.items():
     for _platform in (None, *PLATFORMS):
         set_lowering(_p, functools.partial(_lower, _p, _run, _platform), _platform)
