@@ -1,4 +1,4 @@
-"""Our attention inside Flax's own multi-head attention."""
+"""An `attention_fn` for Flax's own multi-head attention."""
 
 import functools
 import inspect
@@ -29,10 +29,10 @@ _WEIGHTS_OPTIONS = (
 )
 
 
-def _called_first(
+def _refuse_arrays(
     function: Callable[..., Callable[..., jax.Array]],
 ) -> Callable[..., Callable[..., jax.Array]]:
-    """Say what to do where `function` itself is called with queries, keys and values."""
+    """Make `function` raise a helpful error when it is called with queries, keys and values."""
 
     @functools.wraps(function)
     def call(*arrays: Any, **options: Any) -> Callable[..., jax.Array]:
@@ -46,15 +46,17 @@ def _called_first(
     return call
 
 
-@_called_first
+@_refuse_arrays
 def attention_fn(**options: Any) -> Callable[..., jax.Array]:
-    """Make an `attention_fn` for Flax's own `MultiHeadAttention`, Linen's or NNX's.
+    """Make an `attention_fn` for Flax's own `MultiHeadAttention`, in Linen or NNX.
 
-    The function takes every keyword that Flax passes, does the same as Flax's
-    `dot_product_attention`, and raises where it cannot. A mask here and Flax's must both allow a
-    pair; biases add. `flax_attn.dot_product_attention` itself does not take Flax's keywords: do not
-    pass it as `attention_fn` to Flax's modules. NNX's would raise, and Linen's, which passes only
-    what a function takes, would not drop.
+    The function takes every keyword that Flax passes, computes what Flax's `dot_product_attention`
+    computes, and raises where it cannot. If a mask is given here too, both must allow a pair;
+    biases are added.
+
+    Do not pass `flax_attn.dot_product_attention` itself as `attention_fn`: it does not take Flax's
+    keywords. Flax's NNX module raises then. Its Linen module passes only the keywords of the
+    signature, so dropout would be left out.
 
     Args:
       **options: Passed on to `dot_product_attention`: `scale`, `is_causal`, `local_window_size`,

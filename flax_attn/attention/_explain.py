@@ -1,4 +1,4 @@
-"""Which implementation would compute an attention, and why the others would not."""
+"""Which implementation would compute an attention call, and why the others would not."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ from flax_attn.masks.plan import block_kinds
 
 @pytree
 class Explanation:
-    """What `explain` found; its `str` is what it printed.
+    """The result of `explain`. Its `str` is the text that `explain` printed.
 
     Attributes:
-      implementation: The name of the one that would run.
-      refusals: Why the others would not, by name.
-      plan: The block map, with the blocks that the blockwise implementation would take.
-      opaque: Operations of the mask that the block map does not understand; blocks that depend on
-        them count as partial.
-      text: All of it, to be read.
+      implementation: The name of the implementation that would run.
+      refusals: Why the others would not run, by name.
+      plan: The block map, in the blocks of the blockwise implementation.
+      opaque: Operations of the mask that the block map has no rule for. Blocks that depend on them
+        count as partial.
+      text: The printed text.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,9 +65,9 @@ def explain(
     platform: str | None = None,
     **options: Any,
 ) -> Explanation:
-    """Print which implementation an attention would take, why not the others, and its block map.
+    """Print which implementation would run, why the others would not, and the block map.
 
-    Nothing of the attention is computed.
+    The attention itself is not computed.
 
     Args:
       query: As in `dot_product_attention`.

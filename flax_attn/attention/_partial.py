@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, and how the parts are joined."""
+"""Attention over parts of the keys, and merging of the parts."""
 
 import functools
 from collections.abc import Sequence
@@ -46,15 +46,15 @@ def partial(
     mask: Mask | Bool[Array, "..."] | None = None,
     **options: Any,
 ) -> Partial:
-    """Attention over some of the keys, to be joined with others by `merge`.
+    """Attention over some of the keys. `merge` joins several parts.
 
     Args:
       query: As in `dot_product_attention`.
       key: Some of the keys.
       value: Their values.
       bias: As in `dot_product_attention`, for these keys.
-      mask: As in `dot_product_attention`; which keys these are is told by `key_coords`.
-      **options: As in `dot_product_attention`. A sink is not yet applied: `finalize` does it.
+      mask: As in `dot_product_attention`; `key_coords` says which keys these are.
+      **options: As in `dot_product_attention`. A sink is applied by `finalize`, not here.
 
     Returns:
       A `Partial`.
@@ -139,31 +139,31 @@ def _join(a: Partial, b: Partial) -> Partial:
     if a.lse is None or b.lse is None:
         return Partial(a.output + b.output, None)
     # No gradient passes through rows that are undefined: 0 · NaN would reach the other part.
-    unknown = jnp.isnan(a.lse) | jnp.isnan(b.lse)
-    first, second = (jnp.where(unknown, 0, part) for part in (a.lse, b.lse))
-    lse = log_add(first, second)
-    missing = jnp.isnan(a.output) | jnp.isnan(b.output)
+    no_lse = jnp.isnan(a.lse) | jnp.isnan(b.lse)
+    lse_a, lse_b = (jnp.where(no_lse, 0, part) for part in (a.lse, b.lse))
+    lse = log_add(lse_a, lse_b)
+    no_output = jnp.isnan(a.output) | jnp.isnan(b.output)
     output = sum(
-        _share(of, lse)[..., None] * jnp.where(missing, 0, part)
-        for of, part in ((first, a.output), (second, b.output))
+        _weight(part_lse, lse)[..., None] * jnp.where(no_output, 0, part_output)
+        for part_lse, part_output in ((lse_a, a.output), (lse_b, b.output))
     )
-    return Partial(jnp.where(missing, jnp.nan, output), jnp.where(unknown, jnp.nan, lse))
+    return Partial(jnp.where(no_output, jnp.nan, output), jnp.where(no_lse, jnp.nan, lse))
 
 
-def _share(lse: jax.Array, of: jax.Array) -> jax.Array:
+def _weight(part_lse: jax.Array, lse: jax.Array) -> jax.Array:
     """exp(LSE_i − LSE), 0 for a part without keys."""
-    empty = jnp.isneginf(lse)
-    return jnp.where(empty, 0, jnp.exp(jnp.where(empty, 0, lse) - jnp.where(empty, 0, of)))
+    empty = jnp.isneginf(part_lse)
+    return jnp.where(empty, 0, jnp.exp(jnp.where(empty, 0, part_lse) - jnp.where(empty, 0, lse)))
 
 
 def finalize(
     partial: Partial, normalizer: Normalizer = Softmax(), *, dtype: Any = None
 ) -> tuple[Float[Array, "*B T N Dv"], Float[Array, "*B T N"] | None]:
-    """The output and the LSE of attention whose keys are all joined.
+    """The output and the LSE, after all parts are merged.
 
     Args:
       partial: Attention over all keys.
-      normalizer: As it was for the parts; a sink takes its share here.
+      normalizer: That of the parts. A sink is applied here.
       dtype: The dtype of the output, default that of the partial (float32).
 
     Returns:

@@ -16,7 +16,12 @@ REGISTRY: tuple[Implementation, ...] = (Blockwise(), Dense())
 class Absent(Implementation):
     """A name that users of other libraries know. It always declines."""
 
-    name: str
+    wanted: str
+
+    @property
+    def name(self) -> str:
+        """The name that is wanted."""
+        return self.wanted
 
     def declines(self, problem: Problem, platform: str | None) -> str | None:
         """It is not here."""

@@ -20,21 +20,28 @@ from flax_attn.scores import ScoreMod
 P = ParamSpec("P")
 R = TypeVar("R")
 
-FLAXS_OWN = ("broadcast_dropout", "dropout_rng", "dropout_rate", "deterministic", "dtype", "module")
+KEYWORDS_OF_FLAX = (
+    "broadcast_dropout",
+    "dropout_rng",
+    "dropout_rate",
+    "deterministic",
+    "dtype",
+    "module",
+)
 
 
 def _names_attention_fn(function: Callable[P, R]) -> Callable[P, R]:
-    """Say what to do where Flax's modules call `function` as their `attention_fn`.
+    """Make `function` raise a helpful error when a Flax module calls it as `attention_fn`.
 
-    A wrapper, so that the signature shows no keyword that the function does not take: Flax's Linen
-    module reads it.
+    This is a wrapper because Flax's Linen module reads the signature of its `attention_fn`: the
+    signature must not show keywords that the function does not take.
     """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if flaxs := [name for name in FLAXS_OWN if name in kwargs]:
+        if found := [name for name in KEYWORDS_OF_FLAX if name in kwargs]:
             raise TypeError(
-                f"{function.__name__}: got {', '.join(flaxs)}, which Flax's modules pass. Give "
+                f"{function.__name__}: got {', '.join(found)}, which Flax's modules pass. Give "
                 f"them attention_fn=flax_attn.attention.attention_fn()."
             )
         return function(*args, **kwargs)
@@ -70,27 +77,29 @@ def dot_product_attention(
 
     O[t, n] = Σ_s p_ts V[s, n // G],   p_t = softmax_s(scale · Q[t, n]·K[s, n // G] + bias)
 
-    The arguments up to `local_window_size` are those of `jax.nn.dot_product_attention`, position
-    by position. Three things differ. A row without any visible key gives 0 (not the mean of the
-    values), with LSE −∞ and zero gradients. The LSE is float32 (not of the input's dtype). The LSE
-    has gradients. The order is scale, bias, score modifiers, mask, normaliser. Scores, statistics
-    and accumulators are float32 (float64 for float64 inputs).
+    The arguments up to `local_window_size` are those of `jax.nn.dot_product_attention`, in the same
+    positions. Three things differ. A query that sees no key gives 0 (not the mean of the values),
+    with LSE −∞ and zero gradients. The LSE is float32 (not of the input's dtype). The LSE has
+    gradients.
+
+    The order is scale, bias, score modifiers, mask, normaliser. Scores, statistics and accumulators
+    are float32 (float64 for float64 inputs). Every float that is passed has gradients of any order,
+    in forward and reverse mode.
 
     Masks and modifiers are relations between the coordinates of queries and keys. Blocks of pairs
-    that a mask hides are skipped, whatever it is made of; memory is O(T + S), also of gradients and
-    of forward mode, unless `explain` says "dense". Everything that is a float has a gradient, of
-    any order, in either mode.
+    that a mask hides are skipped, for any mask. Memory is O(T + S), for gradients and forward mode
+    too, unless `explain` says "dense".
 
-    Under `jit` with sharded arguments, each device computes its part: batch, heads and queries stay
-    split without communication, and keys and values are gathered where their sequence is split. (On
-    TPUs XLA decides about a split sequence.) Within `shard_map`, a device knows its own part only.
-    Where something depends on the numbers of heads, batch elements or tokens, these must be given
-    there as `head_ids`, `Dropout.batch_ids` and coordinates; otherwise it is refused. Attention
-    reads the keys of its own device: to split a sequence, use `jit`.
+    Under `jit` with sharded arguments, each device computes its part. Batch, heads and queries stay
+    split without communication. Where the sequence of the keys is split, keys and values are
+    gathered. (On TPUs XLA decides about a split sequence.) Within `shard_map`, a device knows only
+    its own part and attends only to its own keys: to split a sequence, use `jit`. Where something
+    depends on the numbers of heads, batch elements or tokens, give them there as `head_ids`,
+    `Dropout.batch_ids` and coordinates; otherwise the call is refused.
 
-    A key or value that holds NaN or infinity never reaches a query that may not see it, in value or
-    gradient. With a mask of any kind or a bias, a query that does see it gets NaN in every feature,
-    and no gradient passes through its row.
+    A key or value with NaN or infinity never reaches a query that does not see it, in value or
+    gradient. With a mask or a bias, a query that sees it gets NaN in every feature, and no gradient
+    passes through its row.
 
     Args:
       query: Queries `[*B, T, N, D]`.
@@ -101,23 +110,23 @@ def dot_product_attention(
       mask: A `Mask` such as `masks.Causal() & masks.SameSegment()`; or a boolean array, True where
         a query attends, that broadcasts to `[*B, N, T, S]`.
       scale: Factor of the dot products, default 1/√D.
-      is_causal: Whether a query sees only keys at its own position or before. Without coordinates,
-        both sides are counted from their first token, also when T ≠ S (jax.nn's convention, which
-        warns: a single query would see the first key only). For queries that continue a longer
-        sequence give `query_coords=Coords.arange(T, offset=S - T), key_coords=Coords.arange(S)`.
-      query_seq_lengths: Number of queries that count `[*B]`; the rest give 0.
-      key_value_seq_lengths: Number of keys that count `[*B]`.
-      local_window_size: How far to the left and right a query sees, `(left, right)` or one number
-        for both, in positions; None for a side leaves it open. Counted as `is_causal`.
+      is_causal: If True, a query sees only keys at its own position or before. Without coordinates,
+        positions on both sides start at 0, as in jax.nn. If T ≠ S this warns: a single query would
+        see only the first key. For queries that continue a longer sequence give
+        `query_coords=Coords.arange(T, offset=S - T), key_coords=Coords.arange(S)`.
+      query_seq_lengths: Number of valid queries `[*B]`; the others give 0.
+      key_value_seq_lengths: Number of valid keys `[*B]`.
+      local_window_size: How many positions to the left and right a query sees, `(left, right)` or
+        one number for both; None leaves a side open. Positions are those of `is_causal`.
       score_mod: A `ScoreMod` such as `scores.ALiBi(slopes) >> scores.SoftCap(30.0)`.
       normalizer: From scores to weights: `Softmax()`, `Softmax(sink)`, `Sigmoid(bias)`, ...
       dropout: `Dropout(rate, key)`, or None.
-      query_coords: What the queries carry, `Coords` of T tokens; default the positions 0 ... T − 1.
-      key_coords: What the keys carry, `Coords` of S tokens; default the positions 0 ... S − 1.
-      head_ids: Global number of each query head `[N]`, for devices that hold a part of the heads:
-        dropout and whatever differs between heads depend on it. Default 0 ... N − 1.
-      plan: The block map of `mask`, made once for many layers by `make_plan`; default made here. It
-        saves time and changes nothing; "dense", which computes every block, has no use for it.
+      query_coords: Coordinates of the T queries; default the positions 0 ... T − 1.
+      key_coords: Coordinates of the S keys; default the positions 0 ... S − 1.
+      head_ids: Global number of each query head `[N]`, default 0 ... N − 1. A device that holds a
+        part of the heads needs it for dropout and for everything that differs between heads.
+      plan: The block map of `mask`, made once for many layers by `make_plan`; by default it is made
+        here. It saves time and changes no number. "dense" computes every block and ignores it.
       precision: Precision of both dot products, as in `jax.lax.dot_general`.
       implementation: A name, an object, or several in order of preference: `"blockwise"`,
         `"dense"` (alias `"xla"`), `attention.Blockwise(block_query=256)`. None takes the best for
@@ -132,8 +141,8 @@ def dot_product_attention(
       ValueError: If shapes, dtypes or numbers do not fit; if a mask compares positions, T ≠ S, and
         no coordinates are given.
       TypeError: If an argument is of the wrong kind, or a mask or modifier captures a traced array.
-      NotImplementedError: If the implementation asked for does not serve the request.
-      ExceptionGroup: If several were asked for and none does.
+      NotImplementedError: If the implementation that was asked for declines.
+      ExceptionGroup: If several were asked for and all decline.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -30,26 +30,26 @@ def multi_head_attention(
     attention: Callable[..., Array] = dot_product_attention,
     **options: Any,
 ) -> Float[Array, "*B T M"]:
-    """Multi-head attention: project, attend in each head, join.
+    """Multi-head attention: project the inputs, attend in each head, project the output.
 
     MHA(X, Y) = out(Attention(query(X), key(Y), value(Y)))
 
-    Self-attention is X = Y. Each projection is a map, and so may be a plain matrix, a Linen or NNX
-    layer, or anything else.
+    Self-attention is X = Y. Each projection is a map: a bound matrix, a Linen or NNX layer, or any
+    other callable.
 
     Args:
-      inputs_q: Where the queries come from `[*B, T, Mq]`.
-      inputs_kv: Where the keys and values come from `[*B, S, Mk]`.
+      inputs_q: Inputs of the queries `[*B, T, Mq]`.
+      inputs_kv: Inputs of the keys and values `[*B, S, Mk]`.
       query: Map from `[*B, T, Mq]` to `[*B, T, N, D]`.
       key: Map from `[*B, S, Mk]` to `[*B, S, K, D]`.
       value: Map from `[*B, S, Mk]` to `[*B, S, K, Dv]`.
       out: Map from `[*B, T, N, Dv]` to `[*B, T, M]`.
-      inputs_v: Where the values come from `[*B, S, Mv]`, if not from `inputs_kv`.
+      inputs_v: Inputs of the values `[*B, S, Mv]`; default `inputs_kv`.
       query_norm: Map applied to the projected queries `[*B, T, N, D]`.
       key_norm: Map applied to the projected keys `[*B, S, K, D]`.
       num_heads: N, for projections without a head axis: `query` then returns `[*B, T, N · D]`, and
-        `out` takes `[*B, T, N · Dv]`; head n owns the n-th run of features.
-      num_kv_heads: K for such projections, default N.
+        `out` takes `[*B, T, N · Dv]`. Features n · D ... (n + 1) · D − 1 belong to head n.
+      num_kv_heads: K, for such projections; default N.
       attention: Attention on heads, called as `attention(q, k, v, **options)`.
       **options: Passed on to `attention`: `mask`, `bias`, `is_causal`, `dropout`, ...
 
@@ -57,7 +57,7 @@ def multi_head_attention(
       The output `[*B, T, M]`.
 
     Raises:
-      ValueError: If an input or what a projection returns has the wrong shape.
+      ValueError: If an input, or the result of a projection, has the wrong shape.
       TypeError: If an input is not floating point, or `attention` does not know an option.
 
     Example:
@@ -105,8 +105,8 @@ def multi_head_attention(
 def _project(
     function: str, name: str, projection: Map, inputs: jax.Array, num_heads: int | None
 ) -> jax.Array:
-    # A token that is not finite is so after the projection too, but must not enter the gradient of
-    # the projection's weights: where a mask hides it, NaN · 0 would.
+    # A token that is not finite stays so after the projection. It must not enter the gradient of
+    # the projection's weights: where a mask hides the token, that gradient would be NaN · 0.
     projected = projection(finite(inputs))
     if num_heads is not None:
         if projected.shape[:-1] != inputs.shape[:-1] or projected.shape[-1] % num_heads:

@@ -57,8 +57,8 @@ def scaled_dot_product_attention(
       score_mod: A `ScoreMod`, or None.
       normalizer: `Softmax()`, `Softmax(sink)`, ...
       dropout: `Dropout(rate, key)`, or None.
-      query_coords: What the queries carry.
-      key_coords: What the keys carry.
+      query_coords: Coordinates of the queries.
+      key_coords: Coordinates of the keys.
       plan: The block map of `mask`.
       precision: Precision of both dot products.
       implementation: As in `dot_product_attention`.
@@ -70,7 +70,7 @@ def scaled_dot_product_attention(
     Raises:
       ValueError: If shapes, dtypes or numbers do not fit.
       TypeError: If an argument is of the wrong kind.
-      NotImplementedError: If the implementation asked for does not serve the request.
+      NotImplementedError: If the implementation that was asked for declines.
 
     Example:
       >>> import jax.numpy as jnp

@@ -41,9 +41,9 @@ def attention_weights(
 
     p_ts = exp(scale · Q_t·K_s + bias − LSE_t)
 
-    For a picture of a part of a long sequence, `rows` and `cols` choose what is computed. With the
-    LSE of the whole (`dot_product_attention(..., return_residual=True)`) only rows × cols scores
-    exist; without it, the LSE of the chosen rows is computed here from all S keys.
+    `rows` and `cols` choose the queries and keys, for a picture of a part of a long sequence. With
+    the LSE of `dot_product_attention(..., return_residual=True)` only rows × cols scores are
+    computed. Without it, the LSE of these rows is computed here from all S keys.
 
     Args:
       query: Queries `[*B, T, N, D]`.
@@ -66,9 +66,9 @@ def attention_weights(
       lse: The LSE of all queries `[*B, T, N]`.
 
     Returns:
-      The weights `[*B, N, rows, cols]` in float32 (float64 for float64 inputs); exactly 0 where
-      masked. Dropout is not applied. Rows or columns outside, where `jit` hides their numbers from
-      a check, are NaN.
+      The weights `[*B, N, rows, cols]` in float32 (float64 for float64 inputs), exactly 0 where
+      masked. Dropout is not applied. Under `jit` the indices cannot be checked: rows and columns
+      that do not exist are NaN.
 
     Raises:
       ValueError: As `dot_product_attention`, and if `rows` or `cols` lie outside.
@@ -137,7 +137,7 @@ def attention_weights(
         bad_BNT, _ = undefined(whole_rows, visible_of_rows)
         weights = jnp.where(bad_BNT[..., None], jnp.nan, weights)
         weights = jnp.where(visible, weights, 0)
-    # Numbers without a value yet cannot be checked: outside, they must not pass for others.
+    # Traced indices cannot be checked. One that is out of range gives NaN, not another row.
     for ids, length, axis in ((row_ids, query.shape[-3], -2), (col_ids, key.shape[-3], -1)):
         if ids is not None:
             outside = (ids < 0) | (ids >= length)
