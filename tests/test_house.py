@@ -164,7 +164,8 @@ def test_public_names_are_documented(thing):
     assert doc
     if inspect.isclass(thing):
         assert "Example:" in doc
-        assert "Args:" in doc or "Attributes:" in doc
+        has_arguments = bool(inspect.signature(thing).parameters)
+        assert "Args:" in doc or "Attributes:" in doc or not has_arguments
     elif not thing.__name__.endswith("_gate"):
         for section in ("Args:", "Returns:", "Example:"):
             assert section in doc, section
