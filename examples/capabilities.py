@@ -1,10 +1,10 @@
-"""Print the table of implementations of attention in the README, asked of the library.
+"""Write the page of the implementations of attention and what each can do, by asking the library.
 
-    python examples/capabilities.py
+    python examples/capabilities.py > docs/implementations.md
 
-15 seconds on a CPU. A capability counts if a request that needs it is lowered for the platform, so
-each implementation is asked itself. How memory grows, the compiler says: the temporaries of the
-gradient for twice the tokens.
+15 seconds on a CPU. An implementation has a capability if it lowers every request that needs it.
+How memory grows is read from the compiled program: its temporaries for some number of tokens, and
+for twice as many.
 """
 
 import functools
@@ -19,8 +19,15 @@ from flax_attn.attention._registry import REGISTRY
 from flax_attn.normalizers import Entmax, ReLU, TopK
 
 B, T, N, K, D = 1, 64, 4, 2, 16
-SHORT = 1024  # and twice as many tokens, to see how memory grows
+SHORT = 1024  # tokens; memory is compared with that of twice as many
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+INTRODUCTION = """\
+# Implementations of attention
+
+Made by `python examples/capabilities.py > docs/implementations.md`, which asks the library.
+`dot_product_attention` chooses an implementation, or takes `implementation="name"`. One that cannot
+honour an argument raises `NotImplementedError` with the reason. See [attention.md](attention.md).
+"""
 
 Function = Callable[..., Any]
 
@@ -35,7 +42,7 @@ def bend(s, q, k, head_ids, *, slopes):
 
 
 def requests() -> dict[str, list[dict[str, Any]]]:
-    """What may be asked for, by the row of the table: all of it must be taken."""
+    """The requests of each row of the table. `yes` means that all of them are taken."""
     packed = Coords.from_segments(jnp.arange(T) // 20)
     pairs = jnp.ones((B, N, T, T))
     own = scores.score_mod(bend, slopes=jnp.ones(N))
@@ -58,7 +65,7 @@ def requests() -> dict[str, list[dict[str, Any]]]:
 
 
 def attend(name: str, **request: Any) -> Function:
-    """Attention by one implementation, as a number."""
+    """Attention by one implementation, as a function of the arrays that returns a number."""
 
     def f(*arrays: jax.Array) -> jax.Array:
         return jnp.sum(dot_product_attention(*arrays, implementation=name, **request) ** 2)
@@ -82,12 +89,12 @@ DERIVATIVES = {"gradient": gradient, "forward mode": forward_mode, "second order
 
 
 def shapes(length: int) -> list[jax.ShapeDtypeStruct]:
-    """Those of query, key and value."""
+    """The shapes of query, key and value."""
     return [jax.ShapeDtypeStruct((B, length, heads, D), jnp.float32) for heads in (N, K, K)]
 
 
 def takes(function: Function, platform: str) -> bool:
-    """Whether a function of query, key and value can be lowered for a platform."""
+    """True if a function of query, key and value can be lowered for a platform."""
     try:
         jax.jit(function).trace(*shapes(T)).lower(lowering_platforms=(platform,))
     except NotImplementedError:
@@ -101,7 +108,7 @@ def platforms(name: str) -> list[str]:
 
 
 def memory(function: Function) -> str:
-    """How the temporaries grow with the tokens."""
+    """How the temporaries of a function grow with the number of tokens."""
     sizes = []
     for length in (SHORT, 2 * SHORT):
         compiled = jax.jit(function).lower(*shapes(length)).compile()
@@ -110,7 +117,7 @@ def memory(function: Function) -> str:
 
 
 def column(name: str) -> dict[str, str]:
-    """The cells of one implementation, by row."""
+    """The cells of one implementation, by the name of the row."""
     home = platforms(name)[0]
     cells = {}
     for row, asked in requests().items():
@@ -125,7 +132,7 @@ def column(name: str) -> dict[str, str]:
 
 
 def table() -> str:
-    """The table in GitHub's Markdown."""
+    """The table in Markdown."""
     columns = {x.name: column(x.name) for x in REGISTRY}
     rows = next(iter(columns.values()))
     lines = [("", *(f"`{name}`" for name in columns)), ("---", *("---" for _ in columns))]
@@ -134,4 +141,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    print(INTRODUCTION)
     print(table())

@@ -1,13 +1,13 @@
-"""Take a model over from timm, weights and all, and compare the logits.
+"""Load the weights of a timm model into our model, and compare the logits.
 
     python examples/compare_with_timm.py seresnet50
 
-10 to 30 seconds on 2 CPU cores, and a difference of 7e-7 of the largest logit. Weights and
-statistics are random.
+Weights and statistics are random. It takes 10 to 30 seconds on 2 CPU cores, and prints a difference
+of 7e-7 of the largest logit.
 
     python examples/compare_with_timm.py seresnet50 --pretrained    # downloads timm's weights
 
-Models: those of vision_models.MODELS. Needs `pip install torch torchvision timm`.
+The models are those of `vision_models.MODELS`. Needs `pip install torch torchvision timm`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from vision_models import MODELS, load_timm
 
 try:
     import timm
-except RuntimeError:  # torchvision for CUDA beside torch for CPUs: it has declared no operators
+except RuntimeError:  # torchvision for CUDA fails beside torch for CPUs, which lacks its operators
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         operators.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
@@ -30,7 +30,7 @@ BATCH_SIZE = 2
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Away from timm's initial values: the last gains of a block are 0 there, and hide the rest."""
+    """Randomise all weights, as timm initialises the last scale of a block to 0, which hides it."""
     for name, weight in model.state_dict().items():
         if name.endswith("running_var") or (name.endswith("weight") and weight.ndim == 1):
             weight.uniform_(0.75, 1.25)
@@ -41,12 +41,12 @@ def randomize(model: torch.nn.Module) -> None:
 
 
 def compare(name: str, pretrained: bool) -> tuple[np.ndarray, np.ndarray]:
-    """timm's logits and ours, on the same random images."""
+    """The logits of timm and of our model, on the same random images."""
     theirs = timm.create_model(name, pretrained=pretrained).eval()
     if not pretrained:
         randomize(theirs)
 
-    ours = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0)))  # no need to initialise it
+    ours = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0)))  # filled below
     load_timm(ours, theirs.state_dict())
     ours.eval()
 

@@ -1,11 +1,11 @@
-"""Print the table of vision mechanisms in the README, made from the code.
+"""Write the page of vision mechanisms, made from the code.
 
-    python examples/mechanisms.py
+    python examples/mechanisms.py > docs/mechanisms.md
 
 Ten seconds on a CPU. A mechanism is a public function of `flax_attn.vision` whose first argument is
-the image x. Its gate is what its module sows for an image of which every axis has its own size;
-its paper is the first reference of its docstring. Costs are those that
-`examples/benchmarks/mechanism_costs.py` has measured.
+the image x. Its gate is what its module sows for an image whose axes all have different sizes. Its
+paper is the first reference of its docstring. Its cost was measured by
+`python examples/benchmarks/mechanism_costs.py`.
 """
 
 import inspect
@@ -27,7 +27,20 @@ SIZES = {"B": 3, "H": 6, "W": 5, "C": 128}
 # Images that the default windows of these divide.
 PLACES = {"grid_attention": (14, 7), "halo_attention": (16, 8), "window_attention": (14, 7)}
 COSTS = Path(__file__).with_name("mechanism_costs.json")
-HEADER = ("Function", "Modules", "Gate", f"Parameters at C = {SIZES['C']}", "Cost", "Paper")
+INTRODUCTION = """\
+# Vision mechanisms
+
+Made by `python examples/mechanisms.py > docs/mechanisms.md`. [vision.md](vision.md) says how they
+are used.
+
+- **Function** is in `flax_attn.vision`, **Module** in `flax_attn.linen` and `flax_attn.nnx`.
+- **Gate** is the shape of what the image is multiplied by. None: the mechanism adds to the image,
+  or replaces it.
+- **Cost** is the time of a forward pass, and of a pass with gradients, divided by that of a 3×3
+  convolution. The image is 4 × 56 × 56 × 128 in float32; measured with JAX 0.10.2 on two CPU cores
+  (`python examples/benchmarks/mechanism_costs.py`).
+"""
+HEADER = ("Function", "Module", "Gate", f"Parameters at C = {SIZES['C']}", "Cost", "Paper")
 
 
 class Row(NamedTuple):
@@ -122,7 +135,7 @@ def rows() -> list[Row]:
 
 
 def table() -> str:
-    """The table in GitHub's Markdown."""
+    """The table in Markdown."""
     lines = [HEADER, ("---", "---", "---", "---:", "---:", "---")]
     lines += [
         (f"`{r.function}`", f"`{r.module}`", r.gate, f"{r.parameters:,}", r.cost, r.paper)
@@ -132,4 +145,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    print(INTRODUCTION)
     print(table())

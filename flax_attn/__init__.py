@@ -1,4 +1,4 @@
-"""Attention mechanisms for JAX: pure functions, and thin modules in `linen` and `nnx`."""
+"""Attention mechanisms for JAX: pure functions, with thin Flax modules in `linen` and `nnx`."""
 
 import importlib
 from types import ModuleType
@@ -63,7 +63,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import `linen` and `nnx` when they are first used: they need Flax, the rest does not."""
+    """Import `linen` and `nnx` at their first use, as they need Flax and the rest does not."""
     if name in ("linen", "nnx"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

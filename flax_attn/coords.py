@@ -1,4 +1,4 @@
-"""Coordinates: what masks and score modifiers know of a token."""
+"""Coordinates: the fields of a token that masks and score modifiers read."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -35,18 +35,18 @@ Index = slice | Int[Array, "X"] | np.ndarray
 
 @pytree
 class Aligned:
-    """An array whose axes follow those of attention, so that a tile of it can be cut.
+    """An array whose axes are axes of attention, so that it is cut into the same tiles.
 
-    As a parameter of `scores.score_mod` or `masks.relation` it carries what differs between batch
-    elements, heads, queries or keys. The function reads `values`, which is then the part for the
-    scores at hand, `[..., heads, ...]`, with the other axes as they are named.
+    As a parameter of `scores.score_mod` or `masks.relation`, it holds numbers that differ between
+    batch elements, heads, queries or keys. The function reads `values`, which is then the part for
+    the current tile of scores, `[..., heads, ...]` followed by the other axes as they are named.
 
     Attributes:
       values: The array; an axis of size 1 broadcasts.
-      axes: One letter per axis: `b` (all batch axes together), `n` query heads, `k` key heads,
-        `t` queries, `s` keys, and any other letter for an axis that is never cut. Those of
-        parameters begin with `b` and `n`: `"bn"`, `"bnt"`, `"bns"`, `"bnts"`, `"bntr"`; where one
-        of the two is left out, the function sees an axis of size 1.
+      axes: One letter per axis: `b` for all batch axes together, `n` query heads, `k` key heads,
+        `t` queries, `s` keys, and any other letter for an axis that is not cut. The axes of
+        parameters begin with `b` and `n`: `"bn"`, `"bnt"`, `"bns"`, `"bnts"`, `"bntr"`. If one of
+        the two is omitted, the function gets an axis of size 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Aligned:
       >>> from flax_attn.coords import Aligned
       >>> def scaled(scores, q, k, head_ids, *, factor):
       ...     return scores * factor.values[..., None]
-      >>> per_query = jnp.ones((2, 1, 16))  # [B, 1, T]: the same for all heads
+      >>> per_query = jnp.ones((2, 1, 16))  # [B, 1, T]: equal for all heads
       >>> scores.score_mod(scaled, factor=Aligned(per_query, "bnt"))
       scaled(factor=Aligned(values=float32[2, 1, 16], axes='bnt'))
     """
@@ -65,10 +65,10 @@ class Aligned:
 
 @pytree
 class PerHead:
-    """A feature of tokens that differs between query heads.
+    """A feature of tokens with one value per query head.
 
     Attributes:
-      values: `[*B, T, N]`.
+      values: The values `[*B, T, N]`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,25 +83,24 @@ class PerHead:
 
 @jax.tree_util.register_pytree_with_keys_class
 class Coords:
-    """What each token carries: its position, segment, validity, and anything you name.
+    """The fields of tokens: positions, segments, validity, and features that you name.
 
-    A mask or score modifier is a relation between the coordinates of a query and of a key, so it
-    means the same in whatever order, part or cache the tokens are. Slicing and gathering act on the
-    token axis of every field.
+    Masks and score modifiers are relations between the coordinates of a query and of a key. So they
+    give the same result in any order of the tokens, on any device and in any cache. Slicing and
+    gathering act on the token axis of every field.
 
     Attributes:
-      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements. To masks and
-        score modifiers, positions beyond ±(2³⁰ − 1) count as these ends, so that no difference of
-        two wraps around: a sentinel such as −2³¹ is far from every token. Count times from a
-        near origin, or give them as a feature.
-      segment_ids: Number of the sequence that a token belongs to `[*B, T]`. Where a number is
-        known not to fit int32, it is refused, as in integer features.
-      valid: False for tokens that take no part, as padding `[*B, T]`: no query sees them as keys,
-        and as queries they give 0, whatever the mask.
-      numbers: Number of each token in its sequence `[*B, T]`, 0 ... T − 1 by default, whatever the
-        positions are. Slices and gathers keep it, and only dropout reads it: masks and score
-        modifiers do not see it. Give it where these tokens are a part of a longer sequence;
-        `Coords.arange(length, offset)` numbers them offset, offset + 1, ...
+      positions: Position of each token `[*B, T]`, or `[T]` for all batch elements. Masks and score
+        modifiers see positions clamped to ±(2³⁰ − 1), so that no difference of two wraps around.
+        Count times from a near origin, or pass them as a feature.
+      segment_ids: Number of the sequence that a token belongs to `[*B, T]`. A number that is known
+        not to fit int32 is refused, here and in integer features.
+      valid: False for tokens to ignore, such as padding `[*B, T]`. No query attends to them, and
+        their own output is 0, whatever the mask is.
+      numbers: Number of each token in its sequence `[*B, T]`; 0 ... T − 1 by default, whatever the
+        positions are. Slices and gathers keep it. Only dropout reads it; masks and score modifiers
+        cannot. Pass it if these tokens are a part of a longer sequence.
+        `Coords.arange(length, offset)` numbers the tokens offset, offset + 1, ...
       **features: Further fields `[*B, T]`, or `PerHead([*B, T, N])`.
 
     Example:
@@ -123,14 +122,14 @@ class Coords:
         **features: Any,
     ) -> None:
         if isinstance(positions, Coords):
-            raise TypeError("Coords: positions must be integers, got Coords. Use them as they are.")
+            raise TypeError("Coords: positions must be integers, got Coords. Use it as it is.")
         self.positions = as_positions(positions)
         self.segment_ids = None if segment_ids is None else as_segments(segment_ids)
         self.valid = None if valid is None else as_booleans("valid", valid)
         self.features = {}
         for name, values in features.items():
             if hasattr(Coords, name) or name in RESERVED:
-                raise ValueError(f"Coords: a feature may not be called {name!r}.")
+                raise ValueError(f"Coords: a feature must not be called {name!r}. Rename it.")
             array = values.values if isinstance(values, PerHead) else values
             array = as_feature(name, array)
             self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
@@ -143,20 +142,20 @@ class Coords:
                 "Coords: positions must be [*B, T], got a single number. For positions 0, 1, ... "
                 "write Coords.arange(length)."
             )
-        length = self.positions.shape[-1]  # len() would want it to be known
+        length = self.positions.shape[-1]  # not len(self), as it may be symbolic
         for name, values in self.fields().items():
             array = values.values if isinstance(values, PerHead) else values
             tokens = array.shape[:-1] if isinstance(values, PerHead) else array.shape
             if not tokens or tokens[-1] != length:
-                own = name in ("segment_ids", "valid")
-                fix = f" Wrap what differs between heads, [*B, T, N]: PerHead({name})."
+                is_feature = name in self.features
+                fix = f" For one value per head, [*B, T, N], write PerHead({name})."
                 raise ValueError(
                     f"Coords: {name} must be [*B, T] with T = {length}, the number of positions, "
-                    f"got {list(array.shape)}.{'' if own else fix}"
+                    f"got {list(array.shape)}.{fix if is_feature else ''}"
                 )
 
     def _numbers(self, numbers: Any) -> Any:
-        """The given numbers, or 0 ... T − 1, in the shape of the positions."""
+        """The given numbers, or 0 ... T − 1, with the shape of the positions."""
         shape = self.positions.shape
         if numbers is None:
             return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
@@ -168,32 +167,32 @@ class Coords:
             )
         if broadcasts_to(numbers.shape, shape):
             numbers = jnp.broadcast_to(numbers, shape)
-        # Within `shard_map`, numbers that are given differ between devices as positions do. Those
-        # that are counted here do not, and attention can tell.
+        # Inside `shard_map`, given numbers vary over the same mesh axes as the positions. Default
+        # numbers vary over none, which attention can tell and refuses where they are needed.
         return vary_together([self.positions, numbers])[1]
 
     def __len__(self) -> int:
         return self.positions.shape[-1]
 
     def fields(self) -> dict[str, Any]:
-        """Every field that is there, by name, as masks and score modifiers see them."""
+        """The fields that masks and score modifiers can read, by name."""
         own = {"positions": self.positions, "segment_ids": self.segment_ids, "valid": self.valid}
         return {name: x for name, x in own.items() if x is not None} | self.features
 
     def with_features(self, **features: Any) -> "Coords":
-        """These coordinates with more features, or others.
+        """Copy these coordinates with features added or replaced.
 
         Args:
           **features: Fields `[*B, T]` or `PerHead([*B, T, N])`; also `segment_ids`, `valid` and
             `numbers`.
 
         Returns:
-          New coordinates, of tokens with the same numbers.
+          New coordinates. The tokens keep their numbers.
         """
         return Coords(**(self.fields() | {"numbers": self.numbers} | features))
 
     def __getitem__(self, index: Index) -> "Coords":
-        """The tokens of a slice, or of an array of numbers `[X]`."""
+        """The tokens of a slice, or of an array of indices `[X]`."""
         index = check_index(index, self.positions.shape[-1])
 
         def take(values: Any) -> Any:
@@ -208,7 +207,7 @@ class Coords:
         features = self.__dict__.get("features", {})
         if name in features:
             raise AttributeError(
-                f"Coords has no attribute {name!r}, but a feature: coords.features[{name!r}]."
+                f"Coords has no attribute {name!r}. It is a feature: coords.features[{name!r}]."
             )
         raise AttributeError(f"Coords has no attribute or feature {name!r}.")
 
@@ -217,43 +216,43 @@ class Coords:
         return f"Coords({', '.join(parts)})"
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """Children with their names, for JAX."""
+        """See `jax.tree_util.register_pytree_with_keys_class`."""
         names = ("positions", "segment_ids", "valid", "features", "numbers")
         return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> "Coords":
-        """From children, for JAX."""
+        """See `jax.tree_util.register_pytree_with_keys_class`."""
         self = object.__new__(cls)
         self.positions, self.segment_ids, self.valid, self.features, self.numbers = children
         return self
 
     @classmethod
     def arange(cls, length: int, offset: int | Int[Array, "..."] = 0) -> "Coords":
-        """Positions offset, offset + 1, ...
+        """Tokens at the positions offset, offset + 1, ...
 
         Args:
           length: Number of tokens T.
-          offset: Position of the first; an array `[*B]` for one per sequence.
+          offset: Position of the first token; an array `[*B]` for one offset per sequence.
 
         Returns:
-          Coordinates `[T]`, or `[*B, T]`; the tokens' numbers are their positions.
+          Coordinates `[T]` or `[*B, T]`. The numbers of the tokens are their positions.
         """
         length = as_length("Coords.arange", "length", length)
-        offset = jnp.asarray(as_place(as_bound("Coords.arange: offset", offset)))
+        offset = jnp.asarray(clamp_positions(as_bound("Coords.arange: offset", offset)))
         index = jnp.arange(length, dtype=jnp.int32).reshape((1,) * offset.ndim + (-1,))
         positions = offset[..., None] + index
         traced = isinstance(positions, jax.core.Tracer)
-        numbers = positions if traced else jnp.copy(positions)  # buffers may be donated, but once
+        numbers = positions if traced else jnp.copy(positions)  # a buffer can be donated only once
         return cls(positions, numbers=numbers)
 
     @classmethod
     def from_segments(cls, segment_ids: Int[Array, "*B T"], restart: bool = False) -> "Coords":
-        """Several sequences packed into one, told apart by their numbers.
+        """Several sequences that are packed into one.
 
         Args:
           segment_ids: Number of the sequence of each token `[*B, T]`.
-          restart: Whether positions count from 0 in each run of equal numbers.
+          restart: If True, positions start at 0 in each run of equal numbers.
 
         Returns:
           Coordinates `[*B, T]`.
@@ -275,14 +274,14 @@ class Coords:
 
     @classmethod
     def from_lengths(cls, lengths: Int[Array, "*B"], length: int) -> "Coords":
-        """Sequences padded at their end.
+        """Sequences that are padded at the end.
 
         Args:
-          lengths: Number of tokens that count `[*B]`.
-          length: Number of tokens with padding T.
+          lengths: Number of valid tokens of each sequence `[*B]`.
+          length: Number of tokens T, with padding.
 
         Returns:
-          Coordinates `[*B, T]` whose `valid` is False from `lengths` on.
+          Coordinates `[*B, T]`. `valid` is False from `lengths` on.
         """
         lengths = as_bound("Coords.from_lengths: lengths", lengths)
         length = as_length("Coords.from_lengths", "length", length)
@@ -291,7 +290,7 @@ class Coords:
 
     @classmethod
     def grid(cls, height: int, width: int) -> "Coords":
-        """The pixels of a picture, row by row, with the features `row` and `col`.
+        """The pixels of an image, row by row, with the features `row` and `col`.
 
         Args:
           height: Number of rows H.
@@ -307,19 +306,19 @@ class Coords:
 
     @classmethod
     def tree(cls, parents: Sequence[int] | np.ndarray) -> "Coords":
-        """The nodes of a tree, such as drafts of speculative decoding, for the mask `Tree`.
+        """The nodes of a tree for the mask `Tree`, such as the drafts of speculative decoding.
 
         Args:
-          parents: Number of each node's parent, −1 for a root. Known numbers, not traced.
+          parents: Index of the parent of each node; −1 for a root. They must not be traced.
 
         Returns:
-          Coordinates `[T]` with the depth as position (roots at 0) and the features `enter` and
-          `leave`: a node's descendants are those with `enter <= enter' < leave`.
+          Coordinates `[T]` whose position is the depth (0 for roots), with the features `enter` and
+          `leave`. The descendants of a node are the nodes with `enter <= enter' < leave`.
         """
         if isinstance(parents, jax.core.Tracer):
             raise TypeError(
                 "Coords.tree: parents must be known numbers, got a traced array. Make the "
-                "coordinates outside of jit, and pass them in."
+                "coordinates outside of jit, and pass them as an argument."
             )
         parents = np.asarray(integers("Coords.tree: parents", parents))
         count = parents.size
@@ -333,20 +332,20 @@ class Coords:
             if parent >= 0:
                 children[parent].append(node)
         depth, enter, leave = (np.zeros(count, np.int32) for _ in range(3))
-        clock = 0
+        num_visited = 0
         stack = [(node, False) for node in np.flatnonzero(parents == -1)[::-1]]
-        while stack:
-            node, done = stack.pop()
-            if done:
-                leave[node] = clock
+        while stack:  # in preorder, without recursion as the tree may be deep
+            node, is_done = stack.pop()
+            if is_done:
+                leave[node] = num_visited
                 continue
             parent = parents[node]
             depth[node] = 0 if parent == -1 else depth[parent] + 1
-            enter[node] = clock
-            clock += 1
+            enter[node] = num_visited
+            num_visited += 1
             stack.append((node, True))
             stack.extend((child, False) for child in reversed(children[node]))
-        if clock != count:
+        if num_visited != count:
             raise ValueError(f"Coords.tree: parents must not form a cycle, got {parents.tolist()}.")
         return cls(jnp.asarray(depth), enter=jnp.asarray(enter), leave=jnp.asarray(leave))
 
@@ -355,17 +354,17 @@ RESERVED = {"head_ids", "features", "numbers", "positions", "segment_ids", "vali
 
 
 def zigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
-    """Reorder tokens so that equal shards of a causal sequence have equal work.
+    """Reorder tokens so that all shards of a causal sequence have the same amount of work.
 
-    The sequence is cut into 2 · shards parts; shard i holds part i and part 2 · shards − 1 − i.
+    The sequence is cut into 2 · shards parts. Shard i holds the parts i and 2 · shards − 1 − i.
 
     Args:
-      tree: Arrays with a token axis; or `Coords`, whose own token axis is taken.
+      tree: A pytree of arrays and `Coords`. `Coords` are reordered along their token axis.
       shards: Number of shards.
-      axis: The token axis of arrays.
+      axis: The token axis of the arrays.
 
     Returns:
-      The same tree in another order; `unzigzag` undoes it.
+      The pytree with its tokens reordered. `unzigzag` is the inverse.
 
     Raises:
       ValueError: If 2 · shards does not divide the number of tokens.
@@ -380,15 +379,15 @@ def zigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
 
 
 def unzigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
-    """Undo `zigzag`.
+    """The inverse of `zigzag`.
 
     Args:
-      tree: As in `zigzag`.
-      shards: As in `zigzag`.
-      axis: As in `zigzag`.
+      tree: See `zigzag`.
+      shards: See `zigzag`.
+      axis: See `zigzag`.
 
     Returns:
-      The tree in the order of the sequence.
+      The pytree with its tokens in the order of the sequence.
 
     Example:
       >>> import jax.numpy as jnp
@@ -402,21 +401,21 @@ def unzigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
 def _permute(function: str, tree: Tree, shards: int, axis: int, inverse: bool) -> Tree:
     shards = as_integer(function, "shards", shards)
 
-    def order(length: int) -> np.ndarray:
+    def permutation(length: int) -> np.ndarray:
         if shards < 1 or length % (2 * shards):
             raise ValueError(
                 f"{function}: the number of tokens must be a multiple of 2 · shards = "
-                f"{2 * shards}, got {length}. Pad it, and mark the padding in Coords.valid."
+                f"{2 * shards}, got {length}. Pad the sequence, and mark padding in Coords.valid."
             )
         parts = np.arange(length).reshape(2 * shards, -1)
-        mine = [part for i in range(shards) for part in (i, 2 * shards - 1 - i)]
-        ids = parts[mine].reshape(-1)
-        return np.argsort(ids) if inverse else ids
+        order = [part for i in range(shards) for part in (i, 2 * shards - 1 - i)]
+        indices = parts[order].reshape(-1)
+        return np.argsort(indices) if inverse else indices
 
     def permute(x: Any) -> Any:
         if isinstance(x, Coords):
-            return x[order(len(x))]
-        return jnp.take(x, order(x.shape[axis]), axis=axis)
+            return x[permutation(len(x))]
+        return jnp.take(x, permutation(x.shape[axis]), axis=axis)
 
     return jax.tree.map(permute, tree, is_leaf=lambda x: isinstance(x, Coords))
 
@@ -427,10 +426,10 @@ def _take(values: Any, index: Index, axis: int) -> Any:
     return jnp.take(values, index, axis=axis)
 
 
-def as_place(values: Any) -> Any:
-    """Integers as int32 within ±(2³⁰ − 1), so that no difference wraps; other numbers as they are.
+def clamp_positions(values: Any) -> Any:
+    """Clamp integers to ±(2³⁰ − 1) in int32, so that no difference wraps; keep other dtypes.
 
-    Masks and score modifiers see positions so, once per token.
+    The positions that masks and score modifiers read are clamped in this way.
     """
     if not jnp.issubdtype(values.dtype, jnp.integer):
         return values
@@ -443,16 +442,16 @@ FARTHEST = 2**30 - 1
 
 
 def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) -> Record:
-    """The coordinates as masks and score modifiers see them, token by token.
+    """The record of coordinates that masks and score modifiers are called with.
 
     Args:
       coords: Coordinates of T tokens.
       side: `"query"` or `"key"`.
-      batch_ndim: Number of batch axes of the attention, to which all fields are expanded.
-      head_ids: Global numbers of the query heads `[N]`; for queries only.
+      batch_ndim: Number of batch axes of attention, to which all fields are expanded.
+      head_ids: Global head ids of the queries `[N]`.
 
     Returns:
-      A record of fields `[*B | 1, N | 1, T, 1]` for queries, `[*B | 1, N | 1, 1, T]` for keys.
+      A record with fields `[*B | 1, N | 1, T, 1]` for queries, `[*B | 1, N | 1, 1, T]` for keys.
     """
     token_axes = (-1, 1) if side == "query" else (1, -1)
 
@@ -464,15 +463,15 @@ def to_record(coords: Coords, side: str, batch_ndim: int, head_ids: Any = None) 
         batch = array.shape[:-2]
         if len(batch) > batch_ndim:
             raise ValueError(
-                f"the {side} coordinates have {len(batch)} batch axes, {list(batch)}, but the "
-                f"attention has {batch_ndim}."
+                f"the {side} coordinates must have at most {batch_ndim} batch axes, as attention "
+                f"has, got {len(batch)}, {list(batch)}."
             )
         ones = (1,) * (batch_ndim - len(batch))
         heads, length = array.shape[-2:]
         return array.reshape(*ones, *batch, heads, *(length if n == -1 else 1 for n in token_axes))
 
     fields = {name: expand(values) for name, values in coords.fields().items()}
-    fields["positions"] = as_place(fields["positions"])
+    fields["positions"] = clamp_positions(fields["positions"])
     if head_ids is not None:
         fields["head_ids"] = head_ids.reshape((1,) * batch_ndim + (-1, 1, 1))
     return Record(side, fields)

@@ -1,4 +1,7 @@
-"""Normalisers: from a row of scores to a row of weights."""
+"""Normalisers: functions from a row of scores to a row of weights.
+
+Letters: `B` batch, `N` query heads, `T` queries, `S` keys, `R` rows (any leading axes).
+"""
 
 import functools
 from typing import Any, ClassVar
@@ -21,15 +24,15 @@ Statistics = tuple[jax.Array, ...]
 
 
 class Normalizer:
-    """How a row of scores becomes a row of weights.
+    """A function from a row of scores to a row of weights.
 
-    A normaliser is a fold over blocks of keys: `begin` gives the statistics of a row without keys,
-    `extend` takes in a block of scores, `finish` gives what the sum of weighted values is divided
-    by. So a row may be cut anywhere, and its parts computed anywhere.
+    A normaliser is a fold over blocks of keys. `begin` returns the statistics of a row without
+    keys, `extend` adds a block of scores to them, and `finish` returns the number that the weighted
+    sum of values is divided by. So a row may be cut into any blocks.
 
     Attributes:
-      coupled: Whether the weights of a row depend on one another, through its LSE.
-      folds: Whether a row can be taken block by block.
+      coupled: True if the weights of a row depend on each other, through the LSE of the row.
+      folds: True if a row can be computed block by block.
     """
 
     coupled: ClassVar[bool] = True
@@ -42,18 +45,20 @@ class Normalizer:
         raise NotImplementedError
 
     def begin(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Statistics:
-        """The statistics of rows of that shape, before any key."""
+        """The statistics of rows of this shape without keys."""
         raise NotImplementedError
 
     def extend(self, statistics: Statistics, scores: Float[Array, "*R S"]) -> Any:
-        """Take in a block of keys: new statistics, by what the sum so far is multiplied, weights.
+        """Add a block of keys to the statistics of a row.
 
-        The weights are those of the whole but for a factor per row, which `finish` gives.
+        Returns:
+          (statistics, rescale factor of the weighted sum so far, unnormalised weights of the
+          block). The factor is None if it is 1.
         """
         raise NotImplementedError
 
     def finish(self, statistics: Statistics) -> tuple[Any, Float[Array, "*R"]]:
-        """By what the sum of weighted values is divided, and the LSE."""
+        """Returns (divisor of the weighted sum of values, LSE). The divisor is None if it is 1."""
         raise NotImplementedError
 
     def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
@@ -61,7 +66,7 @@ class Normalizer:
         raise NotImplementedError
 
     def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
-        """The derivative of a weight by its own score, at a fixed LSE."""
+        """The derivative of each weight with respect to its own score, at a fixed LSE."""
         raise NotImplementedError
 
 
@@ -71,13 +76,13 @@ class Softmax(Normalizer):
 
     p_ts = exp(s_ts) / (Σ_s' exp(s_ts') + exp(sink))
 
-    A row whose scores are all −∞ (every key masked) has the weights 0 and the LSE −∞ (with a sink:
-    the sink), with zero gradients.
+    If all scores of a row are −∞ (every key is masked), its weights are 0, its LSE is −∞, or the
+    sink if there is one, and its gradients are 0.
 
     Attributes:
-      sink: A logit per head `[N]`, or one for all `[]`, that takes part in the sum but has no
-        value: the row's weights then add up to less than one. `None` is the plain softmax; a
-        sink of 0 is "softmax one", and a sink of −∞ is none.
+      sink: A logit per head `[N]`, or one for all heads `[]`. It is a term of the sum without a
+        value, so the weights of a row add up to less than 1. `None` is the plain softmax, 0 is
+        "softmax one", and −∞ is equal to no sink.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,7 +100,7 @@ class Softmax(Normalizer):
     sink: Float[Array, "#N"] | Float[Array, ""] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sink", _of_heads("Softmax: sink", self.sink))
+        object.__setattr__(self, "sink", _as_per_head("Softmax: sink", self.sink))
 
     def normalize(
         self, scores: Float[Array, "*B N T S"]
@@ -114,10 +119,10 @@ class Softmax(Normalizer):
             sink = jnp.asarray(self.sink, scores.dtype).reshape(-1, 1, 1)  # [N | 1, 1, 1]
             sink = sink.reshape((1,) * (scores.ndim - 3) + sink.shape)
             peak = jnp.maximum(peak, sink)
-        # Shifting a row changes neither its weights nor its LSE: the shift has no gradient. A row
-        # without keys has neither peak nor sum; finite numbers below all others stand in for them
-        # (a sum is at least the peak's 1). Two maxima, and not two selects: XLA then keeps the
-        # softmax and both dot products around it in one loop on a CPU.
+        # A shift of a row changes neither its weights nor its LSE, so it has no gradient. For a row
+        # without keys, the peak is replaced by the lowest finite number and the sum by 0.5, which
+        # is below any other sum. This is done by maxima instead of selects, because XLA for CPUs
+        # then fuses the softmax with both dot products around it.
         peak = jax.lax.stop_gradient(peak)
         shift = jnp.maximum(peak, jnp.finfo(scores.dtype).min)
         weights = jnp.exp(_below(scores, shift))
@@ -129,7 +134,7 @@ class Softmax(Normalizer):
         return weights / total, lse[..., 0]
 
     def begin(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Statistics:
-        """Peak −∞, total 0."""
+        """m = −∞, ℓ = 0."""
         return jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
 
     def extend(self, statistics: Statistics, scores: Float[Array, "*R S"]) -> Any:
@@ -142,7 +147,7 @@ class Softmax(Normalizer):
         return (new_peak, total * factor + jnp.sum(weights, axis=-1)), factor, weights
 
     def finish(self, statistics: Statistics) -> tuple[Any, Float[Array, "*R"]]:
-        """ℓ and m + log ℓ; 1 and −∞ where there is no key."""
+        """ℓ and m + log ℓ; 1 and −∞ for a row without keys."""
         peak, total = statistics
         empty = jnp.isneginf(peak)
         total = jnp.where(empty, 1, total)
@@ -160,10 +165,11 @@ class Softmax(Normalizer):
 
 @jax.custom_jvp
 def _below(scores: jax.Array, peak: jax.Array) -> jax.Array:
-    """s − m, which is 0 at the peak m and nowhere above.
+    """s − m for the peak m of the row, never above 0.
 
-    The minimum is s. It keeps LLVM from joining a product that s may be with the difference: at the
-    peak that would be the product's rounding error, which of large scores is large.
+    The minimum is equal to s. It stops LLVM from fusing the product that made s with the
+    subtraction: at the peak the result would be the rounding error of the product, which is large
+    for large scores.
     """
     return jnp.minimum(scores, peak) - peak
 
@@ -177,42 +183,42 @@ def _below_jvp(
 
 
 def _finite_shift(peak: jax.Array) -> jax.Array:
-    """The peak, or where there is none a finite number below all others."""
+    """The peak; the lowest finite number for a row without keys."""
     return jnp.maximum(peak, jnp.finfo(peak.dtype).min)
 
 
 class _Elementwise(Normalizer):
-    """A normaliser whose weights do not depend on one another."""
+    """A normaliser whose weights do not depend on each other. Its LSE is replaced by zeros."""
 
     coupled: ClassVar[bool] = False
 
     def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
-        """f(s), and no LSE: zeros in its place."""
+        """f(s) and zeros."""
         lse = jnp.zeros(scores.shape[:-1], scores.dtype)
         return self.weights(scores, lse), lse
 
     def begin(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Statistics:
-        """Nothing."""
+        """Zeros in place of the LSE, which are the only statistics."""
         return (jnp.zeros(shape, dtype),)
 
     def extend(self, statistics: Statistics, scores: Float[Array, "*R S"]) -> Any:
-        """Weights that add."""
+        """No rescaling, and f(s)."""
         return statistics, None, self.weights(scores, statistics[0])
 
     def finish(self, statistics: Statistics) -> tuple[Any, Float[Array, "*R"]]:
-        """1, and no LSE: zeros in its place."""
+        """No divisor, and zeros."""
         return None, statistics[0]
 
 
 @pytree
 class Sigmoid(_Elementwise):
-    """Sigmoid attention: every key on its own.
+    """Sigmoid attention: each weight depends on its own score only.
 
     p_ts = σ(s_ts + bias)
 
     Attributes:
-      bias: A number added to every score, one for all `[]` or per head `[N]`. The paper advises
-        −log S, which keeps the first outputs as small as the softmax's.
+      bias: A number that is added to every score, one for all heads `[]` or one per head `[N]`. The
+        paper recommends −log S, with which the first outputs are as small as those of the softmax.
 
     Example:
       >>> import math
@@ -228,10 +234,10 @@ class Sigmoid(_Elementwise):
     bias: float | Float[Array, "#N"] | Float[Array, ""] = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bias", _of_heads("Sigmoid: bias", self.bias))
+        object.__setattr__(self, "bias", _as_per_head("Sigmoid: bias", self.bias))
 
     def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
-        """σ(s); the bias has become a score modifier."""
+        """σ(s). Attention has already added the bias, as a score modifier."""
         del lse
         return jax.nn.sigmoid(scores)
 
@@ -243,12 +249,12 @@ class Sigmoid(_Elementwise):
 
 @pytree
 class ReLU(_Elementwise):
-    """Rectified attention: only what has a positive score, each key on its own.
+    """ReLU attention: each weight depends on its own score only, and is 0 for negative scores.
 
     p_ts = max(s_ts, 0) / length
 
     Attributes:
-      length: What the weights are divided by; the paper takes the number of keys.
+      length: The divisor of the weights. The paper uses the number of keys.
 
     Example:
       >>> from flax_attn.normalizers import ReLU
@@ -263,7 +269,7 @@ class ReLU(_Elementwise):
     length: int = static()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length", _whole("ReLU: length", self.length))
+        object.__setattr__(self, "length", _as_positive_integer("ReLU: length", self.length))
 
     def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
         """max(s, 0) / length."""
@@ -278,14 +284,14 @@ class ReLU(_Elementwise):
 
 @pytree
 class Entmax(Normalizer):
-    """The α-entmax: a softmax that gives exactly 0 to what scores low. Dense only.
+    """The α-entmax: a softmax that gives low scores a weight of exactly 0. Dense only.
 
     p_ts = max(0, (α − 1) s_ts − τ_t)^(1 / (α − 1)),  τ_t such that Σ_s p_ts = 1
 
-    α = 2 is sparsemax; α → 1 is the softmax. τ is found by bisection; the gradient is exact.
+    α = 2 is sparsemax, and α → 1 is the softmax. τ is found by bisection. The gradient is exact.
 
     Attributes:
-      alpha: α > 1.
+      alpha: α, above 1.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -309,17 +315,17 @@ class Entmax(Normalizer):
             self.alpha, int | float | np.floating | jax.Array
         ):
             raise TypeError(
-                f"Entmax: alpha must be a known number, got {type(self.alpha).__name__}. It is a "
-                f"setting, which jit may not trace."
+                f"Entmax: alpha must be a known number, got {type(self.alpha).__name__}. Make the "
+                f"normaliser outside of jit, as alpha must not be traced."
             )
         object.__setattr__(self, "alpha", float(self.alpha))
         if not self.alpha > 1:
             raise ValueError(
-                f"Entmax: alpha must be above 1, got {self.alpha}. α = 1 is Softmax()."
+                f"Entmax: alpha must be above 1, got {self.alpha}. For α = 1 use Softmax()."
             )
 
     def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
-        """p, and no LSE: zeros in its place."""
+        """p, and zeros in place of an LSE."""
         lse = jnp.zeros(scores.shape[:-1], scores.dtype)
         return (_entmax(scores, self.alpha) if scores.size else scores), lse
 
@@ -340,7 +346,7 @@ def _entmax(scores: jax.Array, alpha: float) -> jax.Array:
         too_low = jnp.sum(weights(middle), axis=-1, keepdims=True) >= 1
         return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
 
-    # At τ = top − 1 the largest weight alone is 1; at τ = top all are 0.
+    # At τ = top − 1 the largest weight is 1, so the sum is at least 1. At τ = top all are 0.
     steps = jnp.finfo(z.dtype).nmant + 2
     low, high = jax.lax.fori_loop(0, steps, halve, (top - 1, top))
     p = weights((low + high) / 2)
@@ -362,14 +368,14 @@ def _entmax_jvp(alpha: float, primals: Any, tangents: Any) -> Any:
 
 @pytree
 class TopK(Normalizer):
-    """The softmax over the k largest scores of each row, and 0 for the others. Dense only.
+    """The softmax over the k largest scores of each row; other weights are 0. Dense only.
 
     p_ts = exp(s_ts) / Σ_{s' in top k} exp(s_ts') if s is among the k largest, else 0
 
-    Scores equal to the k-th largest are all kept. Which ones are kept has no gradient.
+    All scores that are equal to the k-th largest are kept. The selection has no gradient.
 
     Attributes:
-      k: How many scores count.
+      k: Number of scores to keep in each row.
 
     Example:
       >>> import jax.numpy as jnp
@@ -387,7 +393,7 @@ class TopK(Normalizer):
     folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", _whole("TopK: k", self.k))
+        object.__setattr__(self, "k", _as_positive_integer("TopK: k", self.k))
 
     def normalize(self, scores: Float[Array, "*B N T S"]) -> Any:
         """Weights and LSE of the k largest scores of each row."""
@@ -397,30 +403,29 @@ class TopK(Normalizer):
         return Softmax().normalize(scores)
 
 
-def _whole(name: str, number: Any) -> int:
-    """A whole number from 1 on, of Python or NumPy."""
-    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not whole or number < 1:
-        raise ValueError(f"{name} must be a whole number from 1 on, got {number}.")
+def _as_positive_integer(name: str, number: Any) -> int:
+    is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not is_integer or number < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {number}.")
     return int(number)
 
 
-def _of_heads(name: str, value: Any) -> Any:
-    """None, a real number, or an array of them; a list as an array."""
+def _as_per_head(name: str, value: Any) -> Any:
+    """Check a parameter that is None, a number, or an array; convert a list to an array."""
     if isinstance(value, list | tuple):
         value = jnp.asarray(value, jnp.result_type(float))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    array = hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jnp.bool_)
-    if not (value is None or number or array):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_array = hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jnp.bool_)
+    if not (value is None or is_number or is_array):
         raise TypeError(
-            f"{name} must be a number, or an array of one per head [N], got "
+            f"{name} must be a number, or an array with one per head [N], got "
             f"{getattr(value, 'dtype', type(value).__name__)}."
         )
     return value
 
 
 def check_normalizer(function: str, normalizer: Any, num_heads: int) -> None:
-    """Raise unless a normaliser has come, whose numbers per head are as many as the heads."""
+    """Raise unless `normalizer` is a normaliser, and its parameters fit the number of heads."""
     if not isinstance(normalizer, Normalizer):
         is_class = isinstance(normalizer, type) and issubclass(normalizer, Normalizer)
         kind = f"the class {normalizer.__name__}" if is_class else type(normalizer).__name__
@@ -442,7 +447,7 @@ def check_normalizer(function: str, normalizer: Any, num_heads: int) -> None:
 def with_sink(
     normalizer: Normalizer, output: Float[Array, "*B T N D"], lse: Float[Array, "*B T N"]
 ) -> tuple[Float[Array, "*B T N D"], Float[Array, "*B T N"]]:
-    """Let a sink take its part of attention that was computed without it.
+    """Add the sink of a normaliser to attention that was computed without it.
 
     O' = O · σ(LSE − sink),  LSE' = log(exp(LSE) + exp(sink))
     """
@@ -450,20 +455,20 @@ def with_sink(
         return output, lse
     sink = jnp.asarray(normalizer.sink, lse.dtype)
     sink = sink.reshape((1,) * (lse.ndim - 1) + (-1,))
-    # No gradient passes through rows that are undefined: 0 · NaN would reach the sink.
-    unknown = jnp.isnan(lse)
-    known_lse = jnp.where(unknown, 0, lse)
-    # A row without keys has an LSE of −∞, and so may a sink that is switched off.
-    nothing = jnp.isneginf(known_lse) & jnp.isneginf(sink)
-    logit = jnp.where(nothing, 0, known_lse) - jnp.where(nothing, 0, sink)
+    # Rows with NaN are replaced before the arithmetic, so that no NaN reaches the sink's gradient.
+    is_nan_row = jnp.isnan(lse)
+    lse = jnp.where(is_nan_row, 0, lse)
+    # Both may be −∞: the LSE of a row without keys, and a sink that is switched off.
+    is_empty = jnp.isneginf(lse) & jnp.isneginf(sink)
+    logit = jnp.where(is_empty, 0, lse) - jnp.where(is_empty, 0, sink)
     share = jax.nn.sigmoid(logit)[..., None].astype(output.dtype)
-    joined = jnp.where(unknown, jnp.nan, log_add(known_lse, sink))
-    missing = jnp.isnan(output)
-    return jnp.where(missing, jnp.nan, jnp.where(missing, 0, output) * share), joined
+    new_lse = jnp.where(is_nan_row, jnp.nan, log_add(lse, sink))
+    is_nan = jnp.isnan(output)
+    return jnp.where(is_nan, jnp.nan, jnp.where(is_nan, 0, output) * share), new_lse
 
 
 def log_add(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(exp(a) + exp(b)); −∞ with zero gradients where both are −∞."""
-    nothing = jnp.isneginf(a) & jnp.isneginf(b)
-    some = jnp.logaddexp(jnp.where(nothing, 0, a), jnp.where(nothing, 0, b))
-    return jnp.where(nothing, -jnp.inf, some)
+    is_empty = jnp.isneginf(a) & jnp.isneginf(b)
+    total = jnp.logaddexp(jnp.where(is_empty, 0, a), jnp.where(is_empty, 0, b))
+    return jnp.where(is_empty, -jnp.inf, total)

@@ -94,7 +94,7 @@ def test_the_number_of_tokens_may_be_unknown_until_a_program_is_called():
         (lambda: Coords.arange(3).with_features(valid=jnp.ones(3)), TypeError, "valid must be boo"),
         (lambda: Coords.arange(3).with_features(x=jnp.ones(4)), ValueError, r"T = 3.*got \[4\]"),
         (lambda: Coords(jnp.arange(3), x=jnp.ones((3, 2))), ValueError, r"PerHead\(x\)"),
-        (lambda: Coords(jnp.arange(3), arange=jnp.ones(3)), ValueError, "may not be called"),
+        (lambda: Coords(jnp.arange(3), arange=jnp.ones(3)), ValueError, "must not be called"),
         (lambda: Coords.tree([1, 0]), ValueError, "cycle"),
         (lambda: Coords.tree([5]), ValueError, "one number per node"),
         (lambda: zigzag(jnp.ones(6), 2, 0), ValueError, "multiple of 2 · shards = 4, got 6"),

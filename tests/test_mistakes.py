@@ -91,7 +91,7 @@ CASES = {
     "an array as a modifier": (
         lambda: attend(score_mod=jnp.ones((5, 5))),
         TypeError,
-        r"scores\.Bias\(array\), or the argument bias",
+        r"scores\.Bias\(array\), or pass it as the argument bias",
     ),
     # dense masks
     "a list as a mask": (
@@ -102,16 +102,16 @@ CASES = {
     "an additive mask": (
         lambda: masks.Dense(jnp.full((5, 5), -1e9)),
         TypeError,
-        "got float32.*astype.bool. for 0/1, or pass an additive mask as bias",
+        r"got float32.*astype\(bool\)\. Pass an additive mask as bias",
     ),
     "a mask of a mask": (
         lambda: masks.Dense(masks.Causal()),
         TypeError,
-        "got Causal. A mask needs no",
+        "got Causal. Use the mask as it is",
     ),
     # coordinates
     "no positions": (lambda: Coords(None), TypeError, r"got NoneType\. Write Coords\.arange\(T\)"),
-    "positions of coordinates": (lambda: Coords(C), TypeError, "got Coords. Use them as they are"),
+    "positions of coordinates": (lambda: Coords(C), TypeError, "got Coords. Use it as it is"),
     "a length": (lambda: Coords(5), ValueError, r"got a single number.*Coords\.arange\(length\)"),
     "times": (lambda: Coords([0.5, 1.0]), TypeError, "got float64.*such as a time, is a feature"),
     "ragged": (lambda: Coords([[1], [1, 2]]), TypeError, "lists of unequal lengths"),
@@ -167,7 +167,7 @@ CASES = {
     "a feature as an attribute": (
         lambda: Coords.grid(2, 2).row,
         AttributeError,
-        r"no attribute 'row', but a feature: coords\.features\['row'\]",
+        r"no attribute 'row'. It is a feature: coords\.features\['row'\]",
     ),
     "no feature": (lambda: C.row, AttributeError, "no attribute or feature 'row'"),
     "text as a feature": (lambda: C.with_features(x="abc"), TypeError, "array of numbers, got str"),
@@ -193,7 +193,7 @@ CASES = {
     "a plan of a function": (
         lambda: make_plan(lambda q, k: True, C),
         TypeError,
-        r"Make a relation of it: masks\.relation\(function\)\(\)",
+        r"Make a relation from it: masks\.relation\(function\)\(\)",
     ),
     "a plan of a name": (lambda: make_plan("causal", C), TypeError, r"masks\.Causal\(\)"),
     "a plan the wrong way": (
@@ -204,12 +204,12 @@ CASES = {
     "a plan of a length": (
         lambda: make_plan(masks.Causal(), 5),
         TypeError,
-        r"query_coords must be Coords, got int\. Write Coords\.arange",
+        r"query_coords must be Coords, got int\..* write Coords\.arange",
     ),
     "one block": (
         lambda: make_plan(masks.Causal(), C, block=2),
         ValueError,
-        r"block must be two numbers.*got 2\. Write block=\(256, 256\)",
+        r"block must be the numbers.*got 2\. Write block=\(256, 256\)",
     ),
     "half a block": (
         lambda: make_plan(masks.Causal(), C, block=(2.5, 2)),
@@ -258,7 +258,7 @@ CASES = {
     "a sink or none": (lambda: Softmax(True), TypeError, "sink must be a number.*got bool"),
     "a bias in words": (lambda: Sigmoid("log"), TypeError, "bias must be a number.*got str"),
     "no alpha": (lambda: normalizers.Entmax("2"), TypeError, "alpha must be a known number"),
-    "k": (lambda: normalizers.TopK(2.0), ValueError, "k must be a whole number from 1 on"),
+    "k": (lambda: normalizers.TopK(2.0), ValueError, "k must be an integer of at least 1"),
     "parts of one": (
         lambda: merge(attention.partial(Q, Q, Q)),
         TypeError,

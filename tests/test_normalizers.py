@@ -97,11 +97,11 @@ def test_the_top_k_is_the_softmax_of_the_largest():
 
 
 def test_impossible_numbers_are_refused():
-    with pytest.raises(ValueError, match=r"alpha must be above 1, got 1.0. α = 1 is Softmax"):
+    with pytest.raises(ValueError, match=r"alpha must be above 1, got 1.0. For α = 1 use Softmax"):
         Entmax(1.0)
-    with pytest.raises(ValueError, match="k must be a whole number from 1 on, got 0"):
+    with pytest.raises(ValueError, match="k must be an integer of at least 1, got 0"):
         TopK(0)
-    with pytest.raises(ValueError, match="length must be a whole number from 1 on, got -1"):
+    with pytest.raises(ValueError, match="length must be an integer of at least 1, got -1"):
         ReLU(-1)
 
 

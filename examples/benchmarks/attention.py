@@ -1,21 +1,20 @@
-"""How long `dot_product_attention` takes and what it allocates, beside its peers.
+"""How long `dot_product_attention` takes and what it allocates, beside other libraries.
 
     python examples/benchmarks/attention.py                      # some 20 minutes on 2 quiet cores
     python examples/benchmarks/attention.py --case causal-512    # one case, in a minute
     python examples/benchmarks/attention.py --markdown --plot attention.png
 
-Peers: `jax.nn`, Flax, and with `pip install "flax-attn[peers]"` tokamax (`xla_chunked`) and PyTorch
-(`scaled_dot_product_attention`, and compiled `flex_attention`, which needs g++ and has no backward
-pass on CPUs). Each has the layout, and the way to say which keys are seen, that its users choose:
-where PyTorch knows no window and no documents it gets a dense mask, made beforehand; JAX makes such
-a mask in the compiled function.
+The others are `jax.nn` and Flax, and with `pip install "flax-attn[peers]"` tokamax (`xla_chunked`)
+and PyTorch (`scaled_dot_product_attention`, and compiled `flex_attention`, which needs g++ and has
+no backward pass on CPUs). Each is called in its own layout, with the arguments that its users
+choose. PyTorch needs a dense mask for windows and documents, which is made beforehand; JAX makes it
+in the compiled function.
 
-A number is (seconds of the peer / seconds of ours) in the same round, median over the rounds: above
-1 ours is faster. For PyTorch, which any other process disturbs more, the ratio of the fastest calls
-follows in brackets. In each round the functions are called in turn (A B C, next C B A), and it
-begins only when other processes leave the machine alone (`--noisy`: at once). A backward pass takes
-a given cotangent and gives those of query, key and value. Temporaries are what the compiled program
-allocates besides arguments and results. A peer whose results are not ours is not timed.
+A number is (median seconds of the other library) / (median seconds of ours): above 1, ours is
+faster. The functions are called in turn in one process, and a round begins only when other
+processes leave the machine alone (`--noisy`: at once). A backward pass takes a given cotangent and
+returns those of query, key and value. Temporaries are what the compiled program allocates besides
+arguments and results. A library whose results differ from ours is not timed.
 
 On 2 cores of an Intel Xeon with AMX you will see, forward and backward, float32 and bfloat16:
 
@@ -26,36 +25,142 @@ On 2 cores of an Intel Xeon with AMX you will see, forward and backward, float32
     window-8192     7.7, 5.9 × PyTorch      7, 26 MiB
     full-197        1.5, 1.4 × jax.nn
 
-PyTorch, which has fused kernels for these cores, takes 0.5 to 0.8 of our time where every key is
-seen, and 1.5 to 2.2 times ours with packed documents.
+PyTorch has fused kernels for these cores. It takes 0.5 to 0.8 of our time if every key is visible,
+and 1.5 to 2.2 times our time with packed documents.
 
-What our own choices cost, each part in one to five minutes:
+The cost of our own choices, each in one to five minutes:
 
     python examples/benchmarks/attention.py --generality      # masks and score modifiers
-    python examples/benchmarks/attention.py --growth          # over length; memory
+    python examples/benchmarks/attention.py --growth          # time and memory over the length
     python examples/benchmarks/attention.py --forward-mode    # jvp
     python examples/benchmarks/attention.py --compile         # seconds until it runs
-    python examples/benchmarks/attention.py --threshold       # all scores at once, or in blocks
+    python examples/benchmarks/attention.py --threshold       # dense or blockwise
 
-`--smoke` does all of it with tiny shapes in less than a minute, and without tokamax and PyTorch.
-`--length` and `--head-dim` give the cases other sizes. Needs `pip install "flax-attn[examples]"`.
+`--smoke` does all of it with tiny shapes in less than a minute, without tokamax and PyTorch.
+`--length` and `--head-dim` change the sizes. Needs `pip install "flax-attn[examples]"`.
 """
 
 import argparse
+import functools
+import importlib.util
+import itertools
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from _cases import CASES, SMOKE
-from _comparison import MEMORY, PEERS, Comparison, installed_peers, plot, print_comparison
-from _own_costs import compile_times, forward_mode, generality, growth, threshold
-from _rounds import MAX_ROUNDS, SECONDS, Budget, Machine, say
+import numpy as np
+from _attention_costs import PARTS
+from _cases import CASES, DTYPES, LIBRARIES, PASSES, Case, make_inputs, make_program
+from _harness import Harness, as_arrays, difference, mebibytes, progress, say
 
-DTYPES = ("float32", "bfloat16")
-PASSES = ("fwd", "fwd+bwd")
-PARTS = ("generality", "growth", "forward_mode", "compile", "threshold")
-FORWARD_MODE = ("causal-4096", "packed-4096", "window-8192")  # cases
-SMOKE_BUDGET = Budget(fewest=2, most=2)
+PEERS = (*(name for name in LIBRARIES if name != "ours"), "torch", "flex")
+MEMORY = 6e9  # bytes of temporaries that the backward pass of a peer may take without --slow
+
+
+class Row(NamedTuple):
+    case: str
+    dtype: str
+    work: str
+    ratios: dict[str, float]
+
+
+def installed(peers: Sequence[str]) -> list[str]:
+    """The peers that can be measured here; says why the others cannot."""
+    reasons = {}
+    if importlib.util.find_spec("tokamax") is None:
+        reasons["tokamax"] = "tokamax is not installed"
+    if importlib.util.find_spec("torch") is None:
+        reasons["torch"] = reasons["flex"] = "PyTorch is not installed"
+    elif jax.default_backend() != "cpu":
+        reasons["torch"] = reasons["flex"] = f"JAX runs on a {jax.default_backend()}"
+    elif shutil.which("g++") is None:
+        reasons["flex"] = "g++ is not installed"
+    for name in peers:
+        if name in reasons:
+            say(f"Without {name}: {reasons[name]}.")
+    return [name for name in peers if name not in reasons]
+
+
+def build(name: str, case: Case, inputs: dict[str, np.ndarray], dtype: str, work: str) -> Any:
+    """The program of a library."""
+    if name in LIBRARIES:
+        return make_program(functools.partial(LIBRARIES[name], case), inputs, dtype, work)
+    from _torch import attention
+
+    return attention(name, case, inputs, dtype, work)
+
+
+def compare(harness: Harness, cases: Sequence[Case], peers: Sequence[str]) -> list[Row]:
+    """A row for each case, dtype and pass."""
+    options = harness.options
+    jax_names = ["ours", *(name for name in peers if name in LIBRARIES)]
+    header = ["case", "dtype", "pass", *(f"{name} / ours" for name in peers), "ours ms"]
+    print_row = harness.table(*header, *(f"MiB {name}" for name in jax_names))
+    steps = itertools.product(cases, options.dtype or DTYPES, options.work or PASSES)
+    limit = 0.8 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    rows = []
+    for case, dtype, work in progress(steps, "compare"):
+        inputs, sizes, calls = make_inputs(case), {}, {}
+        for name in ("ours", *peers):
+            if name == "flex" and (not case.flex or work == "fwd+bwd"):
+                continue
+            reason: str | None = "it needs too much memory"
+            most = limit if work == "fwd" or options.slow or name == "ours" else min(limit, MEMORY)
+            try:
+                program = build(name, case, inputs, dtype, work)
+                sizes[name] = getattr(program, "temporaries", 0)
+                if sizes[name] < most:
+                    arrays = as_arrays(program())
+                    expected = arrays if name == "ours" else expected
+                    reason = difference(arrays, expected, dtype)
+            except Exception as error:  # the library may decline, or run out of memory
+                if name == "ours":
+                    raise
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if reason:
+                say(f"{case.name} {dtype} {work}, {name} is not timed: {reason}")
+            else:
+                calls[name] = program
+        times = harness.measure(calls)
+        ratios = {name: times.ratio(name, "ours") for name in peers if name in calls}
+        cells = [case.name, dtype, work]
+        cells += [f"{ratios[name]:.2f}" if name in ratios else "-" for name in peers]
+        cells += [times.milliseconds("ours")]
+        print_row(*cells, *(mebibytes(sizes[n]) if n in sizes else "-" for n in jax_names))
+        rows.append(Row(case.name, dtype, work, ratios))
+    return rows
+
+
+def plot(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
+    """A group of bars per case and a panel per dtype and pass; bars go up where ours is faster."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = list(dict.fromkeys((row.dtype, row.work) for row in rows))
+    cases = list(dict.fromkeys(row.case for row in rows))
+    size = (2 + len(cases) * (len(peers) + 1) * 0.2, 2.6 * len(panels))
+    figure, axes = plt.subplots(
+        len(panels), sharex=True, sharey=True, figsize=size, squeeze=False, layout="constrained"
+    )
+    width = 1 / (len(peers) + 1)
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        for index, peer in enumerate(peers):
+            shown = [r for r in rows if (r.dtype, r.work) == panel and peer in r.ratios]
+            places = [cases.index(r.case) + (index - (len(peers) - 1) / 2) * width for r in shown]
+            heights = [r.ratios[peer] - 1 for r in shown]
+            axis.bar(places, heights, bottom=1, width=width, color=f"C{index}", label=peer)
+        axis.set(yscale="log", title=", ".join(panel), ylabel="time / ours")
+        axis.axhline(1, color="black", linewidth=1)
+        axis.grid(axis="y", alpha=0.3)
+    axes[-1, 0].set_xticks(range(len(cases)), cases, rotation=20, ha="right")
+    axes[0, 0].legend(ncols=len(peers), fontsize=8)
+    figure.savefig(path, dpi=150)
+    say(f"Wrote {path}.")
 
 
 def parse() -> argparse.Namespace:
@@ -66,20 +171,13 @@ def parse() -> argparse.Namespace:
     add("--dtype", nargs="+", choices=DTYPES, help="default: both; float32 for our own costs")
     add("--pass", dest="work", nargs="+", choices=PASSES, help="default: both")
     add("--peer", nargs="*", choices=PEERS, help="default: all that are installed")
-    add("--length", type=int, help="tokens T, in place of the case's")
-    add("--head-dim", type=int, help="features of a head D, in place of the case's")
-    add("--rounds", type=int, default=MAX_ROUNDS, help="at most that many")
-    add("--seconds", type=float, default=SECONDS, help="of rounds per row of a table")
-    add("--noisy", action="store_true", help="do not wait for other processes")
+    add("--length", type=int, help="number of tokens T of all cases")
+    add("--head-dim", type=int, help="head size D of all cases")
     add("--slow", action="store_true", help=f"peers may take more than {MEMORY / 1e9:.0f} GB")
-    add("--smoke", action="store_true", help="everything in tiny, in less than a minute")
-    add("--markdown", action="store_true", help="print Markdown tables")
-    add("--plot", type=Path, metavar="FILE", help="a bar chart of the comparison")
-    add("--generality", action="store_true", help="what masks and score modifiers cost")
-    add("--growth", action="store_true", help="time and memory over the length")
-    add("--forward-mode", action="store_true", help="what a jvp costs")
-    add("--compile", action="store_true", help="seconds until it runs")
-    add("--threshold", action="store_true", help="short sequences by each implementation")
+    add("--plot", type=Path, metavar="FILE", help="write a bar chart of the comparison")
+    for name, part in PARTS.items():
+        add(f"--{name}", action="store_true", help=part.__doc__)
+    Harness.add_options(parser)
     options = parser.parse_args()
     if options.length is not None and options.length < 16:
         parser.error(f"--length must be at least 16, got {options.length}.")
@@ -88,43 +186,22 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    jax.config.update("jax_enable_compilation_cache", False)
-    machine = Machine(noisy=options.noisy or options.smoke)
-    budget = SMOKE_BUDGET if options.smoke else Budget(most=options.rounds, seconds=options.seconds)
-    names = options.case or (SMOKE if options.smoke else [c.name for c in CASES])
-    cases = {c.name: c.smoke() if options.smoke else c for c in CASES}
+    harness = Harness(options)
+    cases = {case.name: case.smoke() if options.smoke else case for case in CASES}
     cases = {name: c.resized(options.length, options.head_dim) for name, c in cases.items()}
-    parts = [part for part in PARTS if getattr(options, part)]
-    own_dtypes = options.dtype or ["float32"]
-    own_work = options.work or (PASSES[1:] if options.smoke else PASSES)
-    options.dtype, options.work = options.dtype or DTYPES, options.work or PASSES
-    shared: dict[str, Any] = {"machine": machine, "budget": budget, "markdown": options.markdown}
-
+    parts = [name for name in PARTS if getattr(options, name.replace("-", "_"))]
+    works = options.work or (PASSES[1:] if options.smoke else PASSES)
     if not parts:
-        wanted = PEERS if options.peer is None else options.peer
-        if options.smoke and options.peer is None:
-            wanted = ("jax.nn", "flax")
-        peers = installed_peers(wanted)
-        comparison = Comparison(peers, machine, budget, options.slow)
-        rows = comparison.rows([cases[name] for name in names], options.dtype, options.work)
-        taken = print_comparison(rows, peers, options.markdown)
+        default = ("jax.nn", "flax") if options.smoke else PEERS
+        peers = installed(default if options.peer is None else options.peer)
+        names = options.case or (["packed-4096"] if options.smoke else cases)
+        rows = compare(harness, [cases[name] for name in names], peers)
         if options.plot and peers:
-            plot(taken, peers, options.plot)
-    for part in parts or (PARTS if options.smoke else ()):
-        for dtype in own_dtypes:
-            if part == "generality":
-                generality(cases["causal-4096"], dtype, own_work, smoke=options.smoke, **shared)
-            elif part == "growth":
-                growth(cases, dtype, own_work, smoke=options.smoke, **shared)
-            elif part == "forward_mode":
-                chosen = options.case or (SMOKE if options.smoke else FORWARD_MODE)
-                forward_mode([cases[name] for name in chosen], dtype, **shared)
-            elif part == "threshold":
-                threshold(dtype, own_work, smoke=options.smoke, **shared)
-            else:
-                compile_times(cases, dtype, smoke=options.smoke, markdown=options.markdown)
-    if machine.rounds:
-        say(machine.report())
+            plot(rows, peers, options.plot)
+    for name in parts or (PARTS if options.smoke else ()):
+        for dtype in options.dtype or ["float32"]:
+            PARTS[name](harness, cases, dtype, works)
+    harness.report()
 
 
 if __name__ == "__main__":

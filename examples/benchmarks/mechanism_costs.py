@@ -1,92 +1,79 @@
-"""Measure what each vision mechanism costs, in terms of a 3×3 convolution on the same image.
+"""Measure the cost of each vision mechanism, relative to a 3×3 convolution on the same image.
 
     python examples/benchmarks/mechanism_costs.py
+    python examples/benchmarks/mechanism_costs.py --mechanism cbam eca    # only these
 
 Five minutes on 2 quiet cores. It writes examples/mechanism_costs.json, from which
-`examples/mechanisms.py` makes the table of the README. A cost is seconds of the mechanism / seconds
-of the convolution in the same round, median over the rounds; each is called several times in a row.
-The image is [4, 56, 56, 128] in float32, the convolution keeps its 128 channels.
-
-    python examples/benchmarks/mechanism_costs.py --mechanism cbam eca    # only print these
+`examples/mechanisms.py` makes docs/mechanisms.md. A cost is (median seconds of the mechanism) /
+(median seconds of the convolution). The image is [4, 56, 56, 128] in float32, and the convolution
+has 128 channels. Needs `pip install "flax-attn[examples]"`.
 """
 
 import argparse
 import inspect
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _rounds import Budget, Machine, Program, burst, forward_and_backward, paired, say, take_rounds
+from _harness import Harness, Program, forward_and_backward, progress
 from flax import nnx
-from tqdm import tqdm
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))  # for `mechanisms`
-
+COSTS = EXAMPLES / "mechanism_costs.json"
 SHAPE = (4, 56, 56, 128)
-PASSES = ("fwd", "fwd+bwd")
-BUDGET = Budget(3, 9, seconds=2.0)
+SMOKE_SHAPE = (1, 56, 56, 128)
+BURST = 0.03  # seconds of calls in a row
 
 
-def programs(module: nnx.Module) -> dict[str, Callable[[], float]]:
-    """Seconds of the forward pass, and with the gradients of image and parameters."""
+def programs(module: nnx.Module, shape: tuple[int, ...]) -> dict[str, Program]:
+    """The forward pass, and one with the gradients of image and parameters."""
     module.eval()
     graph, state = nnx.split(module)
     inputs = inspect.signature(module).parameters.values()
     count = sum(i.default is i.empty for i in inputs)
-    image = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE, np.float32))
+    image = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
     others = [image] * (count - 1)
 
     def forward(x: jax.Array, state: nnx.State) -> jax.Array:
         return nnx.merge(graph, state)(x, *others)
 
     cotangent = jnp.ones_like(jax.eval_shape(forward, image, state))
-    made = {
+    return {
         "fwd": Program(forward, [image, state]),
         "fwd+bwd": Program(forward_and_backward(forward, 2), [cotangent, image, state]),
     }
-    return {work: lambda p=p: burst(p.results) for work, p in made.items()}
-
-
-def costs(names: list[str], machine: Machine) -> dict[str, dict[str, float]]:
-    from mechanisms import build
-
-    features = SHAPE[-1]
-    convolution = programs(nnx.Conv(features, features, (3, 3), rngs=nnx.Rngs(0)))
-    found = {}
-    for name in (bar := tqdm(names)):
-        bar.set_description(name)
-        own = programs(build(name, height=SHAPE[1], width=SHAPE[2]))
-        calls = {
-            (what, work): f[work]
-            for work in PASSES
-            for what, f in (("own", own), ("convolution", convolution))
-        }
-        rounds = take_rounds(calls, machine, BUDGET)
-        ratios = {w: paired(rounds, ("own", w), ("convolution", w)) for w in PASSES}
-        found[name] = {work: float(f"{ratio:.2g}") for work, ratio in ratios.items()}
-    return found
 
 
 def main() -> None:
-    from mechanisms import mechanisms
+    from mechanisms import build, mechanisms
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--mechanism", nargs="+", choices=list(mechanisms()))
-    parser.add_argument("--noisy", action="store_true", help="do not wait for other processes")
+    parser.add_argument("--mechanism", nargs="+", choices=list(mechanisms()), help="default: all")
+    Harness.add_options(parser, rounds=9, seconds=2)
     options = parser.parse_args()
-    machine = Machine(noisy=options.noisy)
-    found = costs(options.mechanism or list(mechanisms()), machine)
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(c)}" for name, c in found.items())
-    if options.mechanism:
-        say(lines)
-    else:
-        (EXAMPLES / "mechanism_costs.json").write_text(f"{{\n{lines}\n}}\n")
-    say(machine.report())
+    harness = Harness(options)
+    shape = SMOKE_SHAPE if options.smoke else SHAPE
+    features = shape[-1]
+    convolution = programs(nnx.Conv(features, features, (3, 3), rngs=nnx.Rngs(0)), shape)
+    costs = json.loads(COSTS.read_text())
+    row = harness.table("mechanism", *convolution)
+    default = ["squeeze_excite"] if options.smoke else list(mechanisms())
+    for name in progress(options.mechanism or default):
+        own = programs(build(name, height=shape[1], width=shape[2]), shape)
+        ratios = {}
+        for work, program in own.items():
+            calls = {"own": program, "convolution": convolution[work]}
+            ratios[work] = harness.measure(calls, BURST).ratio("own", "convolution")
+        costs[name] = {work: float(f"{ratio:.2g}") for work, ratio in ratios.items()}
+        row(name, *(f"{cost:g}" for cost in costs[name].values()))
+    if not options.smoke:
+        lines = ",\n".join(f"  {json.dumps(n)}: {json.dumps(costs[n])}" for n in sorted(costs))
+        COSTS.write_text(f"{{\n{lines}\n}}\n")
+    harness.report()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Whole vision models in Flax NNX whose attention is `flax_attn`'s, with timm's weights.
+"""Whole vision models in Flax NNX with the attention of `flax_attn`, which load timm's weights.
 
-`MODELS` has them by timm's names. Images are `[B, H, W, 3]`. To take a trained model over:
+`MODELS` holds them by timm's names. Images are `[B, H, W, 3]`. To load a trained model:
 
     import timm
     from flax import nnx
@@ -11,8 +11,8 @@
     load_timm(ours, theirs.state_dict())
     ours.eval()
 
-`python examples/compare_with_timm.py seresnet50` does this, and compares the logits. A ResNet takes
-any attention: `resnet18(attention=flax_attn.nnx.BAM, rngs=nnx.Rngs(0))`.
+`python examples/compare_with_timm.py seresnet50` does this and compares the logits. A ResNet can
+have any attention: `resnet18(attention=flax_attn.nnx.BAM, rngs=nnx.Rngs(0))`.
 """
 
 from vision_models.attention import ATTENTION as ATTENTION

@@ -1,7 +1,7 @@
-"""timm's attention layers, as our modules with the arguments that make them the same.
+"""timm's attention layers: our modules with the arguments that make them equal to timm's.
 
-Each is a factory, called as `attention(features, rngs=rngs)` with the number of channels. So are
-the modules of `flax_attn.nnx` themselves, and what `functools.partial` makes of them.
+Each is a factory, called as `attention(features, rngs=rngs)` with the number of channels. The
+modules of `flax_attn.nnx` can be called in the same way, also through `functools.partial`.
 """
 
 import functools
@@ -17,14 +17,14 @@ Attention = Callable[..., nnx.Module]
 
 
 def squeeze_excite(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """`SEModule`: with biases, and C / 16 wide, rounded to a multiple of 8."""
+    """`SEModule`: with biases; R = C / 16, rounded to a multiple of 8."""
     return flax_attn.nnx.SqueezeExcite(
         features, hidden_features=divisible(features / 16), use_bias=True, rngs=rngs
     )
 
 
 def coordinate_attention(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """`CoordAttn`: without biases, and C / 24 wide, rounded to a multiple of 8."""
+    """`CoordAttn`: without biases; R = C / 24, rounded to a multiple of 8."""
     return flax_attn.nnx.CoordinateAttention(
         features, hidden_features=divisible(features / 24), use_bias=False, rngs=rngs
     )
@@ -33,7 +33,7 @@ def coordinate_attention(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
 def global_context(
     features: int, *, combine: Literal["add", "multiply"], rngs: nnx.Rngs
 ) -> nnx.Module:
-    """`GlobalContext`: C / 8 wide, with timm's ε."""
+    """`GlobalContext`: R = C / 8, with timm's ε."""
     return flax_attn.nnx.GlobalContext(
         features,
         reduction=8,
@@ -44,7 +44,7 @@ def global_context(
 
 
 def non_local(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """`NonLocalAttn`: C / 8 wide, rounded to a multiple of 8; scores are scaled by √C even so."""
+    """`NonLocalAttn`: R = C / 8, rounded to a multiple of 8; scores are divided by √C, not √R."""
     return flax_attn.nnx.NonLocal(
         features,
         hidden_features=divisible(features / 8, least=0.9),
@@ -53,10 +53,10 @@ def non_local(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
-# timm normalises the spatial map, as the released code does; its perceptron has no bias.
+# As in the released code, the spatial map is normalised. The MLP has no bias.
 cbam = functools.partial(flax_attn.nnx.CBAM, reduction=16, kernel_size=7, norm=BatchNorm)
 
-# By the name that timm's `attn_layer` has for it.
+# By the value of timm's argument `attn_layer`.
 ATTENTION: dict[str, Attention] = {
     "se": squeeze_excite,
     "ese": flax_attn.nnx.EffectiveSqueezeExcite,
@@ -98,7 +98,7 @@ TIMM_NAMES = {
 
 
 def timm_attention_names(model: nnx.Module) -> dict[str, str]:
-    """`TIMM_NAMES`, and those by which timm tells how a global context is combined."""
+    """`TIMM_NAMES`, and the names that tell how timm combines a global context."""
     names = dict(TIMM_NAMES)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, flax_attn.nnx.GlobalContext):

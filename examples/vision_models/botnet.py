@@ -1,4 +1,4 @@
-"""BoTNet-26: self-attention over the whole map.
+"""BoTNet-26: self-attention over the whole feature map.
 
 Srinivas et al., "Bottleneck Transformers for Visual Recognition", CVPR 2021, arXiv:2101.11605.
 """
@@ -15,7 +15,7 @@ from vision_models.layers import check_multiple
 def bottleneck_attention(
     features: int, stride: int, reduction: int, *, image_size: int, rngs: nnx.Rngs
 ) -> Pooled:
-    """`BottleneckAttn`: the position terms are not scaled."""
+    """`BottleneckAttn`, which does not scale the position terms."""
     size = image_size // reduction
     attention = flax_attn.nnx.BottleneckAttention(
         features, (size, size), scale_positions=False, rngs=rngs
@@ -26,7 +26,7 @@ def bottleneck_attention(
 def botnet26t(
     *, image_size: int = 256, num_classes: int = 1000, rngs: nnx.Rngs
 ) -> BottleneckResNet:
-    """For images of one size, since every offset has a row in its tables.
+    """A model for images of one size, as its tables have a row for every offset.
 
     H = W = image_size, a multiple of 32.
     """

@@ -1,8 +1,8 @@
-"""Residual networks of timm's with attention, or self-attention, inside the bottleneck.
+"""timm's residual networks with attention or self-attention inside the bottleneck.
 
-Srinivas et al., "Bottleneck Transformers for Visual Recognition", CVPR 2021, arXiv:2101.11605: a
-block of them has self-attention in the place of its 3×3 convolution. `botnet.py`, `gcresnet.py`,
-`halonet.py` and `lambda_resnet.py` say which.
+Srinivas et al., "Bottleneck Transformers for Visual Recognition", CVPR 2021, arXiv:2101.11605. Some
+blocks have self-attention in place of the 3×3 convolution. `botnet.py`, `gcresnet.py`, `halonet.py`
+and `lambda_resnet.py` use this network.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from vision_models.resnet import Shortcut, no_attention
 
 
 class Pooled(nnx.Module):
-    """Self-attention, and means of s×s places where the block has a stride of s."""
+    """Self-attention, followed by average pooling if the block has a stride."""
 
     def __init__(self, attention: nnx.Module, stride: int):
         self.attention = attention
@@ -30,7 +30,7 @@ class Pooled(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A mixer of places, a 3×3 convolution or self-attention, between two 1×1 convolutions."""
+    """A 3×3 convolution or self-attention between two 1×1 convolutions."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Block(nnx.Module):
 
 
 class Stage(NamedTuple):
-    """Blocks of one width, of which the first has the stride; True is self-attention."""
+    """Blocks of one width; the first has the stride. True is a block with self-attention."""
 
     features: int
     stride: int
@@ -77,17 +77,17 @@ class BottleneckResNet(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      stages: The blocks.
+      stages: The stages.
       self_attention: Makes the self-attention of a block, called as
-        `self_attention(features, stride, reduction, rngs=rngs)`; its input is `reduction` times
-        smaller than the image. It is in `attention` of the module it returns.
+        `self_attention(features, stride, reduction, rngs=rngs)`, where the feature map is
+        `reduction` times smaller than the image. Returns a module with an attribute `attention`.
       attention: Makes the attention after a 3×3 convolution, called as
         `attention(features, rngs=rngs)`.
-      activation_fn: After every norm but a block's last.
-      pooled_stem: Whether the stem ends in maxima of 3×3 places, not in a stride.
-      head_features: Width of a last 1×1 convolution, if there is one.
+      activation_fn: Activation after every norm, except for the last of a block.
+      pooled_stem: If True, the stem ends in a 3×3 max pooling; if False, in a stride.
+      head_features: Width of a last 1×1 convolution; None for no such convolution.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class BottleneckResNet(nnx.Module):
         self.pooled_stem = pooled_stem
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = self.activation_fn(self.stem(x))
         if self.pooled_stem:
@@ -145,7 +145,7 @@ class BottleneckResNet(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         names = timm_attention_names(self)
         inside = {name.replace("se.", "attn.", 1): path for name, path in names.items()}
         return {

@@ -1,9 +1,9 @@
 """CoAtNet: stages of convolutions, then stages of attention.
 
 Dai et al., "CoAtNet: Marrying Convolution and Attention for All Data Sizes", NeurIPS 2021,
-arXiv:2106.04803. Every place attends to every place, with a learned bias for each offset. As in
-timm's models called rw, whose attention is as wide as the block's input, not its output; other
-differences are in `hybrid.py`.
+arXiv:2106.04803. Every place attends to every place, with a learned bias for each offset. This
+follows timm's "rw" models: the width of the attention is that of the block's input, not of its
+output. `hybrid.py` has the other differences.
 """
 
 import functools
@@ -21,7 +21,7 @@ from vision_models.transformer import Block, Mlp
 
 
 class RelativeAttention(nnx.Module):
-    """Attention over the whole map, on means where the block has a stride."""
+    """Attention over the whole feature map, after average pooling if the block has a stride."""
 
     def __init__(self, in_features: int, features: int, stride: int, size: int, *, rngs: nnx.Rngs):
         num_heads = in_features // HEAD_DIM
@@ -46,7 +46,7 @@ class RelativeAttention(nnx.Module):
 def relative_block(
     in_features: int, features: int, stride: int, *, size: int, rngs: nnx.Rngs
 ) -> Block:
-    """A block whose attention halves the map where the stride is 2, to `size` · `size` places."""
+    """A transformer block whose output has `size` · `size` places; stride 2 halves the map."""
     shortcut = Shortcut(in_features, features, stride, use_bias=True, rngs=rngs)
     attention = RelativeAttention(in_features, features, stride, size, rngs=rngs)
     mlp = Mlp(features, 4 * features, rngs=rngs)
@@ -59,10 +59,10 @@ class CoAtNet(Hybrid):
     Args:
       stem_widths: Channels of the two convolutions before the stages.
       features: Channels of each of four stages; a head has 32.
-      depths: Number of blocks of each stage, of convolution in the first two.
+      depths: Number of blocks of each stage. The first two stages are convolutions.
       image_size: H = W, a multiple of 32.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class CoAtNet(Hybrid):
         super().__init__(stem_widths, stages, num_classes=num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_image_size(self, x, self.image_size)
         return super().__call__(x)
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return super().timm_names | {"attn": "attention.attention", "norm1.norm": "norm1"}
 
 

@@ -1,9 +1,9 @@
-"""timm's weights into our models.
+"""Load timm's weights into our models.
 
     load_timm(model, timm.create_model("seresnet50", pretrained=True).state_dict())
 
-An image in our models is `[H, W, 3]`, in timm's `[3, H, W]`; both are normalised by the mean and
-standard deviation of timm's `default_cfg`.
+Images of our models are `[H, W, 3]`, and those of timm `[3, H, W]`. Both are normalised by the mean
+and standard deviation of timm's `default_cfg`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-# A layer's arrays by PyTorch's name and by Flax's.
+# Names of the arrays of a layer in Flax, by their names in PyTorch.
 LEAVES = {
     "weight": ("kernel", "scale"),
     "running_mean": ("mean",),
@@ -23,12 +23,12 @@ Split = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def side_by_side(*names: str) -> Split:
-    """A weight `[parts · C, *I]` as parts of one size, one after the other."""
+    """Split a weight `[parts · C, *I]` into consecutive parts."""
     return lambda weight: dict(zip(names, np.split(weight, len(names)), strict=True))
 
 
 def head_by_head(*names: str, head_dim: int) -> Split:
-    """A weight `[N · parts · D, *I]`, where each head has its parts together."""
+    """Split a weight `[N · parts · D, *I]`, in which the parts of each head are consecutive."""
 
     def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
         heads = weight.reshape(-1, len(names), head_dim, *weight.shape[1:])
@@ -38,28 +38,29 @@ def head_by_head(*names: str, head_dim: int) -> Split:
     return split
 
 
-# Layers that timm computes as one, by the name of the one.
+# How to split layers that timm computes as one, by the name of the layer.
 STACKED = {"qkv": side_by_side("query", "key", "value"), "kv": side_by_side("key", "value")}
-# What PyTorch counts, and what our models compute from their sizes.
+# Arrays that our models do not have, or compute from their sizes.
 LEFT_OUT = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
 def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
-    """Fill a model of this package, in place, with the weights and statistics of timm's model.
+    """Fill a model of this package in place with the weights and statistics of timm's model.
 
     Args:
-      model: A model with `timm_names`, which translate timm's names of layers into ours, and
-        `timm_stacked` where it splits other layers than `STACKED`, or in another way. May be
-        abstract, `nnx.eval_shape(build)`. It must be the one of the same name: of networks whose
-        weights have the same names and shapes none is refused. timm's tf_efficientnet_b0, which
-        pads otherwise, fits efficientnet_b0, and resnetblur50 and resnetaa50 fit resnet50.
-      state_dict: PyTorch tensors or NumPy arrays, by timm's names: `timm_model.state_dict()`. They
+      model: A model with `timm_names`, which translates timm's names of layers into ours, and with
+        `timm_stacked` if its split layers differ from `STACKED`. It may be abstract,
+        `nnx.eval_shape(build)`. It must be the model of the same name: other networks whose weights
+        have the same names and shapes are not detected. For example, timm's tf_efficientnet_b0,
+        which pads differently, fits efficientnet_b0, and resnetblur50 and resnetaa50 fit resnet50.
+      state_dict: PyTorch tensors or NumPy arrays by timm's names: `timm_model.state_dict()`. They
         are copied.
 
     Raises:
-      TypeError: If `model` is not of this package, `state_dict` no mapping, or a weight complex.
-      ValueError: If a weight has no place, a place no weight, or the shapes do not fit. The model
-        is as before then.
+      TypeError: If `model` is not of this package, `state_dict` is not a mapping, or a weight is
+        complex.
+      ValueError: If weights are missing or unknown, or shapes do not fit. The model is then
+        unchanged.
     """
     if not hasattr(model, "timm_names"):
         raise TypeError(
@@ -84,9 +85,9 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
             found[path] = np.array(fitted, place.dtype, order="C")  # jax may share NumPy's memory
     if unknown or missing:
         raise ValueError(
-            f"load_timm: state_dict must fill {type(model).__name__}. Weights without a place: "
-            f"{shapes(unknown)}. Places without a weight: {shapes(missing)}. Build both models "
-            f"with the same sizes and the same attention."
+            f"load_timm: state_dict must have the weights of {type(model).__name__}. Unknown: "
+            f"{shapes(unknown)}. Missing: {shapes(missing)}. Build both models with the same sizes "
+            f"and the same attention."
         )
     for path, value in found.items():
         places[path].set_value(jnp.asarray(value))
@@ -96,7 +97,7 @@ def load_timm(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
 def unpacked(
     state_dict: Mapping[str, Any], stacked: Mapping[str, Split]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights as NumPy arrays, with queries, keys and values apart."""
+    """The weights as NumPy arrays, with stacked layers split."""
     for name, tensor in state_dict.items():
         layer, _, leaf = name.rpartition(".")
         if leaf in LEFT_OUT:
@@ -111,7 +112,7 @@ def unpacked(
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """An array of a dtype that NumPy has, of a PyTorch tensor too."""
+    """A tensor or array as a NumPy array, in a dtype that NumPy has."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach()
         tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
@@ -128,7 +129,7 @@ def candidates(name: str, names: Mapping[str, str]) -> Iterator[str]:
 
 
 def converted(name: str, weight: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Kernels (O, I, *k) -> (*k, I, O), without the k of 1×1 convolutions and with heads apart."""
+    """Kernels (O, I, *k) -> (*k, I, O), reshaped to dense layers and heads where Flax has these."""
     if np.iscomplexobj(weight):
         raise TypeError(f"load_timm: {name} must be real, got {weight.dtype}.")
     if path.endswith(".kernel"):
@@ -142,7 +143,7 @@ def converted(name: str, weight: np.ndarray, path: str, shape: tuple[int, ...]) 
 
 
 def splits(fine: tuple[int, ...], coarse: tuple[int, ...]) -> bool:
-    """Whether `fine` is `coarse` with some axes split, but for axes of size 1."""
+    """True if `fine` is `coarse` with some axes split, apart from axes of size 1."""
     ends = [set(np.cumprod(shape, dtype=int).tolist()) | {1} for shape in (fine, coarse)]
     return ends[1] <= ends[0] and np.prod(fine) == np.prod(coarse)
 

@@ -1,8 +1,8 @@
 """EfficientNet-B0.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019,
-arXiv:1905.11946, table 1. Its squeeze-and-excitation has SiLU inside, and is a quarter as wide as
-the block's input, not as the widened map it gates.
+arXiv:1905.11946, table 1. Its squeeze-and-excitation uses SiLU, and R is a quarter of the width of
+the block's input, not of the expanded map that it scales.
 """
 
 import jax
@@ -15,7 +15,7 @@ from vision_models.layers import BatchNorm, check_images, conv
 
 
 def squeeze_excite(features: int, in_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """For `features` channels, in a block with `in_features` before it widens them."""
+    """For `features` channels, in a block whose input has `in_features`."""
     return flax_attn.nnx.SqueezeExcite(
         features,
         hidden_features=round(in_features / 4),
@@ -37,7 +37,7 @@ STAGES = tuple(
         (1, 3, 1, 6, 320),
     )
 )
-STEM, HEAD = 32, 1280  # channels before and after the stages
+STEM, HEAD = 32, 1280  # channels of the stem and of the head
 
 
 class EfficientNetB0(nnx.Module):
@@ -52,7 +52,7 @@ class EfficientNetB0(nnx.Module):
         self.classifier = nnx.Linear(HEAD, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = jax.nn.silu(self.bn1(self.conv_stem(x)))
         for stage in self.blocks:
@@ -63,5 +63,5 @@ class EfficientNetB0(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {"se.conv_reduce": "attention.reduce", "se.conv_expand": "attention.expand"}

@@ -1,8 +1,8 @@
-"""The focal modulation network.
+"""The focal modulation network (FocalNet).
 
-Yang et al., "Focal Modulation Networks", NeurIPS 2022, arXiv:2203.11926. The block of a transformer
-with focal modulation for its attention: no place is compared with another. timm's names end in srf
-for 2 levels of context, in lrf for 3.
+Yang et al., "Focal Modulation Networks", NeurIPS 2022, arXiv:2203.11926. Transformer blocks with
+focal modulation in place of attention, which compares no places. timm's names end in srf for 2
+levels of context and in lrf for 3.
 """
 
 import functools
@@ -22,7 +22,7 @@ EPSILON = 1e-5
 
 
 class Embedding(nnx.Module):
-    """Patches that do not overlap, each one place of the new map."""
+    """Patch embedding: each patch becomes one place. Patches do not overlap."""
 
     def __init__(self, in_features: int, features: int, size: int, *, rngs: nnx.Rngs):
         patch = (size, size)
@@ -37,7 +37,7 @@ class Embedding(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patches, and blocks."""
+    """A patch embedding and blocks."""
 
     def __init__(
         self, embedding: Embedding, features: int, depth: int, num_levels: int, *, rngs: nnx.Rngs
@@ -50,7 +50,7 @@ class Stage(nnx.Module):
             self.blocks.append(Block(features, attention, mlp, epsilon=EPSILON, rngs=rngs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """From a map to a smaller one."""
+        """From a feature map to a smaller one."""
         x = self.embedding(x)
         for block in self.blocks:
             x = block(x)
@@ -61,11 +61,11 @@ class FocalNet(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      features: C, the width of a place of the first stage; each stage doubles it.
+      features: C, the width of the first stage; each stage doubles it.
       depths: Number of blocks of each stage.
       num_levels: L, the number of depthwise convolutions of a modulation.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FocalNet(nnx.Module):
         self.num_levels = num_levels
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         for stage in self.stages:
             x = stage(x)
@@ -97,7 +97,7 @@ class FocalNet(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         convs = {f"focal_layers.{i}.0": f"conv_{i}" for i in range(self.num_levels)}
         return {
             "stem": "stages.0.embedding",
@@ -112,7 +112,7 @@ class FocalNet(nnx.Module):
 
     @property
     def timm_stacked(self) -> dict[str, Split]:
-        """The parts of a layer that timm computes as one, by its name."""
+        """How to split layers that timm computes as one, by timm's name."""
 
         def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
             features = (len(weight) - self.num_levels - 1) // 2

@@ -1,4 +1,4 @@
-"""GCResNet-33: a global context after the 3×3 convolutions.
+"""GCResNet-33: global context after the 3×3 convolutions.
 
 Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV Workshops
 2019, arXiv:1904.11492.

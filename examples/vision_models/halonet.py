@@ -1,7 +1,7 @@
-"""HaloNet-26: self-attention of blocks of 8×8 places and 2 around them.
+"""HaloNet-26: self-attention of blocks of 8×8 places with a halo of 2.
 
 Vaswani et al., "Scaling Local Self-Attention for Parameter Efficient Visual Backbones", CVPR 2021,
-arXiv:2103.12731. The sides of an image are multiples of 256, so that blocks cover the last map too.
+arXiv:2103.12731. The sides of an image are multiples of 256, so that blocks cover the last map.
 """
 
 import functools
@@ -19,10 +19,10 @@ BLOCK_SIZE, HALO_SIZE, NUM_HEADS = 8, 2, 8
 
 
 class StridedQuery(nnx.LinearGeneral):
-    """Queries of which those that the stride meets come first in their block.
+    """Queries, ordered so that those kept by the stride come first in their block.
 
-    There timm's position terms want them: `HaloAttn` counts a query's row and column among the
-    queries of its block, and a key's among all places.
+    timm's position terms need this order: `HaloAttn` counts rows and columns of queries among the
+    kept queries of a block, and those of keys among all places.
     """
 
     def __init__(self, features: int, stride: int, *, rngs: nnx.Rngs):
@@ -37,15 +37,15 @@ class StridedQuery(nnx.LinearGeneral):
 
 
 def strided_first(size: int, stride: int) -> np.ndarray:
-    """The places of a row, from each block 0, s, 2 s ... before the others."""
+    """The places of a row: in each block, first 0, s, 2 s, ..., then the others."""
     places = np.arange(size).reshape(-1, BLOCK_SIZE // stride, stride)
     return places.swapaxes(1, 2).reshape(size)
 
 
 class StridedHaloAttention(nnx.Module):
-    """`HaloAttn`: the position terms are not scaled, and a stride leaves queries out.
+    """`HaloAttn`, which does not scale the position terms, and whose stride drops queries.
 
-    Here these are computed too, and then left out.
+    This computes all queries and drops those afterwards.
     """
 
     def __init__(self, features: int, stride: int, reduction: int, *, rngs: nnx.Rngs):
@@ -63,22 +63,22 @@ class StridedHaloAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """From `[B, H, W, C]` to `[B, H / stride, W / stride, C]`."""
-        kept = BLOCK_SIZE // self.stride  # of a block's rows and columns
+        kept = BLOCK_SIZE // self.stride  # the rows and columns of a block
         rows, columns = (np.arange(size) % BLOCK_SIZE < kept for size in x.shape[1:3])
         return self.attention(x)[:, rows][:, :, columns]
 
 
 class HaloNet(BottleneckResNet):
-    """A network of such layers."""
+    """A `BottleneckResNet` with this attention."""
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {"self_attn.q": "mixer.attention.query", **super().timm_names}
 
     @property
     def timm_stacked(self) -> dict[str, Split]:
-        """The parts of a layer that timm computes as one, by its name."""
+        """How to split layers that timm computes as one, by timm's name."""
 
         def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
             head_dim = len(weight) // (2 * NUM_HEADS)

@@ -1,6 +1,6 @@
-"""What MaxViT and CoAtNet share: a stem, convolutions, and stages of any blocks.
+"""The common parts of MaxViT and CoAtNet: a stem, convolutions, and stages of any blocks.
 
-As in timm's models called rw, which differ from the papers': the middle of a convolution is four
+This follows timm's "rw" models, which differ from the papers: the middle of a convolution is four
 times as wide as the block's input, not its output, and its activation is SiLU, not GELU.
 """
 
@@ -19,7 +19,7 @@ HEAD_DIM = 32
 
 
 class Shortcut(nnx.Module):
-    """Means where the block has a stride, and a 1×1 convolution where the width changes."""
+    """Average pooling if the block has a stride, and a 1×1 convolution if the width changes."""
 
     def __init__(
         self, in_features: int, features: int, stride: int, *, use_bias: bool, rngs: nnx.Rngs
@@ -36,7 +36,7 @@ class Shortcut(nnx.Module):
 
 
 class MBConv(nnx.Module):
-    """An inverted residual that is normalised first, with δ = SiLU.
+    """A pre-normalised inverted residual, with δ = SiLU.
 
     u = norm1(conv1(pre_norm(x))),   v = norm2(conv2(δ(u))),   y = shortcut(x) + conv3(SE(δ(v)))
 
@@ -44,10 +44,10 @@ class MBConv(nnx.Module):
       in_features: Channels of the map.
       features: Channels of the output.
       stride: 1 or 2.
-      pooled: Whether the stride is that of means before conv1, not that of conv2.
-      reduction: Of the squeeze-and-excitation.
-      use_bias: Whether conv3 and the shortcut have biases.
-      rngs: Keys for the parameters.
+      pooled: If True, the stride is that of an average pooling before conv1; if False, of conv2.
+      reduction: Reduction of the squeeze-and-excitation.
+      use_bias: If True, conv3 and the shortcut have biases.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Stem(nnx.Module):
 
 
 class Stage(NamedTuple):
-    """Blocks of one width, of which the first halves the map."""
+    """Blocks of one width. The first halves the feature map."""
 
     features: int
     depth: int
@@ -104,13 +104,13 @@ class Stage(NamedTuple):
 
 
 class Hybrid(nnx.Module):
-    """Convolutions and transformers, from images `[B, H, W, 3]` to logits `[B, num_classes]`.
+    """A network of convolutions and transformers, from images `[B, H, W, 3]` to logits.
 
     Args:
       stem_widths: Channels of the two convolutions before the stages.
-      stages: The blocks.
+      stages: The stages.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Hybrid(nnx.Module):
         self.head = nnx.Linear(before, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = self.stem(x)
         for blocks in self.stages:
@@ -144,7 +144,7 @@ class Hybrid(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             **{f"stages.{i}.blocks": f"stages.{i}" for i in range(len(self.stages))},
             "conv1_1x1": "conv1",
@@ -162,5 +162,5 @@ class Hybrid(nnx.Module):
 
     @property
     def timm_stacked(self) -> dict[str, Split]:
-        """The parts of a layer that timm computes as one, by its name."""
+        """How to split layers that timm computes as one, by timm's name."""
         return {"qkv": head_by_head("query", "key", "value", head_dim=HEAD_DIM)}

@@ -1,8 +1,8 @@
-"""The blocks of EfficientNet and MobileNetV3: squeeze-and-excitation in the wide middle.
+"""The blocks of EfficientNet and MobileNetV3, with attention in the expanded middle.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
-arXiv:1801.04381. A block widens the map with a 1×1 convolution, filters each channel by itself,
-gates the channels, and narrows the map again without an activation.
+arXiv:1801.04381. A block expands the channels by a 1×1 convolution, applies a depthwise convolution
+and a gate, and reduces the channels again without an activation.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ from vision_models.layers import BatchNorm, conv, divisible
 
 
 class Blocks(NamedTuple):
-    """A row of the papers' tables: equal blocks, one after the other."""
+    """A row of the tables in the papers: a sequence of equal blocks."""
 
     depth: int
     kernel_size: int
-    stride: int  # of the first
-    expansion: float  # of the middle; 1 for no convolution before the channels' own
+    stride: int  # of the first block
+    expansion: float  # of the middle; 1 for no convolution before the depthwise one
     features: int
     attention: Callable[..., nnx.Module] | None  # called as attention(middle, before, rngs=rngs)
     activation_fn: Callable[[jax.Array], jax.Array]
 
 
 class DepthwiseSeparable(nnx.Module):
-    """y = norm(pw(attention(δ(norm(dw(x)))))), plus x where the shape stays."""
+    """y = norm(pw(attention(δ(norm(dw(x)))))), plus x if the shape does not change."""
 
     def __init__(self, in_features: int, row: Blocks, stride: int, *, rngs: nnx.Rngs):
         size = row.kernel_size
@@ -47,7 +47,7 @@ class DepthwiseSeparable(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """y = norm(pwl(attention(δ(norm(dw(δ(norm(pw(x)))))))), plus x where the shape stays."""
+    """y = norm(pwl(attention(δ(norm(dw(δ(norm(pw(x)))))))), plus x if the shape does not change."""
 
     def __init__(self, in_features: int, row: Blocks, stride: int, *, rngs: nnx.Rngs):
         size, middle = row.kernel_size, divisible(in_features * row.expansion, least=0.9)
@@ -70,14 +70,14 @@ class InvertedResidual(nnx.Module):
 
 
 def make_attention(row: Blocks, features: int, in_features: int, rngs: nnx.Rngs) -> Callable:
-    """That of the row, if it has any."""
+    """The attention of a block; the identity if its row has none."""
     return row.attention(features, in_features, rngs=rngs) if row.attention else nnx.identity
 
 
 def make_stages(
     in_features: int, stages: Sequence[Sequence[Blocks]], *, rngs: nnx.Rngs
 ) -> nnx.List:
-    """The blocks of each stage, a list of lists."""
+    """A list of the blocks of each stage."""
     made = nnx.List()
     for rows in stages:
         blocks = nnx.List()

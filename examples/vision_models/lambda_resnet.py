@@ -1,4 +1,4 @@
-"""LambdaResNet-26: lambda layers, of which the positions see 9×9 places.
+"""LambdaResNet-26: lambda layers whose position lambdas cover 9×9 places.
 
 Bello, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", ICLR 2021,
 arXiv:2102.08602.
@@ -19,7 +19,7 @@ NUM_HEADS, KEY_FEATURES = 4, 16
 
 
 def lambda_layer(features: int, stride: int, reduction: int, *, rngs: nnx.Rngs) -> Pooled:
-    """`LambdaLayer`, for maps of any size; with a stride, of even sides."""
+    """`LambdaLayer`, for maps of any size; with a stride, the sides must be even."""
     attention = flax_attn.nnx.LambdaLayer(
         features, num_heads=NUM_HEADS, key_features=KEY_FEATURES, norm=BatchNorm, rngs=rngs
     )
@@ -27,11 +27,11 @@ def lambda_layer(features: int, stride: int, reduction: int, *, rngs: nnx.Rngs) 
 
 
 class LambdaResNet(BottleneckResNet):
-    """A network of such layers."""
+    """A `BottleneckResNet` with this attention."""
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             "self_attn.norm_q": "mixer.attention.query_norm",
             "self_attn.norm_v": "mixer.attention.value_norm",
@@ -41,7 +41,7 @@ class LambdaResNet(BottleneckResNet):
 
     @property
     def timm_stacked(self) -> dict[str, Split]:
-        """The parts of a layer that timm computes as one, by its name."""
+        """How to split layers that timm computes as one, by timm's name."""
 
         def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
             query, key, value = np.split(weight, np.cumsum([NUM_HEADS, 1]) * KEY_FEATURES)

@@ -1,4 +1,4 @@
-"""Layers that the models share, with PyTorch's conventions where Flax's differ."""
+"""Layers of several models, with the conventions of PyTorch where Flax differs."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# PyTorch's momentum of 0.1 weighs the new statistics, Flax's 0.9 the old ones.
-# In training, Flax's running variance is a mean of biased variances, PyTorch's of unbiased ones.
-# Flax's fast variance, E[x²] − E[x]², loses a small variance beside a large mean.
+# PyTorch's momentum of 0.1 is the weight of the new statistics, Flax's 0.9 that of the old ones.
+# In training, Flax averages biased variances and PyTorch unbiased ones.
+# Flax's fast variance, E[x²] − E[x]², is inaccurate if the mean is large.
 BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
 
@@ -25,10 +25,9 @@ def conv(
     use_bias: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution padded alike on all sides.
+    """A square convolution with equal padding on all sides, as in PyTorch.
 
-    "SAME" would pad even images on the right and below only where the stride is 2, and PyTorch
-    does not.
+    "SAME" with stride 2 pads images of even size on the right and at the bottom only.
     """
     padding = dilation * (size - 1) // 2
     return nnx.Conv(
@@ -49,11 +48,11 @@ class ConvStem(nnx.Module):
     """Square convolutions, each with its norm, and an activation between them.
 
     Args:
-      widths: Numbers of channels, from the image's on.
-      sizes: Of the kernels.
-      strides: Of the convolutions.
-      activation_fn: δ.
-      rngs: Keys for the parameters.
+      widths: Channels of the image and of each convolution.
+      sizes: Kernel size of each convolution.
+      strides: Stride of each convolution.
+      activation_fn: Activation between the convolutions.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -73,14 +72,14 @@ class ConvStem(nnx.Module):
         self.activation_fn = activation_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """From `[B, H, W, widths[0]]` to a map of `widths[-1]` channels, not yet activated."""
+        """From `[B, H, W, widths[0]]` to a map of `widths[-1]` channels, without an activation."""
         for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(layer(self.activation_fn(x) if i else x))
         return x
 
 
 class LayerScale(nnx.Module):
-    """y = γ · x, a factor for each channel."""
+    """y = γ · x, with a factor γ per channel."""
 
     def __init__(self, features: int):
         self.gamma = nnx.Param(jnp.ones(features))
@@ -91,13 +90,13 @@ class LayerScale(nnx.Module):
 
 
 def means(x: jax.Array, stride: int) -> jax.Array:
-    """Of s×s places: from `[B, H, W, C]` to `[B, H / s, W / s, C]`."""
+    """Average pooling of s×s places: from `[B, H, W, C]` to `[B, H / s, W / s, C]`."""
     batch, height, width, features = x.shape
     s = stride
     if height % s or width % s:
         raise ValueError(
-            f"This model halves its maps: their sides must be even, got {height} · {width}. "
-            f"Resize the images."
+            f"means: the sides of a map must be even, as the model halves it, got "
+            f"{height} · {width}. Resize the images."
         )
     return jnp.mean(x.reshape(batch, height // s, s, width // s, s, features), axis=(2, 4))
 
@@ -125,7 +124,7 @@ def check_image_size(model: nnx.Module, x: jax.Array, image_size: int) -> None:
 
 
 def check_multiple(model: str, image_size: int, divisor: int) -> None:
-    """Raise unless the model's layers cover an image of this size."""
+    """Raise unless the size of the images is a multiple of `divisor`."""
     if image_size <= 0 or image_size % divisor:
         raise ValueError(
             f"{model}: image_size must be a multiple of {divisor}, got {image_size}. Resize the "
@@ -134,6 +133,6 @@ def check_multiple(model: str, image_size: int, divisor: int) -> None:
 
 
 def divisible(width: float, divisor: int = 8, least: float = 0.0) -> int:
-    """The multiple of `divisor` nearest to `width`, but for 0; the next if it is under `least`."""
+    """The multiple of `divisor` nearest to `width`, at least one; the next one if below `least`."""
     nearest = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return nearest if nearest >= least * width else nearest + divisor

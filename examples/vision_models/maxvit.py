@@ -1,7 +1,7 @@
-"""MaxViT: in each block a convolution, attention within windows, and attention across them.
+"""MaxViT: each block has a convolution, attention within windows, and attention across windows.
 
 Tu et al., "MaxViT: Multi-Axis Vision Transformer", ECCV 2022, arXiv:2204.01697. `hybrid.py` says
-how timm's models called rw differ from the paper's.
+how timm's "rw" models differ from the paper.
 """
 
 import functools
@@ -17,7 +17,7 @@ from vision_models.transformer import Block, Mlp
 
 
 class MultiAxisBlock(nnx.Module):
-    """A convolution, attention within windows, and attention across them."""
+    """A convolution, window attention and grid attention."""
 
     def __init__(
         self, in_features: int, features: int, stride: int, *, window_size: int, rngs: nnx.Rngs
@@ -43,12 +43,12 @@ class MaxViT(Hybrid):
 
     Args:
       stem_widths: Channels of the two convolutions before the stages.
-      features: Channels of each stage, multiples of 32: a head has 32.
+      features: Channels of each stage, multiples of 32, as a head has 32.
       depths: Number of blocks of each stage.
-      image_size: S, a multiple of 32, of which H and W are multiples; a window has (S / 32)²
+      image_size: S, a multiple of 32. H and W are multiples of S, and a window has (S / 32)²
         places.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class MaxViT(Hybrid):
         super().__init__(stem_widths, stages, num_classes=num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         if x.shape[1] % self.image_size or x.shape[2] % self.image_size:
             raise ValueError(

@@ -1,8 +1,8 @@
 """MobileNetV3, large and small.
 
-Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244, tables 1 and 2. Its
-squeeze-and-excitation has a hard sigmoid as gate, and is a quarter as wide as the map it gates,
-rounded to a multiple of 8. The head first takes the mean, then widens it.
+Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244, tables 1 and 2. The gate of
+its squeeze-and-excitation is a hard sigmoid, and R is a quarter of the channels of the map that it
+scales, rounded to a multiple of 8. The head pools first and expands the channels afterwards.
 """
 
 import functools
@@ -18,7 +18,7 @@ from vision_models.layers import BatchNorm, check_images, conv, divisible
 
 
 def squeeze_excite(features: int, in_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """For `features` channels; the block's input does not matter here."""
+    """For `features` channels; the width of the block's input is not used."""
     return flax_attn.nnx.SqueezeExcite(
         features,
         hidden_features=divisible(features / 4, least=0.9),
@@ -29,7 +29,7 @@ def squeeze_excite(features: int, in_features: int, *, rngs: nnx.Rngs) -> nnx.Mo
 
 
 RELU, HARD_SWISH, SE = jax.nn.relu, jax.nn.hard_swish, squeeze_excite
-STEM = 16  # channels before the stages
+STEM = 16  # channels of the stem
 
 # Depth, kernel size, stride, expansion, features, attention, activation.
 SMALL = (
@@ -57,11 +57,11 @@ class MobileNetV3(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      stages: The blocks.
-      features: Channels of the last map.
-      head_features: Channels of the mean once widened.
+      stages: The rows of the table.
+      features: Channels of the last feature map.
+      head_features: Channels of the pooled features after the expansion.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MobileNetV3(nnx.Module):
         self.classifier = nnx.Linear(head_features, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = jax.nn.hard_swish(self.bn1(self.conv_stem(x)))
         for stage in self.blocks:
@@ -94,7 +94,7 @@ class MobileNetV3(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's: to timm the last convolution is one more stage."""
+        """The paths of our layers, by timm's names, where the last convolution is a stage."""
         return {
             "se.conv_reduce": "attention.reduce",
             "se.conv_expand": "attention.expand",

@@ -1,8 +1,9 @@
-"""MobileViT, version 2.
+"""MobileViTv2.
 
 Mehta and Rastegari, "Separable Self-attention for Mobile Vision Transformers", TMLR 2023,
-arXiv:2206.02680. Inverted residuals, and from the third stage on transformers of a map in patches
-of 2×2 places: those with one position in their patch attend to each other.
+arXiv:2206.02680. Inverted residuals, followed from the third stage on by transformers. The feature
+map is cut into patches of 2×2 places, and places with the same position in their patches attend to
+each other.
 """
 
 import functools
@@ -19,7 +20,7 @@ from vision_models.inverted_residual import Blocks, make_stages
 from vision_models.layers import BatchNorm, check_images, conv
 from vision_models.transformer import Block, Mlp
 
-# Over a whole image, and not over a place as LayerNorm.
+# Statistics over the whole image; those of LayerNorm are over one place.
 GroupNorm = functools.partial(nnx.GroupNorm, num_groups=1, use_fast_variance=False)
 EPSILON = 1e-5
 
@@ -27,7 +28,7 @@ DEPTHS_AND_STRIDES = ((1, 1), (2, 2), (1, 2), (1, 2), (1, 2))  # of the inverted
 
 
 class MobileViTBlock(nnx.Module):
-    """What a place's neighbours say, then what the image says, at half the width."""
+    """A depthwise convolution, then transformer blocks of half the width."""
 
     def __init__(self, features: int, depth: int, *, rngs: nnx.Rngs):
         width = features // 2
@@ -54,12 +55,12 @@ class MobileViTBlock(nnx.Module):
 
 
 class MobileViTV2(nnx.Module):
-    """From images `[B, H, W, 3]` to logits `[B, num_classes]`; 64 divides H and W.
+    """From images `[B, H, W, 3]` to logits; H and W are multiples of 64.
 
     Args:
-      width_multiplier: 1 for 512 channels in the last stage.
+      width_multiplier: Factor of all widths; 1 gives 512 channels in the last stage.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(self, width_multiplier: float = 1.0, *, num_classes: int = 1000, rngs: nnx.Rngs):
@@ -76,7 +77,7 @@ class MobileViTV2(nnx.Module):
         self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = jax.nn.silu(self.bn_stem(self.conv_stem(x)))
         for blocks in self.stages:
@@ -86,7 +87,7 @@ class MobileViTV2(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             "stem.conv": "conv_stem",
             "stem.bn": "bn_stem",
@@ -109,7 +110,7 @@ class MobileViTV2(nnx.Module):
 
     @property
     def timm_stacked(self) -> dict[str, Split]:
-        """The parts of a layer that timm computes as one, by its name."""
+        """How to split layers that timm computes as one, by timm's name."""
 
         def split(weight: np.ndarray) -> Mapping[str, np.ndarray]:
             key, value = np.split(weight[1:], 2)

@@ -1,8 +1,8 @@
-"""The pyramid vision transformer, version 2.
+"""The pyramid vision transformer, version 2 (PVT v2).
 
 Wang et al., "PVT v2: Improved Baselines with Pyramid Vision Transformer", Computational Visual
-Media 2022, arXiv:2106.13797. Every place attends to a map that a convolution has reduced; the
-perceptron looks at its neighbours, so no position is encoded.
+Media 2022, arXiv:2106.13797. Every place attends to a feature map that a convolution has reduced.
+There is no positional encoding, as the MLP contains a convolution.
 """
 
 import functools
@@ -18,7 +18,7 @@ from vision_models.transformer import Block
 
 
 class NeighborMlp(nnx.Module):
-    """y = fc2(GELU(dwconv(fc1(x)))), the convolution on each channel by itself."""
+    """y = fc2(GELU(dwconv(fc1(x)))) with a depthwise convolution."""
 
     def __init__(self, features: int, hidden_features: int, *, rngs: nnx.Rngs):
         hidden = hidden_features
@@ -32,7 +32,7 @@ class NeighborMlp(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Overlapping patches: a convolution wider than its stride."""
+    """Embedding of overlapping patches: a convolution that is wider than its stride."""
 
     def __init__(self, in_features: int, features: int, size: int, stride: int, *, rngs: nnx.Rngs):
         self.proj = conv(in_features, features, size, stride, use_bias=True, rngs=rngs)
@@ -44,7 +44,7 @@ class Embedding(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patches, blocks, and a norm."""
+    """A patch embedding, blocks, and a norm."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Stage(nnx.Module):
         self.norm = LayerNorm(features, epsilon=1e-6, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """From a map to a smaller one."""
+        """From a feature map to a smaller one."""
         x = self.embedding(x)
         for block in self.blocks:
             x = block(x)
@@ -79,13 +79,14 @@ class PyramidVisionTransformerV2(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      features: Width of a place of each stage.
+      features: Width of each stage.
       depths: Number of blocks of each stage.
-      num_heads: N of each stage.
-      reductions: R of each stage; rows and columns beyond the last full R are seen by no query.
-      expansions: Width of each stage's perceptrons, relative to a place's.
+      num_heads: Number of heads N of each stage.
+      reductions: Spatial reduction R of each stage. Rows and columns beyond the last multiple of R
+        are not attended to.
+      expansions: Width of the MLPs of each stage, divided by the width of the stage.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class PyramidVisionTransformerV2(nnx.Module):
         self.head = nnx.Linear(before, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         for stage in self.stages:
             x = stage(x)
@@ -118,7 +119,7 @@ class PyramidVisionTransformerV2(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             "patch_embed": "stages.0.embedding",
             "downsample": "embedding",

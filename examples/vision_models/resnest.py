@@ -1,7 +1,8 @@
-"""A residual network with split attention for its 3×3 convolutions.
+"""ResNeSt: a residual network with split attention in place of the 3×3 convolutions.
 
 Zhang et al., "ResNeSt: Split-Attention Networks", CVPR Workshops 2022, arXiv:2004.08955. It is
-built on version D, and where a stage begins a mean takes the place of the convolution's stride.
+based on ResNet-D, and average pooling replaces the stride of the convolution at the beginning of a
+stage.
 """
 
 import functools
@@ -17,7 +18,7 @@ from vision_models.resnet import ResNet
 
 
 class SplitAttentionBlock(nnx.Module):
-    """The bottleneck with split attention in the middle."""
+    """A bottleneck with split attention in the middle."""
 
     expansion = 4
 
@@ -51,18 +52,18 @@ class SplitAttentionBlock(nnx.Module):
 
 
 def mean_3x3(x: jax.Array, stride: int) -> jax.Array:
-    """Means of 3×3 places of a map `[B, H, W, C]`; beyond the border they are 0, and count."""
+    """Average pooling of 3×3 places of `[B, H, W, C]`, which counts the padding of zeros."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     sums = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, stride, stride, 1), padding)
     return sums / 9
 
 
 class ResNeSt(ResNet):
-    """A ResNet of such blocks."""
+    """A `ResNet` with this block."""
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             **super().timm_names,
             "conv2.bn0": "conv2.conv_norm",

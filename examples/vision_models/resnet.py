@@ -1,8 +1,8 @@
 """Residual networks with any attention in their blocks.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385.
-A block is y = ReLU(shortcut(x) + attention(f(x))), where f is two or three convolutions, each with
-its norm: attention comes after the last norm and before the sum, as in SE-ResNet.
+A block is y = ReLU(shortcut(x) + attention(f(x))), where f is two or three convolutions with norms.
+Attention comes after the last norm and before the sum, as in SE-ResNet.
 """
 
 import functools
@@ -17,7 +17,7 @@ from vision_models.layers import BatchNorm, check_images, conv
 
 
 def no_attention(features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The plain network's."""
+    """The identity, for a network without attention."""
     return nnx.identity
 
 
@@ -51,7 +51,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """A 3×3 convolution between two of 1×1, the last of which is four times as wide."""
+    """A 3×3 convolution between two 1×1 convolutions, the last of which is four times as wide."""
 
     expansion = 4
 
@@ -84,7 +84,7 @@ class Bottleneck(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """A 1×1 convolution where a block changes the map's shape, in version D of the map's means."""
+    """A 1×1 convolution for a block that changes the shape; ResNet-D pools before it."""
 
     def __init__(
         self, in_features: int, features: int, stride: int, *, pooled: bool, rngs: nnx.Rngs
@@ -97,13 +97,13 @@ class Shortcut(nnx.Module):
         """From `[B, H, W, in_features]` to `[B, H / stride, W / stride, features]`."""
         if self.pool > 1:
             window = (self.pool, self.pool)
-            padding = [(0, -size % self.pool) for size in x.shape[1:3]]  # the last may be partial
+            padding = [(0, -size % self.pool) for size in x.shape[1:3]]
             x = nnx.avg_pool(x, window, window, padding, count_include_pad=False)
         return self.norm(self.conv(x))
 
 
 class DeepStem(nnx.Module):
-    """Version D: three 3×3 convolutions for one of 7×7; the last one's norm is outside."""
+    """The stem of ResNet-D: three 3×3 convolutions. The norm of the last is outside."""
 
     def __init__(self, widths: tuple[int, int], features: int, *, rngs: nnx.Rngs):
         self.conv1 = conv(3, widths[0], 3, 2, rngs=rngs)
@@ -123,13 +123,13 @@ class ResNet(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      block: BasicBlock, Bottleneck, or another of their form.
+      block: `BasicBlock`, `Bottleneck`, or a class with the same arguments.
       depths: Number of blocks of each stage.
       attention: Makes the attention of a block, called as `attention(features, rngs=rngs)`.
-      stem_widths: None for one 7×7 convolution; two widths for version D, He et al., "Bag of Tricks
+      stem_widths: None for one 7×7 convolution; two widths for ResNet-D, He et al., "Bag of Tricks
         for Image Classification", CVPR 2019, arXiv:1812.01187.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ResNet(nnx.Module):
         self.fc = nnx.Linear(features, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
@@ -176,7 +176,7 @@ class ResNet(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         stem = ("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3")
         shortcut = ("pool", "conv", "norm") if self.version_d else ("conv", "norm")
         return {

@@ -1,8 +1,8 @@
-"""A residual network that chooses its kernels.
+"""SKNet: a residual network with selective kernels.
 
-Li et al., "Selective Kernel Networks", CVPR 2019, arXiv:1903.06586. timm's own version: each of the
-two kernels sees one half of the channels, ungrouped. The mechanism is a function of maps, so maps
-of a half are all that it takes.
+Li et al., "Selective Kernel Networks", CVPR 2019, arXiv:1903.06586. This is timm's version, where
+each of the two kernels convolves one half of the channels, without groups. The mechanism is a
+function of maps, so it takes maps that read one half.
 """
 
 import functools
@@ -47,7 +47,7 @@ class HalvesSelectiveKernel(nnx.Module):
 
 
 class SelectiveKernelBlock(nnx.Module):
-    """The basic block with a choice of kernels for its first convolution."""
+    """The basic block with a selective kernel in place of its first convolution."""
 
     expansion = 1
 
@@ -74,11 +74,11 @@ class SelectiveKernelBlock(nnx.Module):
 
 
 class SKNet(ResNet):
-    """A ResNet of such blocks."""
+    """A `ResNet` with this block."""
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             **super().timm_names,
             **{f"conv1.paths.{i}.conv": f"conv1.conv_{i}" for i in range(2)},

@@ -1,8 +1,8 @@
 """The Swin transformer.
 
 Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021,
-arXiv:2103.14030. Every other block shifts its windows by half a window. A map that one window
-covers has that one window, and no shift.
+arXiv:2103.14030. Every second block shifts its windows by half a window. A feature map that is not
+larger than a window is one window without a shift.
 """
 
 import functools
@@ -20,7 +20,7 @@ EPSILON = 1e-5
 
 
 class PatchMerging(nnx.Module):
-    """Each 2×2 places become one, of twice the width."""
+    """Merge every 2×2 places into one of twice the width."""
 
     def __init__(self, in_features: int, *, rngs: nnx.Rngs):
         self.norm = LayerNorm(4 * in_features, epsilon=EPSILON, rngs=rngs)
@@ -30,12 +30,12 @@ class PatchMerging(nnx.Module):
         """From `[B, H, W, C]` to `[B, H / 2, W / 2, 2 · C]`."""
         batch, height, width, features = x.shape
         x = x.reshape(batch, height // 2, 2, width // 2, 2, features)
-        x = x.transpose(0, 1, 3, 4, 2, 5)  # of the four places, the lower left is the second
+        x = x.transpose(0, 1, 3, 4, 2, 5)  # the lower left place is the second of the four
         return self.reduction(self.norm(x.reshape(*x.shape[:3], 4 * features)))
 
 
 class Stage(nnx.Module):
-    """Blocks on maps of one size, after the merging that makes it."""
+    """Patch merging, if any, and blocks."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class SwinTransformer(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      features: C, the width of a place of the first stage; each stage doubles it.
+      features: C, the width of the first stage; each stage doubles it.
       depths: Number of blocks of each stage.
-      num_heads: N of each stage.
-      image_size: H = W, such as 32 · M: the sides of the maps, a 4th, 8th, 16th and 32nd of it, are
-        multiples of M or less than it.
-      window_size: M.
+      num_heads: Number of heads N of each stage.
+      image_size: H = W, such as 32 · M. The sides of the feature maps, image_size / 4, / 8, / 16
+        and / 32, must be multiples of M or less than M.
+      window_size: M, the side of a window.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SwinTransformer(nnx.Module):
             raise ValueError(
                 f"SwinTransformer: image_size must give maps whose sides are multiples of "
                 f"window_size = {window_size} or less than it, got {image_size}. "
-                f"Take a multiple of {4 * 2 ** (len(depths) - 1) * window_size}."
+                f"Use a multiple of {4 * 2 ** (len(depths) - 1) * window_size}."
             )
         self.image_size = image_size
         self.patches = nnx.Conv(3, features, (4, 4), strides=4, padding="VALID", rngs=rngs)
@@ -118,7 +118,7 @@ class SwinTransformer(nnx.Module):
         self.head = nnx.Linear(last, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_image_size(self, x, self.image_size)
         x = self.patch_norm(self.patches(x))
         for stage in self.stages:
@@ -127,7 +127,7 @@ class SwinTransformer(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             "patch_embed.proj": "patches",
             "patch_embed.norm": "patch_norm",

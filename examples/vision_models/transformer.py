@@ -1,4 +1,4 @@
-"""The block of a vision transformer, around any mixer of tokens or of places."""
+"""The block of a vision transformer, with any attention over tokens or feature maps."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ GELU = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class Mlp(nnx.Module):
-    """The perceptron: y = fc2(δ(fc1(x)))."""
+    """The MLP: y = fc2(δ(fc1(x)))."""
 
     def __init__(
         self,
@@ -33,17 +33,17 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Normalised first: y = shortcut(x) + attention(norm1(x)), z = y + mlp(norm2(y)).
+    """A pre-normalised block: y = shortcut(x) + attention(norm1(x)), z = y + mlp(norm2(y)).
 
     Args:
       features: Width of a token.
-      attention: From tokens or a map to the same.
-      mlp: Likewise.
-      in_features: Width of a token before the attention, default `features`.
-      shortcut: From x to what the attention gives, where that has another shape.
+      attention: Map from tokens or a feature map to the same.
+      mlp: Map from tokens or a feature map to the same.
+      in_features: Width of a token before the attention. Default: `features`.
+      shortcut: Map of x, if the output of the attention has another shape.
       norm: Makes the norms, called as `norm(features, epsilon=epsilon, rngs=rngs)`.
-      epsilon: Of the norms.
-      rngs: Keys for the parameters.
+      epsilon: ε of the norms.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -71,6 +71,6 @@ class Block(nnx.Module):
 
 
 def with_class_token(x: jax.Array, class_token: jax.Array) -> jax.Array:
-    """The token `[1, 1, M]`, and after it the map `[B, H, W, M]`, row after row."""
+    """The class token `[1, 1, M]`, followed by the feature map `[B, H, W, M]` row by row."""
     first = jnp.broadcast_to(class_token, (x.shape[0], 1, x.shape[-1]))
     return jnp.concatenate([first, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)

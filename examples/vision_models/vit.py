@@ -1,7 +1,7 @@
 """The vision transformer.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929; the size Ti of
-Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv:2012.12877.
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929. The size Ti is
+from Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv:2012.12877.
 """
 
 import functools
@@ -23,9 +23,9 @@ class VisionTransformer(nnx.Module):
       depth: Number of blocks.
       num_heads: N; a head has M / N features.
       image_size: H = W, a multiple of patch_size.
-      patch_size: Height and width of the patch that is one token.
+      patch_size: Height and width of a patch. A patch becomes one token.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class VisionTransformer(nnx.Module):
         self.head = nnx.Linear(features, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_image_size(self, x, self.image_size)
         x = with_class_token(self.patches(x), self.class_token[...])
         x = x + self.positions(jnp.arange(self.num_tokens))[None]
@@ -65,7 +65,7 @@ class VisionTransformer(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             "patch_embed.proj": "patches",
             "cls_token": "class_token",

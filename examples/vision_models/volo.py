@@ -1,10 +1,10 @@
-"""The vision outlooker.
+"""The vision outlooker (VOLO).
 
 Yuan, Hou, Jiang, Feng, Yan, "VOLO: Vision Outlooker for Visual Recognition", TPAMI 2022,
-arXiv:2106.13112: outlook attention on fine maps, self-attention on coarse ones, and at the end a
-class token that attends to all places. The head for token labels, Jiang et al., "All Tokens Matter:
-Token Labeling for Training Better Vision Transformers", NeurIPS 2021, arXiv:2104.10858, has a say
-in the logits.
+arXiv:2106.13112: outlook attention on fine feature maps, self-attention on coarse ones, and finally
+a class token that attends to all places. The logits also include those of the head for token
+labels: Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers",
+NeurIPS 2021, arXiv:2104.10858.
 """
 
 import functools
@@ -23,7 +23,7 @@ STEM_FEATURES = 64
 
 
 class ClassBlock(Block):
-    """A block in which the first token alone attends, to all, and changes."""
+    """A block in which only the class token attends, to all tokens."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """From `[B, 1 + H · W, C]`, the class token first, to the same."""
@@ -34,7 +34,7 @@ class ClassBlock(Block):
 
 
 def outlooker(features: int, num_heads: int, *, rngs: nnx.Rngs) -> Block:
-    """A block of places that look at their neighbours."""
+    """A block with outlook attention."""
     attention = flax_attn.nnx.OutlookAttention(features, num_heads=num_heads, stride=2, rngs=rngs)
     return Block(
         features, attention, Mlp(features, 3 * features, rngs=rngs), epsilon=EPSILON, rngs=rngs
@@ -44,7 +44,7 @@ def outlooker(features: int, num_heads: int, *, rngs: nnx.Rngs) -> Block:
 def transformer(
     features: int, num_heads: int, block: type[Block] = Block, *, rngs: nnx.Rngs
 ) -> Block:
-    """A block of tokens that attend; of the attention's maps the last alone has a bias."""
+    """A block with self-attention. Only its last projection has a bias."""
     attention = flax_attn.nnx.MultiHeadAttention(num_heads, features, use_bias=False, rngs=rngs)
     attention.out = nnx.LinearGeneral(attention.out.in_features, features, axis=(-2, -1), rngs=rngs)
     return block(
@@ -56,12 +56,12 @@ class VisionOutlooker(nnx.Module):
     """From images `[B, H, W, 3]` to logits `[B, num_classes]`.
 
     Args:
-      features: Width of a place for the outlookers, and of a token for the transformers.
-      depths: Number of blocks of each stage, the first of outlookers.
-      num_heads: N of outlookers and of transformers.
+      features: Width of the outlookers and of the transformers.
+      depths: Number of blocks of each stage. The first stage is made of outlookers.
+      num_heads: Number of heads N of the outlookers and of the transformers.
       image_size: H = W, a multiple of 16.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class VisionOutlooker(nnx.Module):
         self.token_head = nnx.Linear(coarse, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_image_size(self, x, self.image_size)
         x = self.patches(nnx.relu(self.stem(x)))
         outlookers, *stages = self.stages
@@ -120,7 +120,7 @@ class VisionOutlooker(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             **{f"patch_embed.conv.{3 * i}": f"stem.convs.{i}" for i in range(3)},
             **{f"patch_embed.conv.{3 * i + 1}": f"stem.norms.{i}" for i in range(3)},

@@ -1,8 +1,8 @@
-"""The cross-covariance image transformer.
+"""The cross-covariance image transformer (XCiT).
 
 El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", NeurIPS 2021, arXiv:2106.09681.
-Channels attend to channels; what is near is mixed by convolutions. At the end a class token attends
-to all places, as in Touvron et al., "Going deeper with Image Transformers", ICCV 2021,
+Channels attend to channels, and convolutions mix neighbouring places. Finally, a class token
+attends to all places, as in Touvron et al., "Going deeper with Image Transformers", ICCV 2021,
 arXiv:2103.17239.
 """
 
@@ -19,18 +19,18 @@ from vision_models.layers import BatchNorm, ConvStem, LayerNorm, LayerScale, che
 from vision_models.transformer import Mlp, with_class_token
 
 EPSILON = 1e-6
-WAVES = 32  # for each of y and x
+WAVES = 32  # for each of the axes y and x
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class FourierPositions(nnx.Module):
-    """A linear map of sines and cosines of the places, which go from 0 to 2π on any map."""
+    """A linear map of sines and cosines of the coordinates, which are scaled to 0 ... 2π."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.projection = nnx.Linear(2 * WAVES, features, rngs=rngs)
 
     def __call__(self, height: int, width: int) -> jax.Array:
-        """Those of a map: `[H, W, C]`."""
+        """The positional encoding of a feature map: `[H, W, C]`."""
         y, x = (
             positions.sinusoidal(2 * math.pi / (size + EPSILON) * jnp.arange(1.0, size + 1), WAVES)
             for size in (height, width)
@@ -41,7 +41,7 @@ class FourierPositions(nnx.Module):
 
 
 class LocalInteraction(nnx.Module):
-    """y = conv2(norm(GELU(conv1(x)))), the convolutions on each channel by itself."""
+    """y = conv2(norm(GELU(conv1(x)))) with depthwise convolutions."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         depthwise = functools.partial(
@@ -57,7 +57,7 @@ class LocalInteraction(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention of channels, interaction of neighbours, and a perceptron."""
+    """Cross-covariance attention, local interaction, and an MLP."""
 
     def __init__(self, features: int, num_heads: int, *, rngs: nnx.Rngs):
         norm = functools.partial(LayerNorm, features, epsilon=EPSILON, rngs=rngs)
@@ -80,8 +80,9 @@ class Block(nnx.Module):
 class ClassBlock(nnx.Module):
     """The class token attends to all tokens.
 
-    The released code, and so this, also adds to each place its norm, doubles the place, and has the
-    class token's second norm take its place in the sum (in sizes above nano, every token's).
+    As in the released code, norm1 of each place is added to the place and the place is doubled, and
+    in the last sum norm2 of the class token replaces the token (in sizes above nano, of every
+    token).
     """
 
     def __init__(self, features: int, num_heads: int, *, rngs: nnx.Rngs):
@@ -103,14 +104,14 @@ class ClassBlock(nnx.Module):
 
 
 class CrossCovarianceTransformer(nnx.Module):
-    """From images `[B, H, W, 3]` to logits `[B, num_classes]`, for patches of 16×16.
+    """From images `[B, H, W, 3]` to logits `[B, num_classes]`, with patches of 16×16.
 
     Args:
-      features: C, the width of a place.
-      depth: Number of blocks before the class token joins.
+      features: C, the width of a token.
+      depth: Number of blocks before the class token is added.
       num_heads: N, of C / N channels each.
       num_classes: Number of logits.
-      rngs: Keys for the parameters.
+      rngs: Keys for initialisation.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class CrossCovarianceTransformer(nnx.Module):
         self.head = nnx.Linear(features, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Classify normalised images."""
+        """The logits of normalised images."""
         check_images(self, x)
         x = self.stem(x)
         x = x + self.positions(*x.shape[1:3])[None]
@@ -145,7 +146,7 @@ class CrossCovarianceTransformer(nnx.Module):
 
     @property
     def timm_names(self) -> dict[str, str]:
-        """Our paths of layers, by timm's."""
+        """The paths of our layers, by timm's names."""
         return {
             **{f"patch_embed.proj.{2 * i}.0": f"stem.convs.{i}" for i in range(4)},
             **{f"patch_embed.proj.{2 * i}.1": f"stem.norms.{i}" for i in range(4)},

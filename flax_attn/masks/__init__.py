@@ -1,8 +1,10 @@
-"""Masks: who may see whom, as relations between the coordinates of queries and keys.
+"""Masks: which query attends to which key, as relations between their coordinates.
 
-`mask(q, k)` is True where a query attends. Masks combine by `& | ^ ~`; `relation` makes one of a
-function. Shapes: B batch, N query heads, T queries, S keys, nq and nk blocks of them. In equations
-i is the query's position and j the key's.
+`mask(q, k)` is True where a query attends to a key. Masks combine by `&`, `|`, `^` and `~`;
+`relation` makes a mask from a function.
+
+Letters: `B` batch, `N` query heads, `T` queries, `S` keys, `nq` and `nk` blocks of queries and
+keys. In equations, i is the position of the query and j that of the key.
 """
 
 from flax_attn.masks._mask import Mask, relation

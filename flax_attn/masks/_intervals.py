@@ -1,10 +1,10 @@
-"""What is known of a mask on a block of pairs, read off its own jaxpr by interval arithmetic.
+"""Interpret the jaxpr of a mask by interval arithmetic: what it may be on each block of pairs.
 
-A number becomes an `Interval` that contains it for every token of a block, a boolean a `Truth` that
-says whether it holds for some pair (may be too large) and for every pair (may be too small). Each
-primitive has a rule that keeps these promises; what has no rule is unknown: any number, or true
-somewhere and not everywhere. Numbers that are the same for all tokens (parameters, head numbers)
-are computed, not bounded, so a table indexed by heads costs nothing.
+Each number of the jaxpr becomes a `Range` that contains it for every token of a block. Each boolean
+becomes a `Truth`: whether it may hold for some pair, and whether it holds for every pair. Every
+primitive has a rule that keeps these bounds sound. The result of a primitive without a rule is
+unknown. Numbers that are the same for all tokens (parameters, head ids) are computed instead of
+bounded, so that a table indexed by heads stays exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from flax_attn._jax import literal_value, open_jaxpr
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
 from flax_attn.masks._bounds import (
-    Interval,
+    Range,
     Truth,
     Value,
     both,
@@ -29,72 +29,74 @@ from flax_attn.masks._bounds import (
     unknown,
 )
 from flax_attn.masks._mask import And, Mask, Not, Or, Xor
-from flax_attn.masks._rules import BODIES, CALLS, DIVISIONS, MOVES, RULES, TOKENS
+from flax_attn.masks._rules import BODIES, CALLS, DIVISIONS, MOVES, RULES, TRACED_LENGTHS
 
 
-class Blocks(NamedTuple):
-    """What `block_truth` of a mask is told of the blocks: (length, size of a block) per side."""
+class Tiling(NamedTuple):
+    """How queries and keys are cut into blocks: (number of tokens, block size) of each side."""
 
     query: tuple[int, int]
     key: tuple[int, int]
 
 
-def interpret(mask: Mask, q: Record, k: Record, blocks: Blocks | None = None) -> Truth:
-    """What is known of a mask on every pair of blocks.
+def interpret(mask: Mask, q: Record, k: Record, tiling: Tiling | None = None) -> Truth:
+    """The bounds of a mask on every block of pairs.
 
     Args:
-      mask: The mask. Its `Aligned` fields hold an `Interval` or `Truth` per block in place of
-        arrays. If it has a method `block_truth(q, k, blocks)`, that answers.
-      q: Bounds of the queries' fields, `Interval` or `Truth` of arrays `[*B | 1, N | 1, nq, 1]`.
+      mask: The mask. Its `Aligned` fields hold a `Range` or `Truth` per block in place of arrays.
+        If it has a method `block_truth(q, k, tiling)`, that method gives the result.
+      q: Bounds of the queries' fields, `Range` or `Truth` of arrays `[*B | 1, N | 1, nq, 1]`.
       k: Bounds of the keys' fields, `[*B | 1, N | 1, 1, nk]`.
-      blocks: Passed to `block_truth`.
+      tiling: Passed to `block_truth`.
 
     Returns:
       `Truth` of arrays that broadcast to `[*B | 1, N | 1, nq, nk]`.
     """
     if isinstance(mask, And | Or | Xor):
-        first = interpret(mask.first, q, k, blocks)
-        second = interpret(mask.second, q, k, blocks)
+        first = interpret(mask.first, q, k, tiling)
+        second = interpret(mask.second, q, k, tiling)
         return {And: both, Or: either, Xor: differ}[type(mask)](first, second)
     if isinstance(mask, Not):
-        return negation(interpret(mask.mask, q, k, blocks))
+        return negation(interpret(mask.mask, q, k, tiling))
     if hasattr(mask, "block_truth"):
-        return mask.block_truth(q, k, blocks)
+        return mask.block_truth(q, k, tiling)
     jaxpr, values = _trace(mask, q, k)
-    (out,) = _walk(jaxpr, values, met=[])
+    (out,) = _interpret_jaxpr(jaxpr, values, without_rule=[])
     (shape,) = [atom.aval.shape for atom in open_jaxpr(jaxpr)[0].outvars]
     rank = max(x[0].ndim for side in (q, k) for x in side._fields.values())
-    pairs = len(shape) == rank and all(n in (1, m) for n, m in zip(shape[-2:], TOKENS, strict=True))
-    if not isinstance(out, Truth) or not (shape == () or pairs):
+    is_pairs = len(shape) == rank and all(
+        n in (1, traced) for n, traced in zip(shape[-2:], TRACED_LENGTHS, strict=True)
+    )
+    if not isinstance(out, Truth) or not (shape == () or is_pairs):
         return unknown(jnp.dtype(bool))
     return out
 
 
 def opaque(mask: Mask, q: Record, k: Record) -> tuple[str, ...]:
-    """Names of the primitives of a mask without a rule, whose results are unknown. No computation.
+    """Names of the primitives of a mask that have no rule. The mask is traced, not computed.
 
     Args:
       mask: The mask.
-      q: The queries' record, of arrays.
-      k: The keys' record.
+      q: The record of the queries, with arrays as fields.
+      k: The record of the keys.
     """
-    met: list[str] = []
+    without_rule: list[str] = []
 
-    def walk(lo: Any, hi: Any) -> None:
+    def trace_parts(lo: Any, hi: Any) -> None:
         (mask_lo, *records_lo), (mask_hi, *records_hi) = lo, hi
         q, k = map(_bounded, records_lo, records_hi)
         for part, same in zip(_parts(mask_lo), _parts(mask_hi), strict=True):
             part = jax.tree.map(_bounded, part, same, is_leaf=lambda x: isinstance(x, Aligned))
             jaxpr, values = _trace(part, q, k)
-            _walk(jaxpr, values, met)
+            _interpret_jaxpr(jaxpr, values, without_rule)
 
-    # Two tracers of each array: they look like the ends of an interval, which are not known equal.
-    jax.eval_shape(walk, (mask, q, k), (mask, q, k))
-    return tuple(dict.fromkeys(met))
+    # Each array is passed twice, so that its two ends are different tracers, as those of a range.
+    jax.eval_shape(trace_parts, (mask, q, k), (mask, q, k))
+    return tuple(dict.fromkeys(without_rule))
 
 
 def _parts(mask: Mask) -> list[Mask]:
-    """The masks that a composition is made of, without those that answer for blocks themselves."""
+    """The masks that a composition is made of, except those with a method `block_truth`."""
     if isinstance(mask, And | Or | Xor):
         return _parts(mask.first) + _parts(mask.second)
     if isinstance(mask, Not):
@@ -103,7 +105,7 @@ def _parts(mask: Mask) -> list[Mask]:
 
 
 def _bounded(lo: Any, hi: Any) -> Any:
-    """Bounds in place of the arrays of tokens in a record, or in a mask's `Aligned`."""
+    """A record, or an `Aligned` of a mask, with bounds in place of its arrays over tokens."""
     if isinstance(lo, Record):
         pairs = {name: (x, hi._fields[name]) for name, x in lo._fields.items()}
         exact = {name: _pair(x, x) for name, (x, _) in pairs.items() if name == "head_ids"}
@@ -114,17 +116,17 @@ def _bounded(lo: Any, hi: Any) -> Any:
 
 
 def _pair(lo: jax.Array, hi: jax.Array) -> Value:
-    return Truth(lo, hi) if lo.dtype == jnp.bool_ else Interval(lo, hi)
+    return Truth(lo, hi) if lo.dtype == jnp.bool_ else Range(lo, hi)
 
 
 def reads(part: Any, q: Record, k: Record, *scores: Any) -> set[tuple[str, str]]:
-    """Which fields a mask or score modifier reads, as `("query", "positions")`.
+    """The fields that a mask or score modifier reads, such as `("query", "positions")`.
 
     Args:
       part: The mask or score modifier.
-      q: The queries' record, of arrays or bounds.
-      k: The keys' record.
-      *scores: For a score modifier, the scores that it is given.
+      q: The record of the queries, with arrays or bounds as fields.
+      k: The record of the keys.
+      *scores: The scores that a score modifier is called with; nothing for a mask.
     """
     seen: set[tuple[str, str]] = set()
 
@@ -137,7 +139,7 @@ def reads(part: Any, q: Record, k: Record, *scores: Any) -> set[tuple[str, str]]
 
 
 class _Recording(Record):
-    """A record that notes what is read of it."""
+    """A record that notes which of its fields are read."""
 
     def __init__(self, side: str, fields: dict[str, Any], seen: set[tuple[str, str]]) -> None:
         super().__init__(side, fields)
@@ -149,15 +151,15 @@ class _Recording(Record):
         return value
 
 
-# Traces
+# Tracing and interpreting
 
 
 def _is_value(x: Any) -> bool:
-    return isinstance(x, Interval | Truth)
+    return isinstance(x, Range | Truth)
 
 
 def _trace(mask: Mask, q: Record, k: Record) -> tuple[Any, list[Value]]:
-    """The jaxpr of a mask and the values of its inputs; Python numbers are constants of it."""
+    """The jaxpr of a mask and the bounds of its inputs. Python numbers become constants."""
     trees = [jax.tree.flatten(x, is_leaf=_is_value) for x in (mask, q._fields, k._fields)]
     leaves = [x for tree, _ in trees for x in tree]
     axes = [
@@ -181,20 +183,22 @@ def _trace(mask: Mask, q: Record, k: Record) -> tuple[Any, list[Value]]:
 
 
 def _stand_in(value: Value, axes: tuple[int, ...]) -> Any:
-    """For bounds of tokens an array of tokens; for what is known exactly the array itself.
+    """The array that a value is traced as: itself if it is known exactly, else one over tokens.
 
-    (In `shard_map` arrays also know over which devices they vary, and so does the jaxpr then.)
+    Tracing with the array itself keeps the mesh axes over which it varies inside `shard_map`.
     """
     if value[0] is value[1]:
         return value[0]
     shape = list(value[0].shape)
     for axis in axes:
-        shape[axis] = TOKENS[axis]
+        shape[axis] = TRACED_LENGTHS[axis]
     return jax.ShapeDtypeStruct(tuple(shape), value[0].dtype)
 
 
-def _walk(closed: Any, inputs: Sequence[Value], met: list[str]) -> list[Value | None]:
-    """Interpret the equations of a jaxpr; `met` gets the names of primitives without a rule."""
+def _interpret_jaxpr(
+    closed: Any, inputs: Sequence[Value], without_rule: list[str]
+) -> list[Value | None]:
+    """Interpret a jaxpr. Names of primitives without a rule are appended to `without_rule`."""
     jaxpr, constants = open_jaxpr(closed)
     known: dict[Any, Value | None] = {}
     known.update(zip(jaxpr.constvars, map(point, constants), strict=True))
@@ -206,16 +210,16 @@ def _walk(closed: Any, inputs: Sequence[Value], met: list[str]) -> list[Value | 
 
     for eqn in jaxpr.eqns:
         values = [read(atom) for atom in eqn.invars]
-        outs = _equation(eqn, values, met)
+        outs = _interpret_equation(eqn, values, without_rule)
         if outs is None:
-            met.append(eqn.primitive.name)
+            without_rule.append(eqn.primitive.name)
             outs = [unknown(atom.aval.dtype) for atom in eqn.outvars]
         known.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _equation(eqn: Any, values: list[Any], met: list[str]) -> list[Any] | None:
-    """The results of an equation, or None if nothing is known of them."""
+def _interpret_equation(eqn: Any, values: list[Any], without_rule: list[str]) -> list[Any] | None:
+    """The results of an equation, or None if nothing is known about them."""
     name = eqn.primitive.name
     if name in CALLS:
         division = DIVISIONS.get(eqn.params.get("name"))
@@ -224,12 +228,14 @@ def _equation(eqn: Any, values: list[Any], met: list[str]) -> list[Any] | None:
             same: list[Any] = [x if x[0].dtype == dtype else convert(x, dtype) for x in values]
             return [division[1](*same)]
         body = next((eqn.params[key] for key in BODIES if key in eqn.params), None)
-        return None if body is None else _walk(body, values, met)
-    if all(map(_is_exact, values, eqn.invars)) and all(map(_may_compute, eqn.outvars)):
-        moves = name in MOVES or not any(map(_is_float, eqn.outvars))
-        if moves:  # floats are bounded instead: a fused multiplication and addition rounds once
-            out = eqn.primitive.bind(*(x[0] for x in values), **eqn.params)
-            return [point(x) for x in (out if eqn.primitive.multiple_results else [out])]
+        return None if body is None else _interpret_jaxpr(body, values, without_rule)
+    # Arithmetic of floats is bounded, not computed: attention may round it differently, for example
+    # in a fused multiplication and addition.
+    is_computed = name in MOVES or not any(map(_is_float, eqn.outvars))
+    is_exact = all(map(_is_exact, values, eqn.invars)) and all(map(_has_no_tokens, eqn.outvars))
+    if is_computed and is_exact:
+        out = eqn.primitive.bind(*(x[0] for x in values), **eqn.params)
+        return [point(x) for x in (out if eqn.primitive.multiple_results else [out])]
     rule = RULES.get(name)
     if rule is None or not all(_is_bounded(x) for x in values):
         return None
@@ -238,12 +244,13 @@ def _equation(eqn: Any, values: list[Any], met: list[str]) -> list[Any] | None:
 
 
 def _is_exact(value: Value | None, atom: Any) -> bool:
-    """Whether a value is one known array, the same for all tokens."""
+    """True if a value is a known array that is the same for all tokens."""
     return value is not None and value[0] is value[1] and value[0].shape == atom.aval.shape
 
 
-def _may_compute(atom: Any) -> bool:
-    return all(size % tokens for size in atom.aval.shape for tokens in TOKENS)
+def _has_no_tokens(atom: Any) -> bool:
+    """True if no axis of an array runs over tokens."""
+    return all(size % length for size in atom.aval.shape for length in TRACED_LENGTHS)
 
 
 def _is_float(atom: Any) -> bool:
@@ -258,7 +265,7 @@ def _is_bounded(value: Value | None) -> bool:
 
 
 def _is_division(eqn: Any, values: list[Any], function: Callable[..., Any]) -> bool:
-    """Whether a call is jnp's own integer division, and not something of the same name."""
+    """True if a call is the integer division of jnp, and not another function of that name."""
     avals = [atom.aval for atom in eqn.invars]
     if len(avals) != 2 or not all(jnp.issubdtype(x.dtype, jnp.signedinteger) for x in avals):
         return False

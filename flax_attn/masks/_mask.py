@@ -1,4 +1,4 @@
-"""Masks and their algebra."""
+"""The base class of masks, their algebra, and masks made from functions."""
 
 import dataclasses
 import functools
@@ -23,36 +23,37 @@ from flax_attn._record import Record
 
 
 class Mask:
-    """Who may see whom: a relation between the coordinates of a query and of a key.
+    """A relation between the coordinates of a query and of a key.
 
-    `mask(q, k)` is True where the query attends; `q` and `k` are records whose fields
+    `mask(q, k)` is True where the query attends to the key. `q` and `k` are records whose fields
     (`q.positions`, `k.segment_ids`, any feature) broadcast against each other. Masks combine by
-    `&`, `|`, `^` and `~`. They are pytrees without shapes: numbers are leaves, so a window's size
-    may be traced.
+    `&`, `|`, `^` and `~`. They are pytrees and know no shapes. Their numbers are leaves, so the
+    size of a window may be traced.
 
     Attributes:
       per_head: Names of the fields that may hold one number per query head, on their last axis.
-      reads: What a mask without parameters reads, for messages.
+      reads: What a mask without parameters reads; used in error messages.
     """
 
     per_head: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[str] = "positions, which are in the coordinates: Coords.arange(length)"
 
     def __new__(cls, *arguments: Any, **options: Any) -> "Mask":
-        """Raise if a mask without parameters is given what its tokens should carry."""
-        bare = "__dataclass_fields__" in vars(cls) and not dataclasses.fields(cls)  # type: ignore[arg-type]
-        if bare and (arguments or options):
+        """Raise if a mask without parameters is given arguments."""
+        has_no_fields = "__dataclass_fields__" in vars(cls) and not dataclasses.fields(cls)  # type: ignore[arg-type]
+        if has_no_fields and (arguments or options):
             given = ", ".join([type(x).__name__ for x in arguments] + list(options))
             raise TypeError(
-                f"{cls.__name__}: it has no parameters, got {given}. Write masks.{cls.__name__}(): "
-                f"it reads {cls.reads}, given to attention as query_coords and key_coords."
+                f"{cls.__name__}: this mask has no parameters, got {given}. Write "
+                f"masks.{cls.__name__}(). It reads {cls.reads}. Pass them to attention as "
+                f"query_coords and key_coords."
             )
         return super().__new__(cls)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
-            "a Mask is not an array, but a relation between tokens: give it to attention as mask=. "
-            "print(make_plan(mask, Coords.arange(length), block=(1, 1))) is its picture."
+            "a Mask is a relation between tokens, not an array. Pass it to attention as mask=. To "
+            "see it, print(make_plan(mask, Coords.arange(length), block=(1, 1)))."
         )
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
@@ -76,14 +77,14 @@ class Mask:
     def __invert__(self) -> "Mask":
         return Not(self)
 
-    __array_ufunc__ = None  # NumPy's arrays leave operators to masks
+    __array_ufunc__ = None  # so that `array & mask` calls `__rand__` of the mask
 
     def __bool__(self) -> bool:
-        raise TypeError("a Mask has no truth value: combine masks by & | ^ ~, not by and, or, not.")
+        raise TypeError("a Mask has no truth value. Combine masks by & | ^ ~, not by and, or, not.")
 
     def _no_arithmetic(self, *_: Any) -> "Mask":
         raise TypeError(
-            "a Mask has no arithmetic: combine masks by & (both), | (either), ^ (one of them) and "
+            "a Mask has no arithmetic. Combine masks by & (and), | (or), ^ (exclusive or) and "
             "~ (not)."
         )
 
@@ -92,48 +93,48 @@ class Mask:
 
     def __rshift__(self, other: Any) -> "Mask":
         raise TypeError(
-            "a Mask does not compose by >>, as score modifiers do: combine masks by & | ^ ~. Masks "
-            "and score modifiers are two arguments of attention: mask=..., score_mod=..."
+            "a Mask does not compose by >>, as score modifiers do. Combine masks by & | ^ ~. Masks "
+            "and score modifiers are separate arguments of attention: mask=..., score_mod=..."
         )
 
     __rrshift__ = __rshift__
 
 
 def everywhere(value: bool, q: Record, k: Record) -> Bool[Array, "..."]:
-    """The same answer for every pair of tokens."""
-    # Not by `q.positions`: what a mask reads is recorded, and this one compares nothing.
+    """An array that has the same value for every pair of tokens."""
+    # `q.positions` would be recorded as read, although the positions do not matter here.
     sides = (record._fields["positions"].shape for record in (q, k))
     return jnp.full(jnp.broadcast_shapes(*sides), value)
 
 
 def refuse(other: Any) -> Any:
-    """Raise because something is not a mask, and say how it becomes one."""
+    """Raise `TypeError`: the other operand is not a mask."""
     raise TypeError(f"a Mask combines with a Mask, got {kind_of(other)}. {how_to_mask(other)}")
 
 
 def how_to_mask(x: Any) -> str:
-    """How a thing of the wrong kind becomes a mask."""
+    """Advice on how to make a mask from an object of another type."""
     if isinstance(x, type) and issubclass(x, Mask):
         return f"Call it: masks.{x.__name__}()."
     if isinstance(x, Relations):
-        return f"Call it, with its parameters if it has any: {x.__name__}{x.signature}."
+        return f"Call it with its parameters: {x.__name__}{x.signature}."
     if callable(x) and hasattr(x, "__name__"):
         return (
-            "Make a relation of it: masks.relation(function)(), where the function is called with "
-            "the coordinates of queries and of keys."
+            "Make a relation from it: masks.relation(function)(). The function is called with the "
+            "coordinates of queries and keys."
         )
     if isinstance(x, str):
         return "Masks are objects: masks.Causal(), masks.Window(127)."
     if hasattr(x, "dtype") or isinstance(x, list | tuple):
         return "Wrap an array: masks.Dense(array)."
     if x is None:
-        return "Leave it out, or use masks.Full()."
-    return "Masks are made by flax_attn.masks; of a boolean array, masks.Dense(array)."
+        return "Omit it, or use masks.Full()."
+    return "Masks are in flax_attn.masks. For a boolean array write masks.Dense(array)."
 
 
 @pytree
 class And(Mask):
-    """Both: `a & b`."""
+    """Logical and: `a & b`."""
 
     first: Mask
     second: Mask
@@ -147,7 +148,7 @@ class And(Mask):
 
 @pytree
 class Or(Mask):
-    """Either: `a | b`."""
+    """Logical or: `a | b`."""
 
     first: Mask
     second: Mask
@@ -161,7 +162,7 @@ class Or(Mask):
 
 @pytree
 class Xor(Mask):
-    """One of both: `a ^ b`."""
+    """Exclusive or: `a ^ b`."""
 
     first: Mask
     second: Mask
@@ -175,7 +176,7 @@ class Xor(Mask):
 
 @pytree
 class Not(Mask):
-    """Whom the other hides: `~a`."""
+    """Logical not: `~a`."""
 
     mask: Mask
 
@@ -206,18 +207,18 @@ class Relation(Mask):
         if getattr(seen, "dtype", None) != jnp.bool_:
             kind = seen.dtype if hasattr(seen, "dtype") else type(seen).__name__
             raise TypeError(
-                f"{name}: a relation must return booleans, got {kind}. True is where the query "
-                f"attends: return q.positions >= k.positions."
+                f"{name}: a relation must return booleans, got {kind}. Return True where the query "
+                f"attends, for example q.positions >= k.positions."
             )
-        # Not by a field's name: what a relation reads is recorded.
+        # The rank is taken without reading a field by name, which would be recorded.
         rank = next((x.ndim for x in getattr(q, "_fields", {}).values()), seen.ndim)
         if seen.ndim == 0:
             return seen.reshape((1,) * rank)
         if seen.ndim != rank:
             raise ValueError(
-                f"{name}: a relation must return what broadcasts like the fields of q and k, of "
-                f"{rank} axes, got {list(seen.shape)}. Compute it from q and k; an array of pairs "
-                f"is masks.Dense(array)."
+                f"{name}: a relation must return an array of {rank} axes, as the fields of q and k "
+                f"have, got {list(seen.shape)}. Compute it from q and k. For an array over all "
+                f"pairs write masks.Dense(array)."
             )
         return seen
 
@@ -234,7 +235,7 @@ def _restore(parameters: dict[str, Any], named: Any) -> Relation:
 
 
 class Relations:
-    """The masks that a function of two token records makes, one for each choice of parameters."""
+    """What `relation` returns: calling it with parameters makes a mask of the function."""
 
     __name__: str
     __qualname__: str
@@ -247,20 +248,20 @@ class Relations:
 
     @property
     def signature(self) -> inspect.Signature:
-        """The parameters, without the two records."""
+        """The signature of the function without the two records."""
         try:
             inputs = inspect.signature(self.function).parameters
-        except (TypeError, ValueError):  # some built-in functions have none
+        except (TypeError, ValueError):  # some built-in functions have no signature
             return inspect.Signature()
         return inspect.Signature([x.replace(annotation=x.empty) for x in [*inputs.values()][2:]])
 
     def __call__(self, *arguments: Any, **parameters: Any) -> Mask:
-        """The mask of these parameters."""
+        """The mask with these parameters."""
         if arguments:
             raise TypeError(
-                f"{self.__name__}: parameters of a relation are given by name, "
-                f"{self.__name__}{self.signature}, got {len(arguments)} without. (Attention calls "
-                f"the function with the coordinates.)"
+                f"{self.__name__}: the parameters of a relation must be given by name, "
+                f"{self.__name__}{self.signature}, got {len(arguments)} by position. Attention "
+                f"calls the function with the coordinates."
             )
         check_parameters(self.function, "q, k", parameters)
         return Relation(parameters, self.function)
@@ -269,7 +270,7 @@ class Relations:
         return f"relation({self.__name__})"
 
     def __reduce__(self) -> Any:
-        return self.__qualname__  # by its name, as functions are pickled
+        return self.__qualname__  # pickled by name, as functions are
 
     def _refuse(self, *_: Any) -> Mask:
         return refuse(self)
@@ -278,20 +279,22 @@ class Relations:
 
 
 def relation(function: Callable[..., Bool[Array, "..."]]) -> Callable[..., Mask]:
-    """Make a mask of a function of two token records.
+    """Make a mask from a function of two token records.
 
     Args:
       function: Called as `function(q, k, **parameters)`; returns True where the query attends. It
         must work elementwise: `q` and `k` broadcast against each other, and it is evaluated on
-        tiles of any size. Arrays that it needs are parameters, not captured; those over batch
-        elements, heads, queries or keys are `coords.Aligned`, as in `scores.score_mod`.
+        tiles of any size. Arrays that it needs must be parameters; it must not capture them. An
+        array over batch elements, heads, queries or keys is given as `coords.Aligned`, as in
+        `scores.score_mod`.
 
     Returns:
-      A function of the parameters, which become leaves, that returns a `Mask`.
+      A function that takes the parameters by name and returns a `Mask`, whose leaves they are.
 
     Raises:
-      TypeError: If it is not a function; later, if parameters are missing or unknown, or it returns
-        no booleans, or decides by the value of an array (`and`, `or`, `not`, `if`, `a < b < c`).
+      TypeError: If `function` is not a function. When the result is called: if parameters are
+        missing or unknown. When attention calls the function: if it does not return booleans, or
+        branches on the value of an array (`and`, `or`, `not`, `if`, `a < b < c`).
 
     Example:
       >>> from flax_attn import masks

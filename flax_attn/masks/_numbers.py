@@ -1,4 +1,4 @@
-"""The numbers of a mask: one for all heads, or one per query head; traced, or known and checked."""
+"""Integer parameters of masks: one for all heads or one per query head, and possibly traced."""
 
 from typing import Any
 
@@ -13,23 +13,23 @@ Number = int | np.integer | np.ndarray | Int[Array, "..."]
 
 
 def as_number(name: str, value: Any, minimum: int | None, fix: str) -> Any:
-    """An integer, or integers `[N]`, of at least `minimum`; what is beyond int32 is its end.
+    """Check an integer or integers `[N]`, and clamp values beyond int32 to its ends.
 
     Args:
-      name: `"Window: left"`, for the message.
-      value: What was given. Traced values are checked for their dtype only.
-      minimum: The smallest possible number; None for any.
-      fix: The last sentence of the message.
+      name: Name for error messages, such as `"Window: left"`.
+      value: The argument. Of a traced value only the dtype is checked.
+      minimum: The smallest allowed number; None for any.
+      fix: The last sentence of error messages.
 
     Returns:
-      The number, of the same kind: of Python, NumPy or JAX.
+      The number as it was given: of Python, NumPy or JAX.
     """
     dtype = getattr(value, "dtype", None)
     integer = type(value) is int if dtype is None else jnp.issubdtype(dtype, jnp.integer)
     if not integer:
         kind = type(value).__name__ if dtype is None else dtype
         raise TypeError(f"{name} must be an integer, or integers [N], got {kind}. {fix}")
-    # The ends of int32 are open: positions are at most 2³⁰ − 1, and their differences twice that.
+    # Clamping changes no mask: positions are at most 2³⁰ − 1, and their differences twice that.
     bounded = max(-LARGEST, min(value, LARGEST)) if dtype is None else saturate(value)
     numbers = None if minimum is None else known(bounded)
     if numbers is not None and (numbers < minimum).any():
@@ -38,19 +38,19 @@ def as_number(name: str, value: Any, minimum: int | None, fix: str) -> Any:
 
 
 def per_head(name: str, value: Number, q: Record) -> int | Int[Array, "..."]:
-    """A number that broadcasts against the records: itself, or that of each query head.
+    """The number of each query head, in a shape that broadcasts against the records.
 
     Args:
-      name: `"Window: left"`, for the message.
-      value: A number, or `[N]`, looked up by `q.head_ids`.
-      q: The queries.
+      name: Name for error messages, such as `"Window: left"`.
+      value: One number, or numbers `[N]` that are indexed by `q.head_ids`.
+      q: The record of the queries.
     """
     if isinstance(value, int):
         return value
     number = saturate(jnp.asarray(value))
     if number.ndim == 0:
         return number
-    # Heads may be spread over devices: there are then more numbers than heads here.
+    # If heads are split over devices, there are more numbers than heads on this device.
     if number.ndim > 1 or number.shape[0] < q.head_ids.size:
         raise ValueError(
             f"{name} must be one number, or one per query head [N] = [{q.head_ids.size}], got "
@@ -60,7 +60,7 @@ def per_head(name: str, value: Number, q: Record) -> int | Int[Array, "..."]:
 
 
 def scalar(name: str, value: Number, fix: str) -> int | Int[Array, ""]:
-    """A number that is the same for all heads."""
+    """A number that must be the same for all heads."""
     if isinstance(value, int):
         return value
     number = saturate(jnp.asarray(value))

@@ -1,4 +1,4 @@
-"""What each primitive of a jaxpr does to bounds."""
+"""The rule of each primitive of a jaxpr: from the bounds of its operands to those of its result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn.masks._bounds import (
-    Interval,
+    Range,
     Truth,
     Value,
     at_most,
@@ -36,12 +36,13 @@ from flax_attn.masks._bounds import (
     times,
 )
 
-TOKENS = (1009, 2003)
-"""Lengths of queries and keys in a trace: primes, by which an axis of tokens is known."""
+TRACED_LENGTHS = (1009, 2003)
+"""Numbers of queries and keys in a trace. They are primes, so an axis over tokens is recognised by
+its size: other sizes are unlikely to be multiples of them."""
 
 
-def choose(eqn: Any, which: Value, *cases: Value) -> Value:
-    """`select_n`: the cases that `which` leaves open."""
+def select(eqn: Any, which: Value, *cases: Value) -> Value:
+    """`select_n`: the bounds of all cases that `which` may select."""
     if not isinstance(which, Truth) or len(cases) != 2:
         return hull(cases)
     off, on = cases
@@ -51,14 +52,14 @@ def choose(eqn: Any, which: Value, *cases: Value) -> Value:
         return Truth(some, (~inside | on[1]) & (~outside | off[1]))
     union = hull(cases)
     lo = jnp.where(inside, jnp.where(outside, union[0], on[0]), off[0])
-    return Interval(lo, jnp.where(inside, jnp.where(outside, union[1], on[1]), off[1]))
+    return Range(lo, jnp.where(inside, jnp.where(outside, union[1], on[1]), off[1]))
 
 
-# Shapes: an array of bounds has the axes of what it bounds, or none if it is the same everywhere
+# Shapes. Bounds have the axes of the array that they bound, or no axes if they are all the same.
 
 
-def place(eqn: Any, x: Value) -> Value:
-    """`broadcast_in_dim`: axes go where they are told, and the new ones have size 1."""
+def broadcast_in_dim(eqn: Any, x: Value) -> Value:
+    """`broadcast_in_dim`; a new axis of the bounds has size 1."""
     axes = eqn.params["broadcast_dimensions"]
     rank = len(eqn.params["shape"])
 
@@ -74,7 +75,7 @@ def place(eqn: Any, x: Value) -> Value:
 
 
 def reshape(eqn: Any, x: Value) -> Value | None:
-    """Only where it adds and removes axes of size 1."""
+    """`reshape`, if it only adds and removes axes of size 1."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if x[0].size == 1 and x[1].size == 1:
         return type(x)(*(array.reshape(()) for array in x))
@@ -89,96 +90,97 @@ def reshape(eqn: Any, x: Value) -> Value | None:
 
 
 def transpose(eqn: Any, x: Value) -> Value:
-    """The same axes in another order."""
+    """`transpose`."""
     order = eqn.params["permutation"]
     return type(x)(*(array.transpose(order) if array.ndim else array for array in x))
 
 
-def fold(function: Callable[..., jax.Array]) -> Callable[..., Value | None]:
-    """A reduction by "or", "and", max or min over axes that are not tokens."""
+def reduction(function: Callable[..., jax.Array]) -> Callable[..., Value | None]:
+    """The rule of a reduction by or, and, max or min over axes that are not tokens."""
 
     def rule(eqn: Any, x: Value) -> Value | None:
         axes = eqn.params["axes"]
         shape = eqn.invars[0].aval.shape
-        if any(shape[axis] == 0 or shape[axis] in TOKENS for axis in axes):
+        if any(shape[axis] == 0 or shape[axis] in TRACED_LENGTHS for axis in axes):
             return None
         return type(x)(*(function(array, axes) if array.ndim else array for array in x))
 
     return rule
 
 
-def _of(function: Callable[..., Value | None]) -> Callable[..., Value | None]:
-    """A rule that needs only the operands."""
+def _elementwise(function: Callable[..., Value | None]) -> Callable[..., Value | None]:
+    """The rule of a primitive without parameters."""
     return lambda eqn, *values: function(*values)
 
 
-def _itself(eqn: Any, x: Value) -> Value:
+def _identity(eqn: Any, x: Value) -> Value:
     return x
 
 
-def _monotone_primitive(eqn: Any, x: Interval) -> Interval:
+def _monotone_primitive(eqn: Any, x: Range) -> Range:
     return monotone(lambda y: eqn.primitive.bind(y, **eqn.params), x)
 
 
-def _multiply(eqn: Any, a: Interval, b: Interval) -> Interval | None:
+def _multiply(eqn: Any, a: Range, b: Range) -> Range | None:
     return power(a, 2) if eqn.invars[0] is eqn.invars[1] else times(a, b)
 
 
 def _complement(eqn: Any, a: Value) -> Value:
-    return negation(a) if isinstance(a, Truth) else Interval(~a.hi, ~a.lo)
+    return negation(a) if isinstance(a, Truth) else Range(~a.hi, ~a.lo)
 
 
-def _truths_only(function: Callable[[Truth, Truth], Truth]) -> Callable[..., Value | None]:
+def _boolean(function: Callable[[Truth, Truth], Truth]) -> Callable[..., Value | None]:
+    """The rule of a primitive that is known for booleans only."""
     return lambda eqn, a, b: function(a, b) if isinstance(a, Truth) else None
 
 
 RULES: dict[str, Callable[..., Value | None]] = {
-    "eq": _of(equal),
-    "ne": _of(lambda a, b: negation(equal(a, b))),
-    "lt": _of(less),
-    "le": _of(at_most),
-    "gt": _of(lambda a, b: less(b, a)),
-    "ge": _of(lambda a, b: at_most(b, a)),
-    "and": _of(bitwise_and),
-    "or": _truths_only(either),
-    "xor": _truths_only(differ),
+    "eq": _elementwise(equal),
+    "ne": _elementwise(lambda a, b: negation(equal(a, b))),
+    "lt": _elementwise(less),
+    "le": _elementwise(at_most),
+    "gt": _elementwise(lambda a, b: less(b, a)),
+    "ge": _elementwise(lambda a, b: at_most(b, a)),
+    "and": _elementwise(bitwise_and),
+    "or": _boolean(either),
+    "xor": _boolean(differ),
     "not": _complement,
-    "select_n": choose,
-    "clamp": _of(lambda low, x, high: smaller(larger(x, low), high)),
-    "max": _of(larger),
-    "min": _of(smaller),
-    "add": _of(plus),
-    "sub": _of(minus),
+    "select_n": select,
+    "clamp": _elementwise(lambda low, x, high: smaller(larger(x, low), high)),
+    "max": _elementwise(larger),
+    "min": _elementwise(smaller),
+    "add": _elementwise(plus),
+    "sub": _elementwise(minus),
     "mul": _multiply,
-    "neg": _of(negative),
-    "abs": _of(magnitude),
-    "div": _of(divide),
-    "rem": _of(rem),
+    "neg": _elementwise(negative),
+    "abs": _elementwise(magnitude),
+    "div": _elementwise(divide),
+    "rem": _elementwise(rem),
     "integer_pow": lambda eqn, x: power(x, eqn.params["y"]),
     "square": lambda eqn, x: power(x, 2),
-    "sqrt": _of(root),
+    "sqrt": _elementwise(root),
     "sign": _monotone_primitive,
     "floor": _monotone_primitive,
     "ceil": _monotone_primitive,
     "round": _monotone_primitive,
-    "shift_right_arithmetic": _of(shift_right),
+    "shift_right_arithmetic": _elementwise(shift_right),
     "convert_element_type": lambda eqn, x: convert(x, eqn.params["new_dtype"]),
-    "broadcast_in_dim": place,
+    "broadcast_in_dim": broadcast_in_dim,
     "reshape": reshape,
     "squeeze": reshape,
     "expand_dims": reshape,
     "transpose": transpose,
-    "reduce_or": fold(jnp.any),
-    "reduce_and": fold(jnp.all),
-    "reduce_max": fold(jnp.max),
-    "reduce_min": fold(jnp.min),
-    "copy": _itself,
-    "copy_p": _itself,
-    "stop_gradient": _itself,
-    "pvary": _itself,
-    "pcast": _itself,
+    "reduce_or": reduction(jnp.any),
+    "reduce_and": reduction(jnp.all),
+    "reduce_max": reduction(jnp.max),
+    "reduce_min": reduction(jnp.min),
+    "copy": _identity,
+    "copy_p": _identity,
+    "stop_gradient": _identity,
+    "pvary": _identity,
+    "pcast": _identity,
 }
-"""What each primitive does to bounds; a rule may answer None for "unknown"."""
+"""The rule of each primitive. A rule returns None if nothing is known about the result."""
 
 CALLS = {
     "jit",
@@ -193,7 +195,7 @@ CALLS = {
     "remat2",
     "checkpoint",
 }
-"""Primitives that stand for a jaxpr, kept in one of `BODIES`."""
+"""Primitives that call a jaxpr, which is one of their parameters `BODIES`."""
 
 BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -201,7 +203,7 @@ DIVISIONS = {
     "floor_divide": (jnp.floor_divide, floor_divide),
     "remainder": (jnp.remainder, remainder),
 }
-"""jnp spells them out with signs and selects, which would lose their bounds."""
+"""Functions of jnp made of many primitives, whose rules would widen the bounds too much."""
 
 MOVES = {
     "broadcast_in_dim",
@@ -218,4 +220,4 @@ MOVES = {
     "squeeze",
     "transpose",
 }
-"""Primitives that leave floats as they are."""
+"""Primitives that move numbers and do not compute any."""

@@ -1,4 +1,4 @@
-"""Masks given as data: a boolean array, and lists of blocks."""
+"""Masks from data: a boolean array, and lists of key blocks."""
 
 import operator
 from typing import Any
@@ -12,7 +12,7 @@ from flax_attn._integers import integers, known, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
-from flax_attn.masks._intervals import Blocks, Interval, Truth
+from flax_attn.masks._intervals import Range, Tiling, Truth
 from flax_attn.masks._mask import Mask, how_to_mask
 from flax_attn.masks._numbers import as_number
 
@@ -21,14 +21,14 @@ from flax_attn.masks._numbers import as_number
 class Dense(Mask):
     """A boolean array as a mask.
 
-    M_ij = array[..., n, t, s], by where the tokens stand and not by what they carry.
+    M_ij = array[..., n, t, s], where t and s are the indices of query and key in their arrays
 
-    The escape hatch: it takes O(T · S) memory, and it cannot follow tokens that are reordered,
-    cached or spread over devices. Any other mask can.
+    It takes O(T · S) memory, and it does not follow tokens that are reordered, cached or moved
+    between devices. All other masks do. Use it where no other mask fits.
 
     Attributes:
-      array: True where the query attends, `[*B, N, T, S]` or fewer trailing axes, such as `[T, S]`
-        or `[N, T, S]`; axes of size 1 broadcast. Kept with the letters of its axes.
+      array: True where the query attends, `[*B, N, T, S]` or fewer leading axes, such as `[T, S]`
+        or `[N, T, S]`; axes of size 1 broadcast. It is stored as an `Aligned`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,18 +43,18 @@ class Dense(Mask):
         dtype = getattr(array, "dtype", None)
         if dtype is None:
             is_mask = isinstance(array, Mask) or how_to_mask(array).startswith("Call it")
-            fix = "A mask needs no Dense" if is_mask else "Write jnp.asarray(array, bool)"
+            fix = "Use the mask as it is" if is_mask else "Write jnp.asarray(array, bool)"
             raise TypeError(f"Dense: array must be a boolean array, got {kind_of(array)}. {fix}.")
         if dtype != jnp.bool_:
             raise TypeError(
-                f"Dense: array must be boolean, True = attend, got {dtype}. Write "
-                f"array.astype(bool) for 0/1, or pass an additive mask as bias."
+                f"Dense: array must be boolean, True where the query attends, got {dtype}. For an "
+                f"array of 0 and 1 write array.astype(bool). Pass an additive mask as bias."
             )
         array = jnp.asarray(array)
         if array.ndim < 2:
             raise ValueError(
                 f"Dense: array must be [*B, N, T, S] or its last axes, at least [T, S], got "
-                f"{list(array.shape)}. Add an axis: array[None] for the same keys for all queries."
+                f"{list(array.shape)}. If all queries attend to the same keys, write array[None]."
             )
         if array.ndim == 2:
             array = array[None]
@@ -70,30 +70,30 @@ class Dense(Mask):
 
 @pytree
 class Selected(Mask):
-    """Each block of queries attends to the blocks of keys that it has chosen.
+    """Each block of queries attends to the blocks of keys that are listed for it.
 
     M_ij = ⌊j / block_size⌋ ∈ blocks[..., ⌊row_i / query_block_size⌋, :]
 
-    with i and j positions, and row_i the query's `rows`, normally its position. As the choice may
-    depend on the data, blocks may be traced; no gradient goes through it. Queries and keys beyond
-    the lists, at positions before 0 or after the last block, attend to nothing and are seen by
-    none. NSA and MoBA also ask for `& Causal()`.
+    where row_i is the field of the query that `rows` names, normally its position. The lists may be
+    traced, as they often depend on the data; they have no gradient. Queries before row 0 or after
+    the last query block attend to no key, and no query attends to keys before position 0 or after
+    the last key block. For NSA and MoBA, combine this mask with `& Causal()`.
 
     Attributes:
-      blocks: Numbers of the key blocks that each query block sees `[*B, N, nq, topk]`, counted by
-        positions and not by places in memory; −1 for none. N may be 1, and left out together with
-        the batch. (Kept as a boolean array `[*B, N, nq, num_key_blocks]`.)
+      blocks: Numbers of the key blocks that each query block attends to `[*B, N, nq, topk]`, or
+        `[nq, topk]`; −1 stands for no block. They count positions, not places in memory. N may be
+        1. They are stored as a boolean array `[*B, N, nq, num_key_blocks]`.
       block_size: Number of positions in a block of keys.
-      query_block_size: Number of rows in a block of queries; `block_size` by default. 1 for a
-        choice per query, as in NSA and DSA.
-      num_key_blocks: Number of blocks of keys; by default as many as the query blocks cover.
-      rows: Name of the queries' coordinate that counts the rows of `blocks`. To decode with one
-        choice per step, give a feature of zeros and `query_block_size=1`.
+      query_block_size: Number of rows in a block of queries. Default: `block_size`. 1 gives each
+        query a list of its own, as in NSA and DSA.
+      num_key_blocks: Number of blocks of keys. Default: as many as the query blocks cover.
+      rows: Name of the coordinate of the queries that indexes `blocks`. To decode with one list
+        per step, pass a feature of zeros and `query_block_size=1`.
 
     Raises:
-      TypeError: If blocks are not integers.
-      ValueError: If blocks are not `[*B, N, nq, topk]`, or (where they are known) not below the
-        number of key blocks.
+      TypeError: If the blocks are not integers.
+      ValueError: If the blocks are not `[*B, N, nq, topk]`, or a known block is not below
+        `num_key_blocks`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -151,19 +151,19 @@ class Selected(Mask):
         inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
         return inside & _look_up(seen, jnp.clip(row, 0, rows - 1), jnp.clip(column, 0, columns - 1))
 
-    def block_truth(self, q: Record, k: Record, blocks: Blocks) -> Truth:
-        """Whether some, and whether all pairs of a block of attention attend.
+    def block_truth(self, q: Record, k: Record, tiling: Tiling) -> Truth:
+        """The bounds of this mask on every block of the plan.
 
-        The tokens of such a block lie in a rectangle of the lists' blocks, in which a summed-area
-        table counts those that are chosen.
+        The tokens of a block of the plan lie in a rectangle of listed blocks. A summed-area table
+        counts how many blocks of the rectangle are listed.
 
         Args:
           q: Bounds of the queries' fields.
           k: Bounds of the keys' fields.
-          blocks: The blocks of attention, which need not be those of the lists.
+          tiling: The blocks of the plan, which may differ from the listed blocks.
 
         Returns:
-          Two arrays `[*B | 1, N | 1, nq, nk]`.
+          `Truth` of arrays `[*B | 1, N | 1, nq, nk]`.
         """
         seen = self._map(k.positions.lo.ndim)
         table = jnp.cumsum(seen, axis=-2, dtype=jnp.int32)
@@ -178,7 +178,7 @@ class Selected(Mask):
         return Truth(count > 0, rows_inside & columns_inside & full)
 
     def _map(self, ndim: int) -> Bool[Array, "*B N nq nk"]:
-        """Which blocks are chosen, with the rank of the records."""
+        """True for the listed blocks, in an array of the rank of the records."""
         seen = self.blocks.values
         return seen.reshape((1,) * (ndim - seen.ndim) + seen.shape)
 
@@ -199,11 +199,11 @@ def _look_up(
     return jnp.take_along_axis(rows, column, axis=-1)
 
 
-def _span(bounds: Interval, size: int, count: int) -> tuple[Array, Array, Array]:
-    """The first block, the block after the last (of `count`), and whether none lies beyond."""
+def _span(bounds: Range, size: int, count: int) -> tuple[Array, Array, Array]:
+    """The first block, the block after the last, and whether all lie in 0 ... count − 1."""
     first, last = bounds.lo // size, bounds.hi // size
     start = jnp.clip(first, 0, count)
-    # One is added after clipping: where nothing is known, `last` is the largest integer.
+    # 1 is added after clipping, as `last` is the largest integer if nothing is known.
     stop = jnp.maximum(jnp.clip(last, -1, count - 1) + 1, start)
     return start, stop, (first >= 0) & (last < count)
 
@@ -229,11 +229,11 @@ def _check_range(blocks: Int[Array, "..."], num_key_blocks: int) -> None:
     if numbers.min() < -1 or numbers.max() >= num_key_blocks:
         raise ValueError(
             f"Selected: blocks must be in −1 ... {num_key_blocks - 1}, got {numbers.min()} ... "
-            f"{numbers.max()}. Give num_key_blocks, which is {num_key_blocks}."
+            f"{numbers.max()}. Pass a larger num_key_blocks than {num_key_blocks}."
         )
 
 
 def _to_map(blocks: Int[Array, "*B N nq topk"], num_key_blocks: int) -> Bool[Array, "*B N nq nk"]:
     seen = jnp.zeros((*blocks.shape[:-1], num_key_blocks), bool)
-    columns = jnp.where(blocks < 0, num_key_blocks, blocks)  # beyond the map: dropped
+    columns = jnp.where(blocks < 0, num_key_blocks, blocks)  # an index beyond the map is dropped
     return jnp.put_along_axis(seen, columns, True, axis=-1, inplace=False, mode="drop")

@@ -1,4 +1,4 @@
-"""Neighborhood attention on grids of any number of axes."""
+"""The mask of neighborhood attention, on grids of any number of axes."""
 
 import functools
 import operator
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 from flax_attn._integers import LARGEST
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
-from flax_attn.coords import as_place
+from flax_attn.coords import clamp_positions
 from flax_attn.masks._mask import Mask
 
 PerAxis = int | Sequence[int]
@@ -20,34 +20,37 @@ PerAxis = int | Sequence[int]
 
 @pytree
 class Neighborhood(Mask):
-    """A pixel attends to the `kernel_size` pixels around it; at a border, to the nearest ones.
+    """A pixel attends to the `kernel_size` nearest pixels along each axis.
 
-    Along each axis of n pixels, with the kernel K, the stride σ and the leader g_i of the σ pixels
-    that share a neighborhood,
+    Along an axis of n pixels, let K be the kernel size, σ the stride, and g_i the leader of the σ
+    pixels that share a neighborhood:
 
     g_i = min(⌊i / σ⌋ σ + ⌊σ / 2⌋, n − 1)
     start_i = clip(g_i − ⌊K / 2⌋, 0, n − K)
     M_ij = (start_i ≤ j < start_i + K)
 
-    and M is true where it is along every axis. Every query has exactly K keys. On a causal axis the
-    leader is the last of its group, g_i = min(⌊i / σ⌋ σ + σ − 1, n − 1), start_i = max(g_i − K + 1,
-    0), and M_ij = (start_i ≤ j ≤ i). With the dilation δ all this is true of the pixels i, j of
-    equal remainder by δ, counted by ⌊i / δ⌋ and ⌊j / δ⌋ within their n = ⌈(size − i mod δ) / δ⌉;
-    others do not see each other.
+    The mask is true where M is true along every axis. Every query has exactly K keys per axis.
 
-    It is NATTEN's neighborhood, also for canvases that are not square and for even kernels, which
-    reach one pixel further to the left. It is not a window clipped at the border: there `Window`
-    and its like have fewer keys.
+    On a causal axis the leader is the last pixel of its group, g_i = min(⌊i / σ⌋ σ + σ − 1, n − 1),
+    with start_i = max(g_i − K + 1, 0) and M_ij = (start_i ≤ j ≤ i).
+
+    With dilation δ, a pixel attends only to pixels with the same remainder modulo δ. The equations
+    hold for these pixels, with ⌊i / δ⌋ and ⌊j / δ⌋ in place of i and j, and
+    n = ⌈(size − i mod δ) / δ⌉.
+
+    This is NATTEN's neighborhood, also for grids that are not square and for even kernels, which
+    reach one pixel further to the left. At a border it is shifted, not clipped: `Window` and
+    similar masks have fewer keys there.
 
     Attributes:
       shape: Number of pixels along each axis, such as (height, width).
-      kernel_size: Number of keys along each axis, or one for all; kernel_size · dilation is at most
-        the size of the axis.
-      stride: Number of neighboring queries that share a neighborhood, per axis or for all; at most
-        the kernel.
-      dilation: Distance between neighboring keys in pixels, per axis or for all.
-      is_causal: Whether only keys up to the query are seen, per axis or for all.
-      axes: Names of the features that tell where a token is along each axis, as `Coords.grid` gives
+      kernel_size: Number of keys along each axis, or one number for all axes. At most the size of
+        the axis divided by the dilation.
+      stride: Number of neighboring queries that share a neighborhood, per axis or for all axes. At
+        most `kernel_size`.
+      dilation: Distance between neighboring keys in pixels, per axis or for all axes.
+      is_causal: True if a query attends to no later key along the axis, per axis or for all axes.
+      axes: Names of the features with the index of a token along each axis, as `Coords.grid` makes
         them; `("positions",)` for a sequence.
 
     Example:
@@ -90,12 +93,12 @@ class Neighborhood(Mask):
             if kernel * dilation > size:
                 raise ValueError(
                     f"Neighborhood: kernel_size · dilation must be at most the size of the axis "
-                    f"{axis!r} = {size}, got {kernel} · {dilation}. Take a smaller kernel."
+                    f"{axis!r} = {size}, got {kernel} · {dilation}. Use a smaller kernel."
                 )
             if stride > kernel:
                 raise ValueError(
                     f"Neighborhood: stride must be at most kernel_size = {kernel} along the axis "
-                    f"{axis!r}, got {stride}: the neighborhoods would leave gaps."
+                    f"{axis!r}, got {stride}. There would be gaps between the neighborhoods."
                 )
 
     def _settings(self) -> list[tuple[Any, ...]]:
@@ -105,15 +108,15 @@ class Neighborhood(Mask):
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
         parts = (
-            _near(as_place(getattr(q, axis)), as_place(getattr(k, axis)), *settings)
+            _near(clamp_positions(getattr(q, axis)), clamp_positions(getattr(k, axis)), *settings)
             for axis, *settings in self._settings()
         )
         return functools.reduce(operator.and_, parts)
 
     def __repr__(self) -> str:
         parts = [f"shape={self.shape}", f"kernel_size={self.kernel_size}"]
-        plain = {"stride": 1, "dilation": 1, "is_causal": False}
-        for name, value in plain.items():
+        defaults = {"stride": 1, "dilation": 1, "is_causal": False}
+        for name, value in defaults.items():
             values = getattr(self, name)
             if set(values) != {value}:
                 parts.append(f"{name}={values}")
@@ -131,7 +134,7 @@ def _near(
     dilation: int,
     is_causal: bool,
 ) -> Bool[Array, "..."]:
-    """The relation along one axis."""
+    """The mask along one axis."""
     if dilation == 1:
         return _near_undilated(i, j, size, kernel, stride, is_causal)
     remainder = i % dilation

@@ -1,4 +1,4 @@
-"""Masks of a period: dilated windows, chunks, and the Sparse Transformer's two patterns."""
+"""Periodic masks: dilated windows, chunks, and the two patterns of the Sparse Transformer."""
 
 from typing import ClassVar
 
@@ -17,9 +17,9 @@ class Dilated(Mask):
     M_ij = (|i − j| ≤ window) ∧ ((i − j) mod dilation = 0)
 
     Attributes:
-      window: Largest distance, in positions (not in steps of the dilation). A number, which may be
-        traced, or one per query head `[N]`.
-      dilation: Distance between neighbouring keys, likewise; 1 is a plain window.
+      window: Largest distance, in positions and not in multiples of the dilation. A number, which
+        may be traced, or one per query head `[N]`.
+      dilation: Distance between neighbouring keys, in the same forms. 1 is a plain window.
 
     Example:
       >>> from flax_attn import masks
@@ -48,14 +48,14 @@ class Dilated(Mask):
 
 @pytree
 class Chunked(Mask):
-    """A query attends to the keys of its own chunk of `size` positions, before it and after it.
+    """A query attends to the keys of its own chunk of `size` positions, earlier and later ones.
 
     M_ij = (⌊i / size⌋ = ⌊j / size⌋)
 
-    Bidirectional, as in block-local attention; Llama 4's is `Chunked(8192) & Causal()`.
+    It is bidirectional, as in block-local attention. Llama 4 uses `Chunked(8192) & Causal()`.
 
     Attributes:
-      size: Number of positions in a chunk; the first chunk begins at position 0. A number, which
+      size: Number of positions in a chunk. The first chunk begins at position 0. A number, which
         may be traced, or one per query head `[N]`.
 
     Example:
@@ -84,20 +84,22 @@ class Chunked(Mask):
 
 @pytree
 class Strided(Mask):
-    """The two patterns of the Sparse Transformer; both are causal.
+    """The strided or the fixed pattern of the Sparse Transformer; both are causal.
 
-    With the stride l and c summary positions,
+    With stride l and c summary positions:
 
     strided:  M_ij = (j ≤ i) ∧ ((i − j < l) ∨ ((i − j) mod l = 0))
     fixed:    M_ij = (j ≤ i) ∧ ((⌊i / l⌋ = ⌊j / l⌋) ∨ (j mod l ≥ l − c))
 
-    This is the union of the paper's two attention sets, as one head has it (its "merged" form).
+    This is the union of the paper's two attention sets in one head, which the paper calls "merged".
 
     Attributes:
-      stride: The stride l, in positions; the paper takes about √T. A number, which may be traced,
-        or one per query head `[N]`.
-      fixed: Whether summaries stand at fixed places, for data without the stride's period, as text.
-      summary: Number c of summary positions at the end of each block of l; for `fixed` only.
+      stride: The stride l, in positions. The paper uses about √T. A number, which may be traced, or
+        one per query head `[N]`.
+      fixed: If True, the fixed pattern, for data without the period of the stride, such as text. If
+        False, the strided pattern.
+      summary: Number c of summary positions at the end of each block of l positions. Only the fixed
+        pattern uses it.
 
     Example:
       >>> from flax_attn import masks
@@ -121,8 +123,8 @@ class Strided(Mask):
         stride, summary = known(self.stride), known(self.summary)
         if stride is not None and summary is not None and (summary > stride).any():
             raise ValueError(
-                f"Strided: summary must be at most the stride = {stride}, got {summary}. With all "
-                f"positions summaries, use Causal()."
+                f"Strided: summary must be at most the stride = {stride}, got {summary}. If every "
+                f"position is a summary, use Causal()."
             )
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
@@ -137,6 +139,6 @@ class Strided(Mask):
 
 
 def _set(mask: Mask, name: str, minimum: int, fix: str) -> None:
-    """Check a number of a mask, and keep it as an int32."""
+    """Check a number of a mask, and store it clamped to int32."""
     number = as_number(f"{type(mask).__name__}: {name}", getattr(mask, name), minimum, fix)
     object.__setattr__(mask, name, number)

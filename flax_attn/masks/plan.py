@@ -1,4 +1,4 @@
-"""Which blocks of pairs a mask sees whole, in part, or not at all."""
+"""Block maps: which blocks of pairs a mask fills, fills in part, or leaves empty."""
 
 import functools
 import math
@@ -15,8 +15,8 @@ from flax_attn._integers import as_ids, saturate
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import MissingFieldError, Record
 from flax_attn.coords import Aligned, Coords, PerHead, to_record
-from flax_attn.masks._bounds import Interval, Truth
-from flax_attn.masks._intervals import Blocks, interpret
+from flax_attn.masks._bounds import Range, Truth
+from flax_attn.masks._intervals import Tiling, interpret
 from flax_attn.masks._mask import Mask, how_to_mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -26,13 +26,14 @@ COLUMNS = 64
 
 @pytree
 class Plan:
-    """A block map: which blocks of pairs are hidden, seen in part, or seen whole.
+    """The block map of a mask: which blocks of pairs are empty, partial or full.
 
     Attributes:
-      kinds: 0 = nobody sees anybody, 1 = some see some, 2 = all see all, `[*B | 1, N | 1, nq, nk]`.
-        "Some" is also the answer where more is not known.
+      kinds: 0 empty, 1 partial, 2 full, `[*B | 1, N | 1, nq, nk]`. No query of an empty block
+        attends to a key of it, and all queries of a full block attend to all keys of it. A block is
+        partial if neither is known.
       block: Numbers of queries and of keys in a block.
-      lengths: T and S; the last block of a side may have fewer tokens.
+      lengths: T and S. The last block of a side may have fewer tokens.
 
     Example:
       >>> from flax_attn import Coords, masks
@@ -49,7 +50,7 @@ class Plan:
 
     @property
     def density(self) -> Any:
-        """The share of blocks that are not empty; 1 of a map without blocks."""
+        """The share of blocks that are not empty; 1 if there are no blocks."""
         if not self.kinds.size:
             return 1.0
         if isinstance(self.kinds, jax.core.Tracer):
@@ -57,14 +58,14 @@ class Plan:
         return float(np.mean(np.asarray(self.kinds) != EMPTY))
 
     def picture(self, batch: int = 0, head: int = 0) -> str:
-        """The map in characters: `█` whole, `▒` in part, `·` hidden.
+        """The map in characters: `█` full, `▒` partial, `·` empty.
 
         Args:
-          batch: Batch element, counted through all batch axes, where the map differs by it.
-          head: Query head, where the map differs by it.
+          batch: Batch element, counted through all batch axes. Ignored if all have the same map.
+          head: Query head. Ignored if all have the same map.
 
         Returns:
-          Lines of at most 64 characters; in a larger map a character stands for several blocks.
+          Lines of at most 64 characters. In a larger map, a character stands for several blocks.
         """
         kinds = np.asarray(self.kinds)
         kinds = kinds.reshape(-1, *kinds.shape[-3:])
@@ -97,27 +98,29 @@ def make_plan(
     *,
     head_ids: Int[Array, "N"] | None = None,
 ) -> Plan:
-    """Find the blocks that attention may skip, or compute without looking at the mask.
+    """Find the blocks that attention can skip, and those where it needs no mask.
 
-    The mask is not evaluated pair by pair: its own operations are applied to the bounds of each
-    block's coordinates, in O(T + S) time and memory and O(nq · nk) for the map. The answer is never
-    wrong, but may be "in part" where the mask is too intricate, the coordinates of a block too
-    scattered, or an integer could overflow. Coordinates and the mask's numbers may be traced. One
-    plan serves all layers that share mask and coordinates.
+    The mask is not evaluated pair by pair. Its operations are applied to the bounds of the
+    coordinates of each block, in O(T + S + nq · nk) time and memory. A block reported as
+    empty or full is certainly so. A block may be reported as partial although it is empty or full,
+    if the mask has operations without a rule, the coordinates of the block are scattered, or an
+    integer could overflow. Coordinates and the numbers of the mask may be traced. One plan serves
+    all layers with the same mask and coordinates.
 
     Args:
       mask: The mask.
       query_coords: Coordinates of the T queries.
-      key_coords: Coordinates of the S keys; those of the queries by default.
+      key_coords: Coordinates of the S keys. Default: `query_coords`.
       block: Numbers of queries and of keys in a block.
-      head_ids: Global numbers of the query heads `[N]`, for a mask that depends on them.
+      head_ids: Global head ids `[N]`, for a mask that depends on the head.
 
     Returns:
       A `Plan` with `ceil(T / block[0])` by `ceil(S / block[1])` blocks.
 
     Raises:
       TypeError: If `mask` is not a `Mask`, or coordinates are not `Coords`.
-      ValueError: If a block size is below 1, or the mask reads a field that the coordinates lack.
+      ValueError: If a block size is below 1, or the mask reads a field that is not in the
+        coordinates.
 
     Example:
       >>> import jax.numpy as jnp
@@ -134,12 +137,12 @@ def make_plan(
     for name, coords in (("query_coords", query_coords), ("key_coords", key_coords)):
         if not isinstance(coords, Coords):
             raise TypeError(
-                f"make_plan: {name} must be Coords, got {kind_of(coords)}. Write "
-                f"Coords.arange(length) for positions 0, 1, ..."
+                f"make_plan: {name} must be Coords, got {kind_of(coords)}. For positions 0, 1, ... "
+                f"write Coords.arange(length)."
             )
     if not isinstance(block, tuple | list) or len(block) != 2:
         raise ValueError(
-            f"make_plan: block must be two numbers, of queries and of keys, got {block!r}. Write "
+            f"make_plan: block must be the numbers of queries and of keys, got {block!r}. Write "
             f"block=(256, 256)."
         )
     rows, cols = (as_integer("make_plan", "block", size) for size in block)
@@ -168,7 +171,8 @@ def make_plan(
         if "no 'head_ids'" not in str(error):
             raise
         raise MissingFieldError(
-            "make_plan: the mask depends on the head. Give head_ids=jnp.arange(num_heads)."
+            "make_plan: head_ids must be given, as the mask depends on the head. Write "
+            "head_ids=jnp.arange(num_heads)."
         ) from None
     return Plan(kinds, block, (len(query_coords), len(key_coords)))
 
@@ -184,57 +188,56 @@ def block_kinds(
     """EMPTY, PARTIAL or FULL for every block of pairs.
 
     Args:
-      mask: The mask; its `Aligned` arrays are whole.
-      q: The queries' record, of fields `[*B | 1, N | 1, T, 1]`.
-      k: The keys' record, of fields `[*B | 1, N | 1, 1, S]`.
+      mask: The mask, with whole arrays as `Aligned` fields.
+      q: The record of the queries, with fields `[*B | 1, N | 1, T, 1]`.
+      k: The record of the keys, with fields `[*B | 1, N | 1, 1, S]`.
       block: Numbers of queries and of keys in a block.
     """
     length_q, length_k = q.positions.shape[-2], k.positions.shape[-1]
     batch_ndim = q.positions.ndim - 3
-    q_bounds, q_some, q_whole = _side(q, -2, block[0])
-    k_bounds, k_some, k_whole = _side(k, -1, block[1])
-    blocks = Blocks((length_q, block[0]), (length_k, block[1]))
-    truth = interpret(_prepare(mask, batch_ndim, blocks), q_bounds, k_bounds, blocks)
-    seen = q_some & k_some & truth.any
-    whole = q_whole & k_whole & truth.all
-    kinds = jnp.where(seen, jnp.where(whole, FULL, PARTIAL), EMPTY).astype(jnp.int8)
-    counts = tuple(-(-length // size) for length, size in blocks)
+    q_bounds, q_valid = _bound_record(q, -2, block[0])
+    k_bounds, k_valid = _bound_record(k, -1, block[1])
+    tiling = Tiling((length_q, block[0]), (length_k, block[1]))
+    truth = interpret(_bound_mask(mask, batch_ndim, tiling), q_bounds, k_bounds, tiling)
+    is_seen = q_valid.any & k_valid.any & truth.any
+    is_full = q_valid.all & k_valid.all & truth.all
+    kinds = jnp.where(is_seen, jnp.where(is_full, FULL, PARTIAL), EMPTY).astype(jnp.int8)
+    counts = tuple(-(-length // size) for length, size in tiling)
     return jnp.broadcast_to(kinds, (*kinds.shape[:-2], *counts))
 
 
 _compiled = jax.jit(block_kinds, static_argnames="block")
 
 
-def _side(record: Record, axis: int, block: int) -> tuple[Record, Any, Any]:
-    """Bounds of the fields; where a block has a valid token; where all its tokens are valid."""
+def _bound_record(record: Record, axis: int, block: int) -> tuple[Record, Truth]:
+    """The bounds of the fields in each block, and of the validity of its tokens."""
     fields = dict(record._fields)
     valid = fields.get("valid")
     bounds: dict[str, Any] = {}
     if "head_ids" in fields:
-        bounds["head_ids"] = Interval(fields["head_ids"], fields.pop("head_ids"))
+        bounds["head_ids"] = Range(fields["head_ids"], fields.pop("head_ids"))
     for name, values in fields.items():
         bounds[name] = block_bounds(values, axis, block, valid)
     if valid is None:
         valid = jnp.ones_like(fields["positions"], bool)
-    some, whole = block_bounds(valid, axis, block)
-    return Record(record._side, bounds), some, whole
+    return Record(record._side, bounds), Truth(*block_bounds(valid, axis, block))
 
 
 def block_bounds(
     values: Array, axis: int, block: int, valid: Bool[Array, "..."] | None = None
-) -> Interval | Truth:
-    """The bounds of an array in blocks of one axis.
+) -> Range | Truth:
+    """The bounds of an array in each block of one axis.
 
     Args:
       values: The array.
-      axis: The axis that is cut into blocks; it has one element per block afterwards. The last
+      axis: The axis that is cut into blocks. It has one element per block in the result. The last
         block may be smaller.
       block: Number of elements in a block.
-      valid: False for elements that do not count; broadcasts against the array. A block without
-        any has bounds in the wrong order, of which nothing may be concluded.
+      valid: False for elements that are ignored; broadcasts against the array. In a block without
+        valid elements lo is above hi, and the bounds mean nothing.
 
     Returns:
-      `Truth` of booleans, `Interval` of other arrays; NaN where a block has a NaN.
+      `Truth` for booleans, `Range` for other arrays. A block with a NaN has NaN bounds.
     """
     dtype = values.dtype
     if dtype == jnp.bool_:
@@ -243,13 +246,13 @@ def block_bounds(
         return Truth(
             _reduce(jnp.any, some, axis, block, False), _reduce(jnp.all, every, axis, block, True)
         )
-    whole = jnp.issubdtype(dtype, jnp.integer)
-    low, high = (jnp.iinfo(dtype).min, jnp.iinfo(dtype).max) if whole else (-jnp.inf, jnp.inf)
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    low, high = (jnp.iinfo(dtype).min, jnp.iinfo(dtype).max) if is_integer else (-jnp.inf, jnp.inf)
     lo, hi = values, values
     if valid is not None:
         lo, hi = jnp.where(valid, values, high), jnp.where(valid, values, low)
     lo, hi = _reduce(jnp.min, lo, axis, block, high), _reduce(jnp.max, hi, axis, block, low)
-    return Interval(lo, hi)
+    return Range(lo, hi)
 
 
 def _reduce(function: Any, values: Array, axis: int, block: int, fill: Any) -> Array:
@@ -263,10 +266,11 @@ def _reduce(function: Any, values: Array, axis: int, block: int, fill: Any) -> A
     return function(values.reshape(shape), axis=axis + 1)
 
 
-def _prepare(mask: Any, batch_ndim: int, blocks: Blocks) -> Any:
-    """A mask whose `Aligned` arrays have the records' batch axes, and bounds in place of tokens.
+def _bound_mask(mask: Any, batch_ndim: int, tiling: Tiling) -> Any:
+    """A mask with the bounds of each block in place of its `Aligned` arrays.
 
-    A mask that answers for blocks by itself keeps its arrays.
+    The arrays get the batch axes of the records. A mask with a method `block_truth` keeps its
+    arrays.
     """
 
     def is_leaf(x: Any) -> bool:
@@ -275,8 +279,8 @@ def _prepare(mask: Any, batch_ndim: int, blocks: Blocks) -> Any:
     def prepare(x: Any, bound: bool = True) -> Any:
         if isinstance(x, Aligned):
             x = _with_batch_axes(x, batch_ndim)
-            _check_lengths(x, blocks)
-            return _bound(x, blocks) if bound and {"t", "s"} & set(x.axes) else x
+            _check_lengths(x, tiling)
+            return _bound_array(x, tiling) if bound and {"t", "s"} & set(x.axes) else x
         if is_leaf(x):
             inside = functools.partial(prepare, bound=False)
             return jax.tree.map(inside, x, is_leaf=lambda y: isinstance(y, Aligned))
@@ -296,26 +300,26 @@ def _batch_ndim_of(array: Aligned) -> int:
     return array.values.ndim - len(array.axes) + 1
 
 
-def _check_lengths(array: Aligned, blocks: Blocks) -> None:
-    expected = [blocks.query[0], blocks.key[0]]
+def _check_lengths(array: Aligned, tiling: Tiling) -> None:
+    expected = [tiling.query[0], tiling.key[0]]
     sizes = dict(zip(reversed(array.axes), reversed(array.values.shape), strict=False))
     got = [sizes.get(letter, 1) for letter in "ts"]
     if any(n not in (1, length) for n, length in zip(got, expected, strict=True)):
         raise ValueError(
-            f"make_plan: an array of the mask must be [T, S] = {expected}, got {got}. Give the "
-            f"coordinates of the tokens that it was made for."
+            f"make_plan: an array of the mask must be [T, S] = {expected}, got {got}. Pass the "
+            f"coordinates of the tokens that the array was made for."
         )
 
 
-def _bound(array: Aligned, blocks: Blocks) -> Aligned:
+def _bound_array(array: Aligned, tiling: Tiling) -> Aligned:
     if array.axes != "bnts":
         raise NotImplementedError(
             f"make_plan: an array of a mask must have the axes bnts, got {array.axes!r}."
         )
     bounds = (array.values, array.values)
-    for axis, (_, size) in ((-1, blocks.key), (-2, blocks.query)):
+    for axis, (_, size) in ((-1, tiling.key), (-2, tiling.query)):
         if array.values.shape[axis] > 1:
             ends = [block_bounds(end, axis, size) for end in bounds]
             bounds = (ends[0][0], ends[1][1])
-    kind = Truth if array.values.dtype == jnp.bool_ else Interval
+    kind = Truth if array.values.dtype == jnp.bool_ else Range
     return Aligned(kind(*bounds), array.axes)

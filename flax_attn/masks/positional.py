@@ -1,4 +1,4 @@
-"""Masks on positions: everything, nothing, the past, a window, a prefix."""
+"""Masks on positions: full, empty, causal, window, prefix."""
 
 import functools
 import operator
@@ -35,7 +35,7 @@ class Full(Mask):
 
 @pytree
 class Empty(Mask):
-    """No query attends to any key; attention then gives 0.
+    """No query attends to any key. The output of attention is then 0.
 
     M_ij = false
 
@@ -55,9 +55,11 @@ class Empty(Mask):
 
 @pytree
 class Causal(Mask):
-    """A query attends to the keys at its own position and before.
+    """A query attends to keys at its own position and earlier.
 
-    M_ij = (j ≤ i), with i and j the positions of query and key, wherever the tokens are stored.
+    M_ij = (j ≤ i)
+
+    i and j are the positions of query and key, wherever the tokens are stored.
 
     Attributes:
       None.
@@ -83,17 +85,17 @@ class Window(Mask):
 
     M_ij = (−right ≤ i − j ≤ left)
 
-    Both distances are inclusive: the window has left + 1 + right keys, the query's own among them.
-    Others count differently; `Window.last_n` takes the number of keys. A negative distance leaves
-    out the query itself: `Window(None, -1)` is the strict past.
+    Both distances are inclusive, so the window has left + 1 + right keys, including the query's own
+    position. Other libraries count differently; `Window.last_n` takes the number of keys. A
+    negative distance excludes the query itself: `Window(None, -1)` is the strict past.
 
-    Attention sinks (StreamingLLM) are a window with the first n tokens beside it, here those
-    marked `is_global`: `Causal() & (Window(left) | GlobalTokens())`.
+    The attention sinks of StreamingLLM are a window and the first n tokens, which here are marked
+    as `is_global`: `Causal() & (Window(left) | GlobalTokens())`.
 
     Attributes:
-      left: Distance to the earliest key, in positions; None for all earlier ones, and so is a
-        number of 2³¹ − 1 or more. A number, which may be traced, or one per query head `[N]`.
-      right: Distance to the latest key, likewise. 0 is causal.
+      left: Distance to the earliest key, in positions. A number, which may be traced, or one per
+        query head `[N]`. None, or a number of at least 2³¹ − 1, for all earlier keys.
+      right: Distance to the latest key, in the same forms. 0 is causal.
 
     Example:
       >>> from flax_attn import masks
@@ -116,23 +118,23 @@ class Window(Mask):
     per_head: ClassVar = ("left", "right")
 
     def __post_init__(self) -> None:
-        fix = "Leave a side open with None."
+        fix = "For an open side write None."
         for name, value in (("left", self.left), ("right", self.right)):
             if value is not None:
                 object.__setattr__(self, name, as_number(f"Window: {name}", value, None, fix))
         left, right = self.left, self.right
         if isinstance(left, int) and isinstance(right, int) and left + right < 0:
             raise ValueError(
-                f"Window: left + right must be at least 0, got {left} + {right}: no key is in the "
-                f"window. Use Empty()."
+                f"Window: left + right must be at least 0, got {left} + {right}. The window has no "
+                f"key. Use Empty()."
             )
 
     @classmethod
     def last_n(cls, n: Number) -> "Window":
-        """The last n keys, the query's own position included: `Window(left=n - 1, right=0)`.
+        """The last n keys, including the query's own position: `Window(left=n - 1, right=0)`.
 
         Args:
-          n: Number of keys, at least 1; a number or one per query head `[N]`.
+          n: Number of keys, at least 1. One number, or one per query head `[N]`.
 
         Returns:
           A window.
@@ -145,7 +147,7 @@ class Window(Mask):
           >>> masks.Window.last_n(4096)
           Window(left=4095, right=0)
         """
-        n = as_number("Window.last_n: n", n, 1, "It counts the query's own position.")
+        n = as_number("Window.last_n: n", n, 1, "It includes the query's own position.")
         return cls(left=n - 1, right=0)
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
@@ -161,16 +163,17 @@ class Window(Mask):
 
 @pytree
 class Prefix(Mask):
-    """The first `length` positions are seen by all; what follows them is causal.
+    """Every query attends to the first `length` positions; attention to other keys is causal.
 
     M_ij = (j < length) ∨ (j ≤ i)
 
-    Within the prefix attention is bidirectional. For packed sequences let the positions begin at 0
-    in each, `Coords.from_segments(segment_ids, restart=True)`, and add `& SameSegment()`.
+    Attention within the prefix is bidirectional. For packed sequences, positions must begin at 0 in
+    each sequence, `Coords.from_segments(segment_ids, restart=True)`; combine with `&
+    SameSegment()`.
 
     Attributes:
-      length: Number of positions of the prefix, which may be traced. None reads it from the
-        queries' feature `prefix` `[*B, T]`, so that it may differ between sequences.
+      length: Number of positions of the prefix, which may be traced. If None, it is the feature
+        `prefix` of the queries `[*B, T]`, and may differ between sequences.
 
     Example:
       >>> from flax_attn import masks
@@ -190,12 +193,12 @@ class Prefix(Mask):
 
     def __post_init__(self) -> None:
         if self.length is not None:
-            fix = "Without a prefix, use Causal()."
+            fix = "For no prefix use Causal()."
             object.__setattr__(self, "length", as_number("Prefix: length", self.length, 0, fix))
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        fix = "For one per sequence use Prefix() and Coords.with_features(prefix=...)."
+        fix = "For one length per sequence use Prefix() and Coords.with_features(prefix=...)."
         length = q.prefix if self.length is None else scalar("Prefix: length", self.length, fix)
         j, end = (
             (k.positions, length) if isinstance(length, int) else comparable(k.positions, length)

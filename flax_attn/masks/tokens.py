@@ -1,7 +1,8 @@
-"""Masks on what tokens carry: segments, validity, marks, trees, images, intervals."""
+"""Masks on other fields of tokens: segments, validity, global tokens, trees, images, intervals."""
 
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
@@ -14,11 +15,11 @@ from flax_attn.masks._mask import Mask
 
 @pytree
 class SameSegment(Mask):
-    """A query attends to the keys of its own sequence, where several are packed into one.
+    """A query attends to the keys of its own segment: of its own sequence, if several are packed.
 
     M_ij = (segment_i = segment_j)
 
-    Put it last: what is joined by `|` before it stays within each sequence,
+    Combine it last, so that it also restricts masks that are joined by `|`:
     `(Causal() | Overlay()) & SameSegment()`.
 
     Attributes:
@@ -38,18 +39,18 @@ class SameSegment(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        mine, theirs = comparable(q.segment_ids, k.segment_ids)
-        return mine == theirs
+        q_segments, k_segments = comparable(q.segment_ids, k.segment_ids)
+        return q_segments == k_segments
 
 
 @pytree
 class Padding(Mask):
-    """A token that counts attends to the tokens that count.
+    """Valid queries attend to valid keys.
 
     M_ij = valid_i ∧ valid_j
 
-    Attention excludes tokens whose `valid` is False by itself; this mask says so in a composition,
-    as `~Padding()` or a picture of a mask.
+    Attention always excludes tokens whose `valid` is False. Use this mask in a composition, such as
+    `~Padding()`, or to see the padding in the picture of a mask.
 
     Attributes:
       None: It reads `valid` of `Coords.from_lengths`.
@@ -73,7 +74,7 @@ class GlobalTokens(Mask):
 
     M_ij = global_i ∨ global_j
 
-    To be joined with a local mask: `Window(256, 256) | GlobalTokens()`.
+    Combine it with a local mask: `Window(256, 256) | GlobalTokens()`.
 
     Attributes:
       feature: Name of the boolean feature of the tokens `[*B, T]` that is True for global ones.
@@ -114,10 +115,10 @@ class Tree(Mask):
 
     M_ij = (enter_j ≤ enter_i < leave_j)
 
-    Nodes are numbered in preorder: a node's descendants are those from its `enter` up to its
-    `leave`. Drafts of speculative decoding branch after a committed text, whose tokens are
-    ancestors of every node: give these `enter` = 0 and `leave` = the number of nodes, and add
-    `& Causal()` where they are queries, too.
+    Nodes are numbered in preorder, and the descendants of a node have the numbers from its `enter`
+    to its `leave` − 1. The drafts of speculative decoding form a tree after a committed text, whose
+    tokens are ancestors of every node. Give these tokens `enter` = 0 and `leave` = the number of
+    nodes, and combine with `& Causal()` if they are queries too.
 
     Attributes:
       None: It reads the features `enter` and `leave` of `Coords.tree`.
@@ -139,23 +140,21 @@ class Tree(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        enter, first = comparable(q.enter, k.enter)
-        before, leave = comparable(q.enter, k.leave)
-        return (first <= enter) & (before < leave)
+        return at_most(k.enter, q.enter) & less(q.enter, k.leave)
 
 
 @pytree
 class Overlay(Mask):
-    """The tokens of one image, or of any other group, attend to each other in both directions.
+    """The tokens of one image, or of another group, attend to each other in both directions.
 
     M_ij = (image_i = image_j) ∧ (image_i ≥ 0)
 
-    To be laid over a causal mask: `Causal() | Overlay()`. With packed sequences `& SameSegment()`
-    comes last, so that images with the same number in different sequences stay apart.
+    Combine it with a causal mask: `Causal() | Overlay()`. For packed sequences, combine with
+    `& SameSegment()` last, so that images of different sequences with the same number are separate.
 
     Attributes:
-      feature: Name of the integer feature of the tokens `[*B, T]`: the number of their image, −1
-        for tokens of none.
+      feature: Name of the integer feature of the tokens `[*B, T]` with the number of their image;
+        −1 for tokens outside of images.
 
     Example:
       >>> from flax_attn import masks
@@ -174,22 +173,22 @@ class Overlay(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        image, theirs = comparable(getattr(q, self.feature), getattr(k, self.feature))
-        return (image == theirs) & (image >= 0)
+        q_image, k_image = comparable(getattr(q, self.feature), getattr(k, self.feature))
+        return (q_image == k_image) & (q_image >= 0)
 
 
 @pytree
 class Interval(Mask):
-    """A key is seen from the interval of query positions that it carries.
+    """Queries whose positions lie in the interval of a key attend to the key.
 
     M_ij = (lower_j ≤ i < upper_j)
 
-    As text attends to the image before it and to no other: the image's tokens carry the positions
-    of the text from the image on, up to the next image.
+    For example, text attends to the preceding image only: the interval of an image token is from
+    the position of its image to that of the next image.
 
     Attributes:
-      lower: Name of the keys' feature `[*B, S]` with the first query position.
-      upper: Name of the keys' feature with the position after the last.
+      lower: Name of the feature of the keys `[*B, S]` with the first query position.
+      upper: Name of the feature of the keys `[*B, S]` with the position after the last.
 
     Example:
       >>> from flax_attn import masks
@@ -210,9 +209,20 @@ class Interval(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        lower, from_lower = comparable(getattr(k, self.lower), q.positions)
-        upper, up_to_upper = comparable(getattr(k, self.upper), q.positions)
-        return (lower <= from_lower) & (up_to_upper < upper)
+        lower, upper = getattr(k, self.lower), getattr(k, self.upper)
+        return at_most(lower, q.positions) & less(q.positions, upper)
+
+
+def at_most(a: jax.Array, b: jax.Array) -> Bool[Array, "..."]:
+    """a ≤ b, for integers of any dtypes."""
+    a, b = comparable(a, b)
+    return a <= b
+
+
+def less(a: jax.Array, b: jax.Array) -> Bool[Array, "..."]:
+    """a < b, for integers of any dtypes."""
+    a, b = comparable(a, b)
+    return a < b
 
 
 def _check_name(mask: Any, field: str) -> None:
@@ -220,6 +230,6 @@ def _check_name(mask: Any, field: str) -> None:
     if not isinstance(name, str):
         raise TypeError(
             f"{type(mask).__name__}: {field} must be the name of a feature of the coordinates, got "
-            f"{kind_of(name)}. Give its values to the coordinates: "
+            f"{kind_of(name)}. Pass its values to the coordinates: "
             f"coords.with_features({type(mask).__dataclass_fields__[field].default}=values)."
         )

@@ -1,4 +1,4 @@
-"""Positional encodings: pure functions of any array of positions.
+"""Positional encodings, as pure functions of any array of positions.
 
 Letters: `T` tokens, `M` model features, `P` rows of a table.
 """

@@ -1,4 +1,4 @@
-"""Learned positions."""
+"""Learned positional encodings."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
       table: One row for each position `[P, M]`.
 
     Returns:
-      The encoding `[*T, M]`, in the table's dtype. Under `jit`, where positions have no value to
-      check, a position outside the table gives NaN rather than the nearest row.
+      The encoding `[*T, M]`, in the dtype of the table. Under `jit` positions cannot be checked: a
+      position outside the table gives NaN, not the nearest row.
 
     Raises:
       TypeError: If the positions are not integers.
-      ValueError: If the table is not `[P, M]`, or a position is known to lie outside it.
+      ValueError: If the table is not `[P, M]`, or a known position lies outside it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,6 +50,6 @@ def learned(positions: Int[Array, "*T"], table: Float[Array, "P M"]) -> Float[Ar
                 f"learned: positions must lie in 0 ... P - 1 = {length - 1}, "
                 f"got {first} ... {last}. Make the table longer."
             )
-    # Out of range must not pass for the last row, nor a negative position for a row from the end.
+    # A negative index would count from the end, so it is moved beyond the end, which gives NaN.
     inside = jnp.where(positions < 0, length, positions)
     return table.at[inside].get(mode="fill", fill_value=jnp.nan)

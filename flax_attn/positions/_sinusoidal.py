@@ -1,4 +1,4 @@
-"""Sinusoidal positions."""
+"""Sinusoidal positional encodings."""
 
 from typing import Literal
 
@@ -19,21 +19,21 @@ def sinusoidal(
     layout: Literal["interleaved", "half"] = "interleaved",
     dtype: jnp.dtype | None = None,
 ) -> Float[Array, "*T M"]:
-    """Sinusoidal positional encoding.
+    """The sinusoidal positional encoding.
 
     E[p, 2i] = sin(p / base^(2i / M)),  E[p, 2i + 1] = cos(p / base^(2i / M))
 
-    Any positions will do: there is no maximal length, and packed, shifted or fractional positions
-    need no table. Moving by a fixed distance is a rotation of each (sin, cos) pair.
+    Positions may be any numbers: there is no maximum length, and they may be packed, shifted or
+    fractional. A shift by a fixed distance rotates each (sin, cos) pair.
 
     Args:
       positions: Positions in tokens, integer or floating, any shape `[*T]`.
       features: M, the width of the encoding, even.
-      base: The wavelengths grow from 2π tokens towards 2π · base.
-      layout: Where the pairs lie: `"interleaved"` as in the paper, sin and cos in turn; `"half"`
-        all sines, then all cosines. (tensor2tensor has that order, but other frequencies.)
-      dtype: dtype of the result; float32, or float64 for float64 positions. The angles are computed
-        in at least float32.
+      base: Wavelengths grow from 2π tokens towards 2π · base.
+      layout: `"interleaved"`: sines and cosines alternate, as in the paper. `"half"`: all sines,
+        then all cosines. tensor2tensor uses the latter order, but other frequencies.
+      dtype: dtype of the result. Default: float32, or float64 for float64 positions. The angles are
+        computed in at least float32.
 
     Returns:
       The encoding `[*T, M]`.
@@ -41,7 +41,7 @@ def sinusoidal(
     Raises:
       ValueError: If `features` is not a positive even number, `base` is not above 0, or the layout
         is unknown.
-      TypeError: If an argument is of the wrong kind.
+      TypeError: If an argument has the wrong type.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -65,7 +65,7 @@ def sinusoidal(
         raise ValueError(f'sinusoidal: layout must be "interleaved" or "half", got {layout!r}.')
     if not isinstance(positions, jax.Array):
         positions = np.asarray(positions)
-        if positions.dtype.kind in "iu":  # which JAX would wrap to 32 bits
+        if positions.dtype.kind in "iu":  # JAX would wrap large ones to 32 bits
             positions = positions.astype(np.float32)
     positions = jnp.asarray(positions)
     wide = positions.dtype == jnp.float64

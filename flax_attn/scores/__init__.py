@@ -1,12 +1,12 @@
-"""Score modifiers: what is added to a score, or done to it, before masking.
+"""Score modifiers: functions of the scores of attention, applied before the mask.
 
-A modifier is called as `mod(scores, q, k, head_ids)`; modifiers compose by `>>`, from left to
-right. Scores are float32 (float64 for float64 inputs) and already scaled; parameters of any float
-dtype are used in the dtype of the scores, and have gradients.
+A modifier is called as `mod(scores, q, k, head_ids)` and returns the new scores. Modifiers compose
+by `>>`, from left to right. Scores are scaled, and float32 (float64 for float64 inputs). Parameters
+may have any float dtype; they are used in the dtype of the scores, and they have gradients.
 
-Letters: `N` query heads of the whole model, of which `head_ids` are here; `t s` the queries and
-keys of a tile; `R` rows of a table. `i` is the position of the query and `j` that of the key, `h`
-the number of the head.
+Letters: `N` query heads of the whole model, of which `head_ids` are on this device; `t` and `s`
+queries and keys of a tile; `R` rows of a table. In equations, i is the position of the query, j
+that of the key, and h the number of the head.
 """
 
 from flax_attn.scores._score_mod import ScoreMod, score_mod

@@ -1,4 +1,4 @@
-"""Biases that depend on the distance between positions only, looked up without a gather."""
+"""Biases that depend only on the distance of two positions, looked up with few gathers."""
 
 from collections.abc import Callable
 
@@ -21,17 +21,18 @@ def by_distance(
 ) -> Float[Array, "*B t s"]:
     """b_ij = table[rows(j − i), head].
 
-    Looking up each of the t · s numbers costs half as much as the attention around it, and adding
-    up their gradients more than that (on a CPU). So where positions count up one by one, as they do
-    in most tiles, only the t + s distances are looked up, and moved to their diagonals by reshapes.
+    On a CPU, a gather of all t · s biases costs half as much as the attention around it, and the
+    sum of their gradients costs more. In most tiles, positions are consecutive. Then only the t + s
+    different distances are looked up, and reshapes copy them to their diagonals. In tiles where
+    every distance is beyond the ends of the table, one bias per head is looked up.
 
     Args:
-      table: Numbers per row and head.
-      rows: From distances to row numbers, elementwise.
-      ends: The distances (first, last) at and beyond which all rows are the same.
-      q_positions: Positions of queries.
-      k_positions: Positions of keys.
-      head_ids: Numbers of heads.
+      table: Biases by row and head.
+      rows: Elementwise function from distances to rows.
+      ends: The distances (first, last) at and beyond which the row does not change.
+      q_positions: Positions of the queries.
+      k_positions: Positions of the keys.
+      head_ids: Global head ids.
 
     Returns:
       The biases, in the table's dtype.
@@ -61,10 +62,10 @@ def by_distance(
     if not all(isinstance(n, int) for n in lengths) or q.size == 0 or k.size == 0:
         return scattered(table, q, k, head_ids)
     is_far = (jnp.min(k) - jnp.max(q) >= last) | (jnp.max(k) - jnp.min(q) <= first)
-    by_one = jnp.all(jnp.diff(q, axis=-2) == 1) & jnp.all(jnp.diff(k, axis=-1) == 1)
-    branch = jnp.where(is_far, 2, by_one.astype(jnp.int32))
-    # Each branch keeps its arguments only: a conditional keeps for its gradients what any of its
-    # branches does, and all would write the row numbers of each score.
+    is_consecutive = jnp.all(jnp.diff(q, axis=-2) == 1) & jnp.all(jnp.diff(k, axis=-1) == 1)
+    branch = jnp.where(is_far, 2, is_consecutive.astype(jnp.int32))
+    # A conditional saves the residuals of all of its branches, and `scattered` would save the row
+    # of each score. With `checkpoint` only the arguments are saved.
     branches = [jax.checkpoint(f, prevent_cse=False) for f in (scattered, contiguous, far)]
     return jax.lax.switch(branch, branches, table, q, k, head_ids)
 
@@ -72,16 +73,16 @@ def by_distance(
 def _diagonals(
     line: Callable[[Int[Array, "..."]], Float[Array, "*B 1 P"]], t: int, s: int, ndim: int
 ) -> Float[Array, "*B t s"]:
-    """x_ij = line(j − i), by slices and reshapes, whose transposes add up without a scatter.
+    """x_ij = line(j − i), by slices and reshapes, whose transposes need no scatter.
 
-    The first b rows reach over all columns that any row needs; every b further rows are a slice of
-    them. (Eight slices cost half as much, gradients included, as to move all rows in one step.)
+    The first b rows are made with all columns that any row needs. Every further b rows are a slice
+    of them. Eight slices cost half as much as one step for all rows, with gradients.
     """
     b = -(-t // _SLICES)
     starts = range(0, t, b)
     reach = starts[-1]
-    # A sequence of period P, read in rows of P − 1, moves by one to the right from row to row. P is
-    # a power of two so that finding one's place in it is cheap.
+    # A sequence of period P that is read in rows of length P − 1 moves to the right by one from row
+    # to row. P is a power of two, which makes the index arithmetic cheap.
     width = reach + s
     period = 1 << (width + b - 1).bit_length()
     offsets = jnp.arange(period, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Score modifiers and their composition."""
+"""The base class of score modifiers, their composition, and modifiers made from functions."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -20,12 +20,12 @@ from flax_attn._record import Record
 
 
 class ScoreMod:
-    """What is done to a score before masking: `mod(scores, q, k, head_ids) -> scores`.
+    """A function of scores that is applied before the mask: `mod(scores, q, k, head_ids)`.
 
-    Scores are float32 (float64 for float64 inputs) and already scaled; `q` and `k` are records of
-    coordinates, and `head_ids` the global numbers of the query heads, all of one rank and broadcast
-    against the scores `[..., heads, t, s]`. Modifiers compose by `>>`, from left to right. They are
-    pytrees; every float leaf is differentiable.
+    Scores are scaled, and float32 (float64 for float64 inputs). `q` and `k` are records of
+    coordinates, and `head_ids` are the global head ids of the queries. Their arrays have the rank
+    of the scores `[..., heads, t, s]` and broadcast against them. Modifiers compose by `>>`, from
+    left to right. They are pytrees, and every float leaf has a gradient.
 
     Attributes:
       per_head: Names of the fields that may hold one number per query head, on their last axis.
@@ -49,16 +49,16 @@ class ScoreMod:
     def __rrshift__(self, other: Any) -> "ScoreMod":
         return _refuse(other)
 
-    __array_ufunc__ = None  # NumPy's arrays leave operators to modifiers
+    __array_ufunc__ = None  # so that `array >> modifier` calls `__rrshift__` of the modifier
 
     def __bool__(self) -> bool:
-        raise TypeError("a ScoreMod has no truth value: compose by >>, not by and, or, not.")
+        raise TypeError("a ScoreMod has no truth value. Compose by >>, not by and, or, not.")
 
     def _only_composes(self, *_: Any) -> "ScoreMod":
         raise TypeError(
             "score modifiers compose by >>, from left to right: first >> second. To add an array "
-            "use first >> scores.Bias(array); to multiply, first >> scores.Scale(factor). Masks "
-            "are another argument of attention: mask=..."
+            "write first >> scores.Bias(array); to multiply, first >> scores.Scale(factor). A mask "
+            "is a separate argument of attention: mask=..."
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _only_composes
@@ -67,28 +67,28 @@ class ScoreMod:
 
 
 def _refuse(other: Any) -> Any:
-    """Raise because something is not a score modifier, and say how it becomes one."""
+    """Raise `TypeError`: the other operand is not a score modifier."""
     raise TypeError(
         f"a ScoreMod composes with a ScoreMod by >>, got {kind_of(other)}. {how_to_modify(other)}"
     )
 
 
 def how_to_modify(x: Any) -> str:
-    """How a thing of the wrong kind becomes a score modifier."""
+    """Advice on how to make a score modifier from an object of another type."""
     if isinstance(x, type) and issubclass(x, ScoreMod):
         return f"Call it: scores.{x.__name__}(...)."
     if callable(x) and hasattr(x, "__name__"):
         return "Wrap a function: scores.score_mod(function)."
     if hasattr(x, "dtype"):
-        return "An array that is added is scores.Bias(array), or the argument bias."
+        return "To add an array write scores.Bias(array), or pass it as the argument bias."
     if isinstance(x, list | tuple):
         return "Compose several by >>: first >> second."
-    return "Score modifiers are made by flax_attn.scores; a mask is the argument mask."
+    return "Score modifiers are in flax_attn.scores. A mask is the argument mask."
 
 
 @pytree
 class Pipe(ScoreMod):
-    """One after the other: `a >> b`."""
+    """The composition `a >> b`: first a, then b."""
 
     first: ScoreMod
     second: ScoreMod
@@ -131,7 +131,7 @@ class Modifier(ScoreMod):
         return f"{name_of(self.function)}({', '.join(values)})"
 
 
-_RELATION = "Where a query attends is a mask: masks.relation(function)."
+_RELATION = "A function that returns booleans is a mask: masks.relation(function)."
 
 
 def _restore(parameters: dict[str, Any], named: Any) -> Modifier:
@@ -139,25 +139,26 @@ def _restore(parameters: dict[str, Any], named: Any) -> Modifier:
 
 
 def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -> ScoreMod:
-    """Make a score modifier of a function.
+    """Make a score modifier from a function.
 
     Args:
       function: Called as `function(scores, q, k, head_ids, **parameters)`; returns the new scores.
-        It must work elementwise on tiles of any size. Arrays that it needs are parameters, not
-        captured.
-      **parameters: Numbers and arrays; they become leaves, and the float ones get gradients. The
-        function gets them whole. An array over batch elements, heads, queries or keys is given as
-        `coords.Aligned(array, axes)`, with a letter for each axis: the function then gets the part
-        that belongs to its scores, as `.values`. So come the position terms of Transformer-XL
-        (queries and distances, `"bntr"`), the edge features of Graphormer (pairs, `"bnts"`) and
-        parameters of each batch element (`"bn"`).
+        It must work elementwise on tiles of any size. Arrays that it needs must be parameters; it
+        must not capture them.
+      **parameters: Numbers and arrays. They become leaves, and floats have gradients. The function
+        gets each array whole, except for arrays over batch elements, heads, queries or keys. Such
+        an array is given as `coords.Aligned(array, axes)` with a letter for each axis, and the
+        function gets the part that belongs to its scores as `.values`. Examples are the position
+        terms of Transformer-XL (queries and distances, `"bntr"`), the edge features of Graphormer
+        (pairs, `"bnts"`) and parameters of each batch element (`"bn"`).
 
     Returns:
       A `ScoreMod`.
 
     Raises:
-      TypeError: If it is not a function of these parameters; later, if it returns no scores, or
-        decides by the value of an array (`and`, `or`, `not`, `if`, `a < b < c`).
+      TypeError: If `function` is not a function of these parameters. When attention calls it: if it
+        does not return scores, or branches on the value of an array (`and`, `or`, `not`, `if`,
+        `a < b < c`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -167,8 +168,9 @@ def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -
       >>> scores.score_mod(decay, rates=jnp.ones(8)) >> scores.SoftCap(30.0)
       decay(rates=float32[8]) >> SoftCap(cap=30.0)
 
-      Transformer-XL adds a product of each query with a vector r of the distance, (q_i + v) · r_ij
-      / √D. Here it is computed once for all distances, `[B, N, T, R]`, and looked up:
+      Transformer-XL adds the product of each query with a vector r of the distance,
+      (q_i + v) · r_ij / √D. Here the products are computed once for all distances,
+      `[B, N, T, R]`, and the modifier looks them up:
 
       >>> import jax
       >>> from flax_attn import dot_product_attention
@@ -191,8 +193,8 @@ def score_mod(function: Callable[..., Float[Array, "..."]], **parameters: Any) -
     """
     if isinstance(function, ScoreMod):
         raise TypeError(
-            f"score_mod: function must be a function, got {function!r}, which is a score modifier "
-            f"already. Use it as it is."
+            f"score_mod: function must be a function, got {function!r}, which is already a score "
+            f"modifier. Use it as it is."
         )
     check_function("score_mod", function, "def decay(scores, q, k, head_ids, *, rates)")
     check_parameters(function, "scores, q, k, head_ids", parameters)

@@ -14,20 +14,20 @@ from flax_attn.scores._score_mod import ScoreMod
 
 @pytree
 class ALiBi(ScoreMod):
-    """Attention with linear biases: the farther, the less.
+    """Attention with linear biases (ALiBi): a penalty that grows with the distance.
 
     s ← s − m_h · |i − j|
 
-    The paper has causal attention, where |i − j| = i − j; in both directions this is its symmetric
-    form.
+    The paper uses causal attention, where |i − j| = i − j. For bidirectional attention this is the
+    symmetric form.
 
     Attributes:
-      slopes: m, one per head of the whole model `[N]`, or one for all; `ALiBi.for_heads(N)` gives
-        the paper's. They have gradients.
+      slopes: m, one per head of the whole model `[N]`, or one number for all heads.
+        `ALiBi.for_heads(N)` makes the slopes of the paper. They have gradients.
 
     Raises:
-      ValueError: If they are neither.
-      TypeError: If they are not floating point.
+      ValueError: If the slopes have another shape.
+      TypeError: If the slopes are not floating point.
 
     Example:
       >>> from flax_attn import scores
@@ -49,10 +49,10 @@ class ALiBi(ScoreMod):
 
     @classmethod
     def for_heads(cls, num_heads: int) -> "ALiBi":
-        """The paper's slopes: m_h = 2^(−8 (h + 1) / N), where N is a power of two.
+        """The slopes of the paper: m_h = 2^(−8 (h + 1) / N) if N is a power of two.
 
-        Otherwise, as in the paper's code: those of the power of two P below N, then every other one
-        of those of 2 P.
+        For other N, as in the paper's code: the slopes of P heads, where P is the largest power of
+        two below N, then every other slope of 2 P heads.
 
         Args:
           num_heads: N, the number of heads of the whole model.
@@ -61,8 +61,8 @@ class ALiBi(ScoreMod):
           A modifier whose `slopes` are float32 `[N]`.
 
         Raises:
-          ValueError: If there is no head.
-          TypeError: If `num_heads` is not a whole number.
+          ValueError: If `num_heads` is below 1.
+          TypeError: If `num_heads` is not an integer.
         """
         num_heads = check_positive("ALiBi.for_heads", "num_heads", num_heads)
         power = 2 ** (num_heads.bit_length() - 1)
@@ -73,6 +73,6 @@ class ALiBi(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scores less the bias."""
+        """See `ScoreMod`."""
         slopes = of_heads("ALiBi: slopes", self.slopes, head_ids, scores.dtype)
         return scores - slopes * abs(q.positions - k.positions).astype(scores.dtype)

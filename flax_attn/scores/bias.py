@@ -1,4 +1,4 @@
-"""An array that is added to the scores."""
+"""A score modifier that adds an array."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from flax_attn.scores._score_mod import ScoreMod
 
 @pytree
 class Bias(ScoreMod):
-    """An array that is added to the scores: attention's argument `bias`, at its place in a pipe.
+    """Add an array to the scores: the argument `bias` of attention, at any place of a composition.
 
     s ← s + values
 
-    Unlike other modifiers it is bound to the order of the tokens: its axes are those of attention,
-    and it is cut with them.
+    Unlike other modifiers, it depends on the order of the tokens: element [t, s] belongs to query t
+    and key s, whatever their positions are.
 
     Attributes:
-      values: `[*B, N, T, S]` or fewer trailing axes, such as `[T, S]`, of any float dtype; axes of
-        size 1 broadcast. Kept with the letters of its axes.
+      values: `[*B, N, T, S]` or fewer leading axes, such as `[T, S]`, of any float dtype; axes of
+        size 1 broadcast. They are stored as an `Aligned`.
 
     Raises:
-      ValueError: If it has fewer than two axes.
+      ValueError: If the array has fewer than two axes.
       TypeError: If it is not a floating-point array.
 
     Example:
@@ -47,7 +47,7 @@ class Bias(ScoreMod):
             )
         if self.values.dtype == jnp.bool_:
             raise TypeError(
-                "Bias: values must be floating point, got bool. A boolean array is a mask: "
+                "Bias: values must be floating point, got bool. For a mask write "
                 "masks.Dense(values)."
             )
         if not jnp.issubdtype(self.values.dtype, jnp.floating):
@@ -59,7 +59,7 @@ class Bias(ScoreMod):
         if values.ndim < 2:
             raise ValueError(
                 f"Bias: values must be [*B, N, T, S] or its last axes, at least [T, S], got "
-                f"{list(values.shape)}. Add an axis: values[None] for the same for all queries."
+                f"{list(values.shape)}. If all queries have the same bias, write values[None]."
             )
         if values.ndim == 2:
             values = values[None]
@@ -68,7 +68,7 @@ class Bias(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scores with the bias."""
+        """See `ScoreMod`."""
         return scores + self.values.values.astype(scores.dtype)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Biases that grow with a distance between tokens: in space, or in forgetting."""
+"""Biases from differences of features: Euclidean distance, and forget gates."""
 
 from typing import ClassVar
 
@@ -14,19 +14,19 @@ from flax_attn.scores._score_mod import ScoreMod
 
 @pytree
 class DistanceBias(ScoreMod):
-    """A bias by the Euclidean distance of features, such as places or times.
+    """A bias that is proportional to the Euclidean distance of features, such as places or times.
 
     s ← s − λ_h · ‖x_i − y_j‖
 
-    Where the distance is 0 its gradient counts as 0.
+    The gradient of a distance of 0 is taken as 0.
 
     Attributes:
-      weight: λ, a number, or one per head `[N]`.
-      axes: Names of the features, integer or floating, that are the components of x (of the
-        queries' coordinates) and y (of the keys').
+      weight: λ, one number, or one per head `[N]`.
+      axes: Names of the features, integer or floating point, that are the components of x (in the
+        coordinates of the queries) and y (in those of the keys).
 
     Raises:
-      ValueError: If the weight is neither, or no feature is named.
+      ValueError: If the weight has another shape, or no feature is named.
       TypeError: If the weight is not floating point.
 
     Example:
@@ -53,34 +53,34 @@ class DistanceBias(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scores less the bias."""
+        """See `ScoreMod`."""
         weight = of_heads("DistanceBias: weight", self.weight, head_ids, scores.dtype)
         steps = [_difference(getattr(q, x), getattr(k, x), scores.dtype) for x in self.axes]
         if len(steps) == 1:
-            # abs would have the slope 1 at 0.
+            # The derivative of `abs` at 0 would be 1.
             return scores - weight * (steps[0] * jnp.sign(steps[0]))
         square = sum(step * step for step in steps)
-        # The root has no slope at 0, and no derivative may see it there, not even in a branch
-        # that is not taken.
-        apart = square > 0
-        root = jnp.sqrt(jnp.where(apart, square, 1))
-        return scores - weight * jnp.where(apart, root, 0)
+        # The derivative of √ is infinite at 0, and would give NaN even where it is not selected.
+        is_apart = square > 0
+        root = jnp.sqrt(jnp.where(is_apart, square, 1))
+        return scores - weight * jnp.where(is_apart, root, 0)
 
 
 @pytree
 class Forget(ScoreMod):
-    """The forgetting transformer's bias: what came before gates that closed counts less.
+    """The bias of the forgetting transformer: the log of the forget gates between key and query.
 
     s ← s + c_i − c_j,  c_i = Σ_{l ≤ i} log f_l
 
-    It is meant for causal attention. Packed sequences need no new start of the sum, as it cancels.
+    It is meant for causal attention. For packed sequences the sum need not restart, as the gates of
+    earlier sequences cancel.
 
     Attributes:
-      feature: Name of the feature that holds the cumulative sums c, in the coordinates of queries
-        and keys; as a rule one for each head, `PerHead([*B, T, N])`.
+      feature: Name of the feature with the cumulative sums c, in the coordinates of queries and
+        keys. Normally there is one sum per head, `PerHead([*B, T, N])`.
 
     Raises:
-      TypeError: If the feature's name is not a string.
+      TypeError: If the name of the feature is not a string.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -102,20 +102,20 @@ class Forget(ScoreMod):
         if not isinstance(self.feature, str):
             raise TypeError(
                 f"Forget: feature must be the name of a feature of the coordinates, got "
-                f"{type(self.feature).__name__}. Give the sums to Coords.with_features."
+                f"{type(self.feature).__name__}. Pass the sums to Coords.with_features."
             )
 
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scores with the bias."""
-        # Sums of long sequences are large, their differences are not: subtract first.
+        """See `ScoreMod`."""
+        # Sums over long sequences are large, and their differences are small: subtract first.
         sums = getattr(q, self.feature), getattr(k, self.feature)
         return scores + _difference(*sums, scores.dtype)
 
 
 def names_of_axes(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of features as a tuple, if there are any."""
+    """Check the names of features, and return them as a tuple."""
     if isinstance(axes, str) or not axes or not all(isinstance(axis, str) for axis in axes):
         raise ValueError(
             f'{name}: axes must be names of features of the coordinates, ("row", "col"), '
@@ -124,10 +124,11 @@ def names_of_axes(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(axes)
 
 
-def _difference(mine: Array, theirs: Array, dtype: jnp.dtype) -> Float[Array, "..."]:
-    if all(jnp.issubdtype(x.dtype, jnp.integer) for x in (mine, theirs)):
-        # In two halves, of which none wraps: a sentinel is far, and times of today's clocks fit.
-        mine, theirs = saturate(mine), saturate(theirs)
-        high, low = (mine >> 16) - (theirs >> 16), (mine & 0xFFFF) - (theirs & 0xFFFF)
+def _difference(a: Array, b: Array, dtype: jnp.dtype) -> Float[Array, "..."]:
+    """a − b in a float dtype."""
+    if all(jnp.issubdtype(x.dtype, jnp.integer) for x in (a, b)):
+        # A difference of int32 may wrap. Those of the upper and of the lower 16 bits do not.
+        a, b = saturate(a), saturate(b)
+        high, low = (a >> 16) - (b >> 16), (a & 0xFFFF) - (b & 0xFFFF)
         return high.astype(dtype) * 2**16 + low.astype(dtype)
-    return mine.astype(dtype) - theirs.astype(dtype)
+    return a.astype(dtype) - b.astype(dtype)

@@ -1,4 +1,4 @@
-"""Modifiers of one score by itself, or by its query's position."""
+"""Modifiers that depend on the score alone, or also on the position of the query."""
 
 import operator
 from typing import Any, ClassVar
@@ -9,22 +9,22 @@ from jaxtyping import Array, Float, Int
 from flax_attn._integers import LARGEST, saturate
 from flax_attn._pytree import pytree
 from flax_attn._record import Record
-from flax_attn.scores._leaves import as_leaf, holds, of_heads
+from flax_attn.scores._leaves import as_leaf, may_hold, of_heads
 from flax_attn.scores._score_mod import ScoreMod
 
 
 @pytree
 class Scale(ScoreMod):
-    """A factor on the scores.
+    """Multiply the scores by a factor.
 
     s ← s · factor_h
 
     Attributes:
-      factor: A number, or one per head `[N]`.
+      factor: One number, or one per head `[N]`.
 
     Raises:
-      ValueError: If it is neither.
-      TypeError: If it is not floating point.
+      ValueError: If the factor has another shape.
+      TypeError: If the factor is not floating point.
 
     Example:
       >>> from flax_attn import scores
@@ -43,26 +43,26 @@ class Scale(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scaled scores."""
+        """See `ScoreMod`."""
         return scores * of_heads("Scale: factor", self.factor, head_ids, scores.dtype)
 
 
 @pytree
 class Temperature(ScoreMod):
-    """Llama 4's temperature: queries far from the beginning are scaled up, step by step.
+    """The attention temperature of Llama 4: scores of later queries are scaled up in steps.
 
     s ← s · (1 + attn_scale · log(1 + ⌊(i + 1) / floor_scale⌋))
 
-    The position is that of the query's coordinates, so it also holds while decoding. Positions
-    below 0 count as 0.
+    i is the position in the coordinates of the query, so the formula also holds while decoding.
+    Positions below 0 count as 0.
 
     Attributes:
-      floor_scale: Length of a step in tokens, a whole number above 0.
+      floor_scale: Length of a step in tokens, an integer above 0.
       attn_scale: Growth of the factor.
 
     Raises:
-      ValueError: If `floor_scale` is below 1, or `attn_scale` not a number.
-      TypeError: If `floor_scale` is not a whole number.
+      ValueError: If `floor_scale` is below 1, or `attn_scale` is not one number.
+      TypeError: If `floor_scale` is not an integer.
 
     Example:
       >>> from flax_attn import scores
@@ -78,8 +78,8 @@ class Temperature(ScoreMod):
     attn_scale: float | int | Float[Array, ""] = 0.1
 
     def __post_init__(self) -> None:
-        steps = _whole("Temperature: floor_scale", self.floor_scale)
-        if not holds(lambda x: x >= 1, steps):
+        steps = _as_whole_number("Temperature: floor_scale", self.floor_scale)
+        if not may_hold(lambda x: x >= 1, steps):
             raise ValueError(f"Temperature: floor_scale must be at least 1, got {steps}.")
         steps = saturate(steps) if hasattr(steps, "dtype") else min(steps, LARGEST)
         object.__setattr__(self, "floor_scale", steps)
@@ -89,7 +89,7 @@ class Temperature(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scaled scores."""
+        """See `ScoreMod`."""
         length = saturate(jnp.asarray(self.floor_scale))
         steps = (jnp.maximum(q.positions, 0) + 1) // length
         growth = jnp.asarray(self.attn_scale).astype(scores.dtype)
@@ -98,15 +98,15 @@ class Temperature(ScoreMod):
 
 @pytree
 class SoftCap(ScoreMod):
-    """Keep scores within ±cap, smoothly.
+    """Limit scores smoothly to ±cap.
 
     s ← cap · tanh(s / cap)
 
     Attributes:
-      cap: The bound, above 0.
+      cap: The limit, above 0.
 
     Raises:
-      ValueError: If it is not a number above 0.
+      ValueError: If the cap is not a number above 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,19 +124,20 @@ class SoftCap(ScoreMod):
 
     def __post_init__(self) -> None:
         cap = as_leaf("SoftCap: cap", self.cap, {0: "a number"})
-        if not holds(lambda x: x > 0, cap):
-            raise ValueError(f"SoftCap: cap must be above 0, got {cap}. Leave it out for no cap.")
+        if not may_hold(lambda x: x > 0, cap):
+            raise ValueError(f"SoftCap: cap must be above 0, got {cap}. For no cap omit SoftCap.")
         object.__setattr__(self, "cap", cap)
 
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The bounded scores."""
+        """See `ScoreMod`."""
         cap = jnp.asarray(self.cap).astype(scores.dtype)
         return cap * jnp.tanh(scores / cap)
 
 
-def _whole(name: str, value: Any) -> Any:
+def _as_whole_number(name: str, value: Any) -> Any:
+    """Check that a value is one integer, or a float that is equal to one."""
     if hasattr(value, "dtype"):
         if jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0:
             return value

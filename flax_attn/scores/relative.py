@@ -1,4 +1,4 @@
-"""Learned biases of relative positions, along one axis."""
+"""Learned biases of relative positions along one axis."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ class RelativeBias(ScoreMod):
 
     Raises:
       ValueError: If the table is not `[2 M + 1, N]`.
-      TypeError: If it is not floating point.
+      TypeError: If the table is not floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -36,8 +36,8 @@ class RelativeBias(ScoreMod):
 
     References:
       Shaw, Uszkoreit, Vaswani, "Self-Attention with Relative Position Representations", NAACL 2018,
-      arXiv:1803.02155, section 3.2 (clipping; here with a number for each head in place of a
-      vector).
+      arXiv:1803.02155, section 3.2 (the clipping; the paper has a vector per distance, this has a
+      number per distance and head).
     """
 
     table: Float[Array, "R N"]
@@ -56,7 +56,7 @@ class RelativeBias(ScoreMod):
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scores with the bias."""
+        """See `ScoreMod`."""
         check_heads("RelativeBias: table", self.table.shape[1], head_ids)
         reach = self.table.shape[0] // 2
         bias = by_distance(
@@ -72,27 +72,27 @@ class RelativeBias(ScoreMod):
 
 @pytree
 class T5Bias(ScoreMod):
-    """T5's bias: a learned number for each bucket of distances, which widen with the distance.
+    """The bias of T5: a learned number for each bucket of distances, which widen with the distance.
 
     s ← s + t[bucket(j − i), h]
 
     bucket = r for r < e, else min(n − 1, e + ⌊log(r / e) / log(max_distance / e) · (n − e)⌋)
 
-    with r = |j − i| and e = ⌊n / 2⌋. Where keys ahead have buckets of their own, n is half of
-    `num_buckets`, and is added for them; otherwise n is all, and r = 0 for keys ahead. As in the
-    released code the logarithms are float32, which decides at exact powers: the buckets are those
-    of Hugging Face's T5.
+    with r = |j − i| and e = ⌊n / 2⌋. If `bidirectional`, n is half of `num_buckets`, and n is added
+    to the buckets of later keys. Otherwise n is `num_buckets`, and r = 0 for later keys. As in the
+    released code, the logarithms are float32, whose rounding decides where the ratio is an exact
+    power. The buckets are equal to those of Hugging Face's T5.
 
-    T5 does not scale its scores: give attention `scale=1`.
+    T5 does not scale its scores: pass `scale=1` to attention.
 
     Attributes:
       table: t, one row per bucket and one column per head `[num_buckets, N]`.
       max_distance: All greater distances share the last bucket.
-      bidirectional: Whether keys ahead have buckets of their own, as in encoders.
+      bidirectional: If True, later keys have buckets of their own, as in encoders.
 
     Raises:
-      ValueError: If the table is not `[num_buckets, N]` with at least 2 buckets in each direction,
-        as many ahead as behind, or `max_distance` is not above e.
+      ValueError: If the table is not `[num_buckets, N]` with at least 2 buckets per direction and
+        equally many for both, or `max_distance` is not above e.
       TypeError: If the table is not floating point.
 
     Example:
@@ -124,14 +124,14 @@ class T5Bias(ScoreMod):
         exact = table.shape[0] // sides // 2
         if self.max_distance <= exact:
             raise ValueError(
-                f"T5Bias: max_distance must be above the {exact} distances that have a bucket of "
-                f"their own, got {self.max_distance}."
+                f"T5Bias: max_distance must be above {exact}, the number of distances that have a "
+                f"bucket of their own, got {self.max_distance}."
             )
 
     def __call__(
         self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
     ) -> Float[Array, "..."]:
-        """The scores with the bias."""
+        """See `ScoreMod`."""
         check_heads("T5Bias: table", self.table.shape[1], head_ids)
         first, buckets = _buckets(self.table.shape[0], self.max_distance, self.bidirectional)
         last = first + len(buckets) - 1
@@ -148,11 +148,11 @@ class T5Bias(ScoreMod):
 
 @functools.cache
 def _buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> tuple[int, np.ndarray]:
-    """The buckets of the distances first ... last, beyond which they do not change; and first."""
+    """The first distance and the buckets from there on; beyond them the bucket does not change."""
     buckets = num_buckets // 2 if bidirectional else num_buckets
     exact = buckets // 2
     distances = np.arange(max_distance + 1)
-    # As T5's code has it, in float32: only at exact powers does the rounding decide.
+    # In float32, as in the code of T5: the rounding decides at exact powers.
     ratio = np.log(np.maximum(distances, exact).astype(np.float32) / np.float32(exact))
     ratio = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
     wide = np.minimum(exact + ratio.astype(np.int32), buckets - 1)

@@ -1,10 +1,11 @@
 """Pictures of gates and attention weights, drawn with matplotlib.
 
-Letters: `H`, `W` height and width of an image; `h`, `w` those of a gate or of a grid of tokens,
-which is coarser; `C` channels; `N` heads; `T`, `S` queries and keys. All of one image: no batch.
+Letters: `H` and `W` height and width of an image; `h` and `w` those of a gate or of a grid of
+tokens, which may be coarser; `C` channels; `N` heads; `T` and `S` queries and keys. The functions
+draw one image or sequence, so arrays have no batch axis.
 
-Each function returns the matplotlib axes, whose last image is the heat map: its range, colours and
-opacity are changed by `ax.images[-1].set(clim=(0, 1), cmap="viridis", alpha=0.5)`.
+Each function returns the matplotlib axes. Their last image is the heat map, whose range, colours
+and opacity can be changed: `ax.images[-1].set(clim=(0, 1), cmap="viridis", alpha=0.5)`.
 """
 
 from flax_attn.visualize._gate import gate

@@ -1,4 +1,4 @@
-"""What a gate lets through, laid over its image."""
+"""A gate, drawn over its image."""
 
 from typing import TYPE_CHECKING
 
@@ -17,30 +17,31 @@ def gate(
     features: Array | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw what a gate lets through at each place, as a heat map over the grey image.
+    """Draw the share of the features that passes a gate, as a heat map over the grey image.
 
     m_yx = Σ_c g_yxc |f_yxc| / Σ_c |f_yxc|
 
-    is the share of the features f that passes the gate g; without `features` all f are 1, and m is
-    the mean of the channels. For a gate of one channel both are the gate itself. A gate over
-    channels only (SE, ECA) is the same everywhere: it needs `features`, and the picture shows where
-    the channels are active that it opens. Places without any activity are left grey.
+    with gate g and features f. Without `features` all f are 1, and m is the mean over the channels.
+    If the gate has one channel, m is the gate itself. A gate over channels only (SE, ECA) is the
+    same everywhere and needs `features`: the picture then shows where the open channels are active.
+    Places where all features are 0 stay grey.
 
-    The colours run from the least to the greatest m, which may lie close together: read the bar.
+    The colours cover the range from the smallest to the largest m, which may be narrow: see the
+    colour bar.
 
     Args:
-      image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, of uint8 or of floats in 0 ... 1.
-      gate: What a module sows, for one image: broadcasts to `[h, w, C]`. Of several, such as the
-        pair of coordinate attention, the product is drawn.
-      features: `[h, w, C]`, what the gate was multiplied by: the module's input.
-      ax: Where to draw; None for a new figure.
+      image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, of uint8, or of floats in 0 ... 1.
+      gate: The gate of one image, as a module sows it; broadcasts to `[h, w, C]`. If there are
+        several, such as the pair of coordinate attention, their product is drawn.
+      features: The array `[h, w, C]` that was multiplied by the gate: the input of the module.
+      ax: The axes to draw on; None for a new figure.
 
     Returns:
       The axes; `ax.images[-1].get_array()` is m, `[h, w]`.
 
     Raises:
-      ValueError: If a shape does not fit, a batch axis is left, a number is not finite, the image
-        lies outside 0 ... 1, or a gate without places comes without features.
+      ValueError: If a shape is wrong, an array has a batch axis, a number is not finite, the image
+        lies outside 0 ... 1, or `features` is missing for a gate over channels only.
       ImportError: If matplotlib is not installed.
 
     Example:
@@ -61,7 +62,7 @@ def gate(
         if product.shape[:2] == (1, 1):
             raise ValueError(
                 f"{function}: gate must vary over places, got {list(product.shape)}. "
-                f"Give features, the module's input [h, w, C], to see where it opens channels."
+                f"Pass features, the module's input [h, w, C], to draw where they pass the gate."
             )
         channels = product.shape[-1]
         label = "gate" if channels == 1 else f"gate, mean of {channels} channels"
@@ -82,7 +83,7 @@ def _product(function: str, gate: Array | tuple[Array, ...] | list[Array]) -> np
     shapes = [list(part.shape) for part in parts]
     for part in parts:
         if part.ndim != 3:
-            fix = " Take one image: gate[0]." if part.ndim == 4 else ""
+            fix = " Write gate[0]." if part.ndim == 4 else ""
             raise ValueError(f"{function}: gate must be [h, w, C], got {list(part.shape)}.{fix}")
     try:
         shape = np.broadcast_shapes(*(part.shape for part in parts))
@@ -100,8 +101,8 @@ def _shares(function: str, gate: np.ndarray, features: np.ndarray) -> np.ma.Mask
         fits = False
     if features.ndim != 3 or not fits:
         raise ValueError(
-            f"{function}: features must be [h, w, C], to which gate {list(gate.shape)} broadcasts, "
-            f"got {list(features.shape)}."
+            f"{function}: features must be [h, w, C], to which the gate {list(gate.shape)} "
+            f"broadcasts, got {list(features.shape)}."
         )
     activity = np.abs(features)
-    return np.ma.divide((gate * activity).sum(-1), activity.sum(-1))  # masks 0 / 0
+    return np.ma.divide((gate * activity).sum(-1), activity.sum(-1))  # 0 / 0 is masked

@@ -1,4 +1,4 @@
-"""Attention weights of every query and key."""
+"""Attention weights as a matrix of queries and keys."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,23 +18,23 @@ def heat_map(
     key_labels: Sequence[str] | None = None,
     ax: "Axes | Sequence[Axes] | np.ndarray | None" = None,
 ) -> "Axes | list[Axes]":
-    """Draw attention weights: a row for each query, a column for each key.
+    """Draw attention weights, with a row for each query and a column for each key.
 
-    Heads stand side by side and share one range of colours, from 0 to the greatest weight of all.
+    Heads are drawn side by side. All have the same range of colours, from 0 to the largest weight.
 
     Args:
-      weights: `[T, S]`, or `[N, T, S]` for a picture of each head. A window of the weights of long
-        sequences is what `flax_attn.attention_weights` returns.
-      query_labels: T names of the queries, such as tokens; None numbers them.
-      key_labels: S names of the keys; None numbers them.
-      ax: Where to draw: one for `[T, S]`, N for `[N, T, S]`; None for a new figure.
+      weights: `[T, S]`, or `[N, T, S]` for one picture per head. For long sequences,
+        `flax_attn.attention_weights` returns a window of the weights.
+      query_labels: Labels of the T queries, such as tokens; None for numbers.
+      key_labels: Labels of the S keys; None for numbers.
+      ax: The axes to draw on: one for `[T, S]`, N for `[N, T, S]`; None for a new figure.
 
     Returns:
       The axes for `[T, S]`, a list of N axes for `[N, T, S]`.
 
     Raises:
-      ValueError: If a shape does not fit, a batch axis is left, a number is not finite, or there
-        are more or fewer labels or axes than there is to label or to draw.
+      ValueError: If a shape is wrong, the weights have a batch axis, a number is not finite, or the
+        number of labels or axes is wrong.
       ImportError: If matplotlib is not installed.
 
     Example:
@@ -48,7 +48,7 @@ def heat_map(
     function = "visualize.heat_map"
     values = as_finite(function, "weights", weights)
     if values.ndim not in (2, 3):
-        fix = " Take one of the batch: weights[0]." if values.ndim == 4 else ""
+        fix = " Write weights[0]." if values.ndim == 4 else ""
         raise ValueError(
             f"{function}: weights must be [T, S] or [N, T, S], got {list(values.shape)}.{fix}"
         )
@@ -58,7 +58,7 @@ def heat_map(
         ("key_labels", key_labels, heads.shape[2]),
     ):
         if labels is not None and len(labels) != count:
-            raise ValueError(f"{function}: {name} must be {count} names, got {len(labels)}.")
+            raise ValueError(f"{function}: {name} must be {count} labels, got {len(labels)}.")
     axes = new_axes(function, len(heads)) if ax is None else np.asarray(ax, object).ravel().tolist()
     if len(axes) != len(heads):
         raise ValueError(f"{function}: ax must be {len(heads)} axes, got {len(axes)}.")

@@ -1,4 +1,4 @@
-"""What one place of an image attends to, laid over the image."""
+"""The places that one place of an image attends to, drawn over the image."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,29 +16,29 @@ def where(
     queries: Sequence[tuple[int, int]] = (),
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw attention weights over the places of a grid, as a heat map over the grey image.
+    """Draw attention weights on a grid of keys, as a heat map over the grey image.
 
-    The grid covers the image. Queries are marked by rings. The weights are those of one query, or
-    the sum of several that see different places, such as one in each window.
+    The grid covers the image, and rings mark the queries. The weights are those of one query, or
+    the sum over queries that attend to different places, such as one in each window.
 
     Args:
-      image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, of uint8 or of floats in 0 ... 1.
-      weights: `[h, w]`: a row of attention weights, as the grid of its keys.
-      queries: The places whose weights these are, (row, column) on the grid.
-      ax: Where to draw; None for a new figure.
+      image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, of uint8, or of floats in 0 ... 1.
+      weights: `[h, w]`: a row of attention weights, reshaped to the grid of its keys.
+      queries: The places of the queries, (row, column) on the grid.
+      ax: The axes to draw on; None for a new figure.
 
     Returns:
       The axes; `ax.images[-1].get_array()` is the weights.
 
     Raises:
-      ValueError: If a shape does not fit, a number is not finite, the image lies outside 0 ... 1,
-        or a query outside the grid.
+      ValueError: If a shape is wrong, a number is not finite, the image lies outside 0 ... 1, or a
+        query lies outside the grid.
       ImportError: If matplotlib is not installed.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax_attn import attention_weights, visualize
-      >>> tokens = jax.random.normal(jax.random.key(0), (6 * 8, 1, 32))  # of a grid of 6 × 8
+      >>> tokens = jax.random.normal(jax.random.key(0), (6 * 8, 1, 32))  # a grid of 6 × 8
       >>> weights = attention_weights(tokens, tokens, rows=slice(19, 20))  # row 2, column 3
       >>> ax = visualize.where(jnp.zeros((48, 64)), weights.reshape(6, 8), queries=[(2, 3)])
       >>> ax.images[-1].get_array().shape
@@ -50,7 +50,7 @@ def where(
     if values.ndim != 2:
         raise ValueError(
             f"{function}: weights must be [h, w], got {list(values.shape)}. "
-            f"Take one row and give it its places: weights[n, t].reshape(h, w)."
+            f"Take the row of one query: weights[n, t].reshape(h, w)."
         )
     height, width = values.shape
     for row, column in queries:

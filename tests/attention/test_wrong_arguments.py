@@ -22,8 +22,8 @@ def near(q, k, *, radius):
 
 MISTAKES = {
     "a class of masks": ({"mask": masks.Causal}, "got the class Causal. Call it: masks.Causal()."),
-    "a relation": ({"mask": near}, "Call it, with its parameters if it has any: near(*, radius)."),
-    "a lambda": ({"mask": lambda q, k: True}, "Make a relation of it: masks.relation(function)()"),
+    "a relation": ({"mask": near}, "Call it with its parameters: near(*, radius)."),
+    "a lambda": ({"mask": lambda q, k: True}, "from it: masks.relation(function)()"),
     "a string": ({"mask": "causal"}, "Masks are objects: masks.Causal()"),
     "a list": ({"mask": [[True]]}, "Wrap it: jnp.asarray(mask); join masks by"),
     "a float mask": ({"mask": jnp.zeros((6, 6))}, "pass an additive mask as bias"),

@@ -34,7 +34,7 @@ def test_masks_are_a_boolean_algebra(pair):
 
 
 def test_a_mask_has_no_truth_value():
-    with pytest.raises(TypeError, match="a Mask has no truth value: combine masks by &"):
+    with pytest.raises(TypeError, match=r"a Mask has no truth value\. Combine masks by &"):
         masks.Causal() and masks.Window(3)
     with pytest.raises(TypeError, match=r"a Mask combines with a Mask, got .*masks\.Dense"):
         masks.Causal() & jnp.ones((2, 2), bool)

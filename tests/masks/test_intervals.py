@@ -74,7 +74,7 @@ def intervals(count, seed):
     lo = np.where(kind == 0, edges[0], lo)
     hi = np.select([kind == 0, kind == 1], [edges[1], lo + rng.integers(0, 5, count)], other)
     lo, hi = np.minimum(lo, hi), np.maximum(lo, hi)
-    return bd.Interval(jnp.asarray(lo, jnp.int8), jnp.asarray(np.minimum(hi, 127), jnp.int8))
+    return bd.Range(jnp.asarray(lo, jnp.int8), jnp.asarray(np.minimum(hi, 127), jnp.int8))
 
 
 def inside(x):
@@ -112,16 +112,16 @@ def test_a_rule_of_one_operand_contains_every_result_of_8_bit_integers(name):
 
 
 def test_a_choice_follows_what_is_known_of_its_condition():
-    low, high = bd.Interval(jnp.int32(1), jnp.int32(2)), bd.Interval(jnp.int32(8), jnp.int32(9))
+    low, high = bd.Range(jnp.int32(1), jnp.int32(2)), bd.Range(jnp.int32(8), jnp.int32(9))
     yes, no = bd.point(True), bd.point(False)
     perhaps = bd.Truth(yes.any, no.all)
     for condition, lo, hi in ((yes, 8, 9), (no, 1, 2), (perhaps, 1, 9)):
-        assert _rules.choose(None, condition, low, high) == (lo, hi)
-        assert _rules.choose(None, condition, no, yes) == condition
-        assert _rules.choose(None, condition, yes, no) == bd.negation(condition)
-        assert _rules.choose(None, condition, yes, yes) == yes
-        assert _rules.choose(None, condition, no, perhaps).all == no.all
-    assert _rules.choose(None, low, high, low, low) == (1, 9)
+        assert _rules.select(None, condition, low, high) == (lo, hi)
+        assert _rules.select(None, condition, no, yes) == condition
+        assert _rules.select(None, condition, yes, no) == bd.negation(condition)
+        assert _rules.select(None, condition, yes, yes) == yes
+        assert _rules.select(None, condition, no, perhaps).all == no.all
+    assert _rules.select(None, low, high, low, low) == (1, 9)
 
 
 @pytest.mark.parametrize("name", ["plus", "minus", "times", "floor_divide", "remainder"])
@@ -146,7 +146,7 @@ def test_bounds_are_attained_where_nothing_wraps(name):
 def test_float_rules_contain_the_results_of_random_numbers(scale):
     rng = np.random.default_rng(0)
     points = jnp.asarray(rng.normal(size=(2, 200, 9)) * scale, jnp.float32)
-    a, b = (bd.Interval(x.min(axis=1), x.max(axis=1)) for x in points)
+    a, b = (bd.Range(x.min(axis=1), x.max(axis=1)) for x in points)
     pairs = {
         bd.plus: jnp.add,
         bd.minus: jnp.subtract,
@@ -166,7 +166,7 @@ def test_float_rules_contain_the_results_of_random_numbers(scale):
 
 def test_infinite_and_nan_bounds_decide_nothing():
     inf, nan = jnp.inf, jnp.nan
-    x = bd.Interval(jnp.asarray([-inf, nan, 0.0]), jnp.asarray([inf, nan, inf]))
+    x = bd.Range(jnp.asarray([-inf, nan, 0.0]), jnp.asarray([inf, nan, inf]))
     zero = bd.point(jnp.asarray(0.0))
     for bounds in (bd.plus(x, x), bd.minus(x, x), bd.times(x, zero), bd.divide(x, x)):
         truth = bd.less(bounds, zero)
@@ -570,7 +570,7 @@ def test_a_mask_may_answer_for_blocks_itself():
             return (q.positions < 8) == (k.positions < 8)
 
         def block_truth(self, q, k, blocks):
-            assert isinstance(q.positions, bd.Interval)
+            assert isinstance(q.positions, bd.Range)
             assert blocks == ((16, 8), (16, 4))
             same = jnp.array([[True, True, False, False], [False, False, True, True]])[None, None]
             return bd.Truth(same, same)

@@ -346,7 +346,7 @@ def test_block_kinds_works_on_tiles_of_any_batch_rank():
         ((masks.Causal(), Coords.arange(4), jnp.arange(4)), TypeError, "key_coords must be Coords"),
         ((masks.Causal(), Coords.arange(4), None, (0, 4)), ValueError, r"at least 1, got \(0, 4\)"),
         ((masks.SameSegment(), Coords.arange(4)), MissingFieldError, "from_segments"),
-        ((masks.Window(jnp.arange(4)), Coords.arange(4)), ValueError, "Give head_ids"),
+        ((masks.Window(jnp.arange(4)), Coords.arange(4)), ValueError, "head_ids must be given"),
     ],
 )
 def test_errors_name_the_fix(arguments, error, message):

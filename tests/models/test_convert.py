@@ -48,7 +48,7 @@ def test_places_without_a_weight_are_refused_by_name(weights):
 
 def test_two_weights_for_one_place_are_refused(weights):
     twice = {**weights, "stages.0.0.bn1.weight": weights["layer1.0.bn1.weight"]}
-    with pytest.raises(ValueError, match=r"without a place: stages\.0\.0\.bn1\.weight \[64\]"):
+    with pytest.raises(ValueError, match=r"Unknown: stages\.0\.0\.bn1\.weight \[64\]"):
         load_timm(plain_resnet18(), twice)
 
 

@@ -537,12 +537,12 @@ ERRORS = {
     "number for a table": (lambda: scores.RelativeBias(1.0), ValueError, "got the number 1.0"),
     "buckets": (lambda: scores.T5Bias(jnp.ones((7, 2))), ValueError, "even number, got"),
     "few buckets": (lambda: scores.T5Bias(jnp.ones((1, 2)), 8, False), ValueError, "at least 2"),
-    "max_distance": (lambda: scores.T5Bias(jnp.ones((32, 2)), 8), ValueError, "above the 8 dist"),
+    "max_distance": (lambda: scores.T5Bias(jnp.ones((32, 2)), 8), ValueError, "must be above 8, "),
     "window": (lambda: scores.RelativeBias2D(jnp.ones((9, 2)), (2, 3)), ValueError, r"\[15, N\]"),
     "three axes": (
         lambda: scores.RelativeBias2D(jnp.ones((9, 2)), (2, 2), ("a", "b", "c")),
         ValueError,
-        "one name for rows",
+        "two names, for rows",
     ),
     "one string": (lambda: scores.DistanceBias(1.0, "time"), ValueError, "names of features"),
     "sums": (lambda: scores.Forget(jnp.ones(3)), TypeError, "name of a feature"),
@@ -563,7 +563,7 @@ def test_errors_say_what_is_wrong(case):
 def test_a_head_without_a_number_is_an_error_or_not_a_number():
     mod = scores.ALiBi.for_heads(2)
     args = jnp.zeros((1, 1, 5, 7)), LAYOUTS["from 0"], ({}, {})
-    with pytest.raises(ValueError, match=r"at least 4 as heads are numbered up to 3, got 2"):
+    with pytest.raises(ValueError, match=r"at least 4 as head ids go up to 3, got 2"):
         apply(mod, *args, head_ids=[3])
     out = call(mod, *args, head_ids=jnp.array([3]))
     assert np.isnan(out).all()

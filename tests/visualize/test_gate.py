@@ -124,15 +124,15 @@ ERRORS = {
     "image channels": ((IMAGE[..., :2], ONES), {}, r"image must be \[H, W\].*got \[8, 12, 2\]"),
     "normalised image": ((3 * IMAGE, ONES), {}, r"lie in 0 \.\.\. 1, got 0 \.\.\. 3"),
     "image not finite": ((IMAGE * np.nan, ONES), {}, "image must be finite, got 288 of 288"),
-    "batch of gates": ((IMAGE, ONES[None]), {}, r"got \[1, 2, 3, 4\]\. Take one image: gate\[0\]"),
+    "batch of gates": ((IMAGE, ONES[None]), {}, r"got \[1, 2, 3, 4\]\. Write gate\[0\]"),
     "gate without channels": ((IMAGE, ONES[..., 0]), {}, r"gate must be \[h, w, C\], got \[2, 3\]"),
     "gate not finite": ((IMAGE, ONES * np.inf), {}, "gate must be finite, got 24 of 24"),
     "gates of two sizes": ((IMAGE, (ONES, ONES[:, :2])), {}, r"got \[\[2, 3, 4\], \[2, 2, 4\]\]"),
-    "gate without places": ((IMAGE, ONES[:1, :1]), {}, r"got \[1, 1, 4\]\. Give features"),
+    "gate without places": ((IMAGE, ONES[:1, :1]), {}, r"got \[1, 1, 4\]\. Pass features"),
     "features of another size": (
         (IMAGE, ONES),
         {"features": ONES[:1]},
-        r"features must be \[h, w, C\], to which gate \[2, 3, 4\] broadcasts, got \[1, 3, 4\]",
+        r"features must be \[h, w, C\], to which the gate \[2, 3, 4\] broadcasts, got \[1, 3, 4\]",
     ),
     "features not finite": ((IMAGE, ONES), {"features": ONES * np.nan}, "features must be finite"),
 }
@@ -152,4 +152,4 @@ def test_matplotlib_is_imported_by_drawing_only():
         "except ImportError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "visualize.gate: pictures need matplotlib" in done.stdout, done.stderr
+    assert "visualize.gate: matplotlib must be installed" in done.stdout, done.stderr

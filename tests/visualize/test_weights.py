@@ -86,16 +86,16 @@ def test_the_grid_covers_the_image_and_rings_mark_the_queries():
 
 
 ERRORS = {
-    "batch": ("heat_map", (WEIGHTS[None],), {}, r"got \[1, 3, 4, 5\]\. Take one.*weights\[0\]"),
+    "batch": ("heat_map", (WEIGHTS[None],), {}, r"got \[1, 3, 4, 5\]\. Write weights\[0\]"),
     "one row": ("heat_map", (WEIGHTS[0, 0],), {}, r"must be \[T, S\] or \[N, T, S\], got \[5\]"),
     "not finite": ("heat_map", (WEIGHTS * np.nan,), {}, "weights must be finite, got 60 of 60"),
     "query labels": (
         "heat_map",
         (WEIGHTS,),
         {"query_labels": "abc"},
-        "query_labels must be 4 names, got 3",
+        "query_labels must be 4 labels, got 3",
     ),
-    "key labels": ("heat_map", (WEIGHTS,), {"key_labels": "abc"}, "key_labels must be 5 names"),
+    "key labels": ("heat_map", (WEIGHTS,), {"key_labels": "abc"}, "key_labels must be 5 labels"),
     "axes": ("heat_map", (WEIGHTS,), {"ax": []}, "ax must be 3 axes, got 0"),
     "heads": ("where", (IMAGE, WEIGHTS), {}, r"weights must be \[h, w\], got \[3, 4, 5\]\. Take"),
     "outside": (
