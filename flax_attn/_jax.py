@@ -201,3 +201,11 @@ def _factorings(number: int) -> Iterator[tuple[int, ...]]:
         if number % prime == 0 and all(prime % n for n in range(2, prime)):
             for rest in _factorings(number // prime):
                 yield (prime, *rest)
+
+
+def is_captured(module: Any) -> bool:
+    """Whether an NNX module runs inside `nnx.capture`.
+
+    Flax 0.12 has no public way to ask. `Module.sow` itself looks for this attribute.
+    """
+    return hasattr(module, "__captures__")

@@ -1,37 +1,24 @@
 """Bottleneck attention as a Linen module."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
+from flax.typing import Initializer
 
 from flax_attn._checks import head_features
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.linen._layers import DenseGeneral
-from flax_attn.linen._module import Module
+from flax_attn.linen._module import LayerModule
 from flax_attn.vision import bottleneck_attention
-from flax_attn.vision._checks import as_image
 
 
-class BottleneckAttention(Module, kw_only=True):
+class BottleneckAttention(LayerModule, kw_only=True):
     """Bottleneck attention, `flax_attn.vision.bottleneck_attention`.
 
-    Parameters `query`, `key`, `value`, and the tables `relative_height`, `relative_width`
-    `[2 H − 1, D]`, `[2 W − 1, D]`, which bind the module to images of one size.
+    Parameters `query`, `key`, `value`, and the tables `relative_height` `[2 H − 1, D]` and
+    `relative_width` `[2 W − 1, D]`: all images must have the same size.
 
     Attributes:
       num_heads: N, of D = C // N channels each.
-      scale_positions: Whether the position terms are scaled by 1/√D as in the paper; not so by
-        default in timm.
-      use_bias: Whether the queries, keys and values have biases.
-      dtype: dtype of the maps, as in Flax; the softmax is float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      position_init: Initializer of the tables; a variance of 1/D by default.
+      use_bias: If True, queries, keys and values have biases.
+      position_init: Initializer of the tables; variance 1 / D by default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -44,50 +31,27 @@ class BottleneckAttention(Module, kw_only=True):
     num_heads: int = 4
     scale_positions: bool = True
     use_bias: bool = False
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
     position_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each place of an image `[*B, H, W, C]` to all of them.
-
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, H·W, H·W]` into "intermediates".
-
-        Returns:
-          The output `[*B, H, W, C]`.
-        """
-        x = as_image("BottleneckAttention", x)
-        head_dim = head_features("BottleneckAttention", x.shape[-1], self.num_heads)
-        project = functools.partial(
-            DenseGeneral,
-            (self.num_heads, head_dim),
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, N, H·W, H·W]`."""
+        x = self._image(x)
+        height, width, features = x.shape[-3:]
+        head_dim = head_features("BottleneckAttention", features, self.num_heads)
+        heads = (self.num_heads, head_dim)
 
         def table(name: str, size: int) -> jax.Array:
             shape = (2 * size - 1, head_dim)
             return self.param(name, self.position_init, shape, self.param_dtype)
 
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
-        height, width = x.shape[-3:-1]
         return bottleneck_attention(
             x,
-            project(name="query"),
-            project(name="key"),
-            project(name="value"),
+            self._heads(heads, "query", use_bias=self.use_bias),
+            self._heads(heads, "key", use_bias=self.use_bias),
+            self._heads(heads, "value", use_bias=self.use_bias),
             table("relative_height", height),
             table("relative_width", width),
             scale_positions=self.scale_positions,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )

@@ -12,7 +12,7 @@ from flax_attn.vision import channel_affinity_attention
 class ChannelAffinityAttention(Module, kw_only=True):
     """DANet's channel attention, `flax_attn.vision.channel_affinity_attention`.
 
-    Its only parameter is the number `gamma`, which starts at 0: the identity. Sows
+    Parameter `gamma`, a number that starts at 0, so that the module starts as the identity. Sows
     `attention_weights` `[*B, C, C]`.
 
     Attributes:
@@ -30,7 +30,7 @@ class ChannelAffinityAttention(Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Let the channels of an image `[*B, H, W, C]` attend to one another."""
+        """Attend from channel to channel of an image `[*B, H, W, C]`."""
         gamma = self.param("gamma", nn.initializers.zeros_init(), (), self.param_dtype)
         y, weights = channel_affinity_attention(x, gamma, return_weights=True)
         self.sow("intermediates", "attention_weights", weights)

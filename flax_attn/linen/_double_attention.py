@@ -1,34 +1,24 @@
 """Double attention as a Linen module."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_positive, reduced_features
-from flax_attn.linen._layers import Dense
-from flax_attn.linen._module import Module
+from flax_attn.linen._module import LayerModule
 from flax_attn.vision import double_attention
-from flax_attn.vision._checks import as_image
+from flax_attn.vision._double_attention import double_attention_features
 
 
-class DoubleAttention(Module, kw_only=True):
+class DoubleAttention(LayerModule, kw_only=True):
     """Double attention, `flax_attn.vision.double_attention`.
 
-    Parameters `value`, `gather`, `distribute`, `out`; sows `attention_weights`, the pair of
+    Parameters `value`, `gather`, `distribute`, `out`. Sows `attention_weights`, the pair of
     gathering and distributing weights, each `[*B, H, W, S]`.
 
     Attributes:
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      num_descriptors: S, default R.
-      use_bias: Whether the maps have biases.
-      dtype: dtype of the maps, as in Flax; the weights are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      hidden_features: Explicit R; overrides `reduction`.
+      num_descriptors: S; R by default.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -42,33 +32,21 @@ class DoubleAttention(Module, kw_only=True):
     hidden_features: int | None = None
     num_descriptors: int | None = None
     use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gather and distribute the features of an image `[*B, H, W, C]`."""
-        x = as_image("DoubleAttention", x)
+        x = self._image(x)
         features = x.shape[-1]
-        hidden = reduced_features("DoubleAttention", features, self.reduction, self.hidden_features)
-        descriptors = hidden if self.num_descriptors is None else self.num_descriptors
-        check_positive("DoubleAttention", "num_descriptors", descriptors)
-        dense = functools.partial(
-            Dense,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+        hidden, descriptors = double_attention_features(
+            features, self.reduction, self.hidden_features, self.num_descriptors
         )
         y, weights = double_attention(
             x,
-            dense(hidden, name="value"),
-            dense(descriptors, name="gather"),
-            dense(descriptors, name="distribute"),
-            dense(features, name="out"),
+            self._dense(hidden, "value", use_bias=self.use_bias),
+            self._dense(descriptors, "gather", use_bias=self.use_bias),
+            self._dense(descriptors, "distribute", use_bias=self.use_bias),
+            self._dense(features, "out", use_bias=self.use_bias),
             return_weights=True,
         )
         self.sow("intermediates", "attention_weights", weights)

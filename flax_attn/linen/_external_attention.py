@@ -1,41 +1,25 @@
 """External attention as a Linen module."""
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, check_positive
-from flax_attn.linen._layers import Dense
-from flax_attn.linen._module import Module
-from flax_attn.linen._norm import BatchNorm, default_norm, with_phase
+from flax_attn.linen._module import NormModule
+from flax_attn.linen._norm import BatchNorm, default_norm
 from flax_attn.vision import external_attention
-from flax_attn.vision._checks import as_image
 
 
-class ExternalAttention(Module, kw_only=True):
+class ExternalAttention(NormModule, kw_only=True):
     """External attention, `flax_attn.vision.external_attention`.
 
-    Parameters `query`, `key`, `value`, `out`, `norm`, of which only `query` may have a bias; sows
-    `attention_weights` `[*B, H, W, S]`. `value` starts on its own, not as the transpose of `key`.
+    Parameters `query`, `key`, `value`, `out`, `norm`; `value` is initialised on its own, not as the
+    transpose of `key`. Sows `attention_weights` `[*B, H, W, S]`.
 
     Attributes:
-      memory_size: S, the number of slots.
-      use_bias: Whether `query` has a bias.
-      norm: Makes the normalisation; by default batch normalisation with PyTorch's momentum and an
-        exact variance. One of your own may know its phase:
-        `functools.partial(nn.BatchNorm, use_running_average=not train)`.
-      use_running_average: Whether the statistics are the running ones (`not train`); required by
-        the default `norm`, and passed to others if given.
-      activation_fn: After the sum.
-      dtype: dtype of the maps, as in Flax; the weights are float32, and `norm` has a dtype of its
-        own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the bias.
+      memory_size: S, the number of memory slots.
+      use_bias: If True, `query` has a bias; the other layers have none.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -48,36 +32,21 @@ class ExternalAttention(Module, kw_only=True):
     memory_size: int = 64
     use_bias: bool = True
     norm: Any = default_norm(BatchNorm)
-    use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Let an image `[*B, H, W, C]` attend to the memory. The phase is given here or before."""
-        x = as_image("ExternalAttention", x)
+        """Attend from the places of an image `[*B, H, W, C]` to the memory."""
+        x = self._image(x)
         features = x.shape[-1]
         check_positive("ExternalAttention", "memory_size", self.memory_size)
-        norm = with_phase(
-            "ExternalAttention", self.norm, self.use_running_average, use_running_average
-        )
-        dense = functools.partial(
-            Dense,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
         y, weights = external_attention(
             x,
-            dense(features, use_bias=self.use_bias, name="query"),
-            dense(self.memory_size, use_bias=False, name="key"),
-            dense(features, use_bias=False, name="value"),
-            dense(features, use_bias=False, name="out"),
-            norm=norm(name="norm"),
+            self._dense(features, "query", use_bias=self.use_bias),
+            self._dense(self.memory_size, "key", use_bias=False),
+            self._dense(features, "value", use_bias=False),
+            self._dense(features, "out", use_bias=False),
+            norm=self._norm(use_running_average)(name="norm"),
             activation_fn=self.activation_fn,
             return_weights=True,
         )

@@ -1,40 +1,24 @@
 """Frequency channel attention as a Linen module."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation, reduced_features
-from flax_attn.linen._layers import Dense
-from flax_attn.linen._module import Module
+from flax_attn.linen._module import LayerModule
 from flax_attn.vision import frequency_channel_attention_gate
-from flax_attn.vision._checks import as_image
-from flax_attn.vision._gates import apply_gate
 
 
-class FrequencyChannelAttention(Module, kw_only=True):
+class FrequencyChannelAttention(LayerModule, kw_only=True):
     """Frequency channel attention, `flax_attn.vision.frequency_channel_attention`.
 
-    Parameters `reduce`, `expand`; sows `gate` `[*B, 1, 1, C]`. The cosines are constants.
+    Parameters `reduce`, `expand`; the cosines are constants. Sows `gate` `[*B, 1, 1, C]`.
 
     Attributes:
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      frequencies: How many of the 32 that the paper found best, or pairs (u, v), each 0 to 6. C
-        must be a multiple of their number.
-      dct_size: The height and width that the image is pooled to, of at least 7; one number for
-        both. The paper's ResNets have 56, 28, 14, 7.
-      use_bias: Whether the two maps have biases.
-      activation_fn: Between the maps.
-      gate_fn: From the expanded statistics to the gate.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -51,35 +35,22 @@ class FrequencyChannelAttention(Module, kw_only=True):
     use_bias: bool = False
     activation_fn: Activation = jax.nn.relu
     gate_fn: Activation = jax.nn.sigmoid
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
-        x = as_image("FrequencyChannelAttention", x)
+        x = self._image(x)
         features = x.shape[-1]
         hidden = reduced_features(
             "FrequencyChannelAttention", features, self.reduction, self.hidden_features
         )
-        dense = functools.partial(
-            Dense,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
         gate = frequency_channel_attention_gate(
             x,
-            dense(hidden, name="reduce"),
-            dense(features, name="expand"),
+            self._dense(hidden, "reduce", use_bias=self.use_bias),
+            self._dense(features, "expand", use_bias=self.use_bias),
             frequencies=self.frequencies,
             dct_size=self.dct_size,
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
         )
-        self.sow("intermediates", "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

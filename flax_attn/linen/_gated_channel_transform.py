@@ -7,18 +7,15 @@ from flax.typing import Dtype
 
 from flax_attn.linen._module import Module
 from flax_attn.vision import gated_channel_transform_gate
-from flax_attn.vision._checks import as_image
-from flax_attn.vision._gates import apply_gate
 
 
 class GatedChannelTransform(Module, kw_only=True):
     """The gated channel transformation, `flax_attn.vision.gated_channel_transform`.
 
-    Parameters `alpha` of ones, `gamma` and `beta` of zeros, each `[C]`, so that it starts as the
-    identity; sows `gate` `[*B, 1, 1, C]`, the factor 1 + tanh(e n + β).
+    Parameters `alpha`, `gamma`, `beta` `[C]`, which start at 1, 0 and 0, so that the module starts
+    as the identity. Sows `gate` `[*B, 1, 1, C]`, the factor 1 + tanh(e n + β).
 
     Attributes:
-      epsilon: ε, which keeps both roots' gradients finite on an image of zeros.
       param_dtype: dtype of the parameters.
 
     Example:
@@ -35,9 +32,8 @@ class GatedChannelTransform(Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
-        x = as_image("GatedChannelTransform", x)
-        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-        shape = x.shape[-1:]
+        x = self._image(x)
+        ones, zeros, shape = nn.initializers.ones_init(), nn.initializers.zeros_init(), x.shape[-1:]
         gate = gated_channel_transform_gate(
             x,
             self.param("alpha", ones, shape, self.param_dtype),
@@ -45,5 +41,4 @@ class GatedChannelTransform(Module, kw_only=True):
             self.param("beta", zeros, shape, self.param_dtype),
             epsilon=self.epsilon,
         )
-        self.sow("intermediates", "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

@@ -1,39 +1,24 @@
 """Halo attention as a Linen module."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
+from flax.typing import Initializer
 
-from flax_attn._checks import check_at_least, check_positive, head_features
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.linen._layers import DenseGeneral
-from flax_attn.linen._module import Module
+from flax_attn.linen._module import LayerModule
 from flax_attn.vision import halo_attention
-from flax_attn.vision._checks import as_image
+from flax_attn.vision._halo_attention import halo_attention_sizes
 
 
-class HaloAttention(Module, kw_only=True):
+class HaloAttention(LayerModule, kw_only=True):
     """Halo attention, `flax_attn.vision.halo_attention`.
 
     Parameters `query`, `key`, `value`, and the tables `relative_height`, `relative_width`
-    `[2 w − 1, D]`.
+    `[2 w − 1, D]`, where w = block_size + 2 halo_size.
 
     Attributes:
       num_heads: N, of D = C // N channels each.
-      block_size: b, the width of the blocks of queries.
-      halo_size: How far a block sees beyond its border; w = b + 2 halo_size.
-      scale_positions: Whether the position terms are scaled by 1/√D; timm's default does not.
-      mask_padding: Whether places outside of the image are hidden.
-      use_bias: Whether the queries, keys and values have biases.
-      dtype: dtype of the maps, as in Flax; the softmax is float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      position_init: Initializer of the tables; a variance of 1/D by default.
+      use_bias: If True, queries, keys and values have biases.
+      position_init: Initializer of the tables; variance 1 / D by default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -49,56 +34,29 @@ class HaloAttention(Module, kw_only=True):
     scale_positions: bool = True
     mask_padding: bool = False
     use_bias: bool = False
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
     position_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
         """Attend from each block of an image `[*B, H, W, C]` to its surroundings.
 
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, blocks, N, b², w²]` into
-            "intermediates".
-
-        Returns:
-          The output `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, blocks, N, block_size², w²]`.
         """
-        x = as_image("HaloAttention", x)
-        head_dim = head_features("HaloAttention", x.shape[-1], self.num_heads)
-        block = check_positive("HaloAttention", "block_size", self.block_size)
-        halo = check_at_least("HaloAttention", "halo_size", self.halo_size, 0)
-        project = functools.partial(
-            DenseGeneral,
-            (self.num_heads, head_dim),
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+        x = self._image(x)
+        head_dim, window = halo_attention_sizes(
+            x.shape[-1], self.num_heads, self.block_size, self.halo_size
         )
-
-        def table(name: str, size: int) -> jax.Array:
-            shape = (2 * size - 1, head_dim)
-            return self.param(name, self.position_init, shape, self.param_dtype)
-
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
-        height = width = block + 2 * halo
+        heads, shape = (self.num_heads, head_dim), (2 * window - 1, head_dim)
         return halo_attention(
             x,
-            project(name="query"),
-            project(name="key"),
-            project(name="value"),
-            table("relative_height", height),
-            table("relative_width", width),
-            block_size=block,
-            halo_size=halo,
+            self._heads(heads, "query", use_bias=self.use_bias),
+            self._heads(heads, "key", use_bias=self.use_bias),
+            self._heads(heads, "value", use_bias=self.use_bias),
+            self.param("relative_height", self.position_init, shape, self.param_dtype),
+            self.param("relative_width", self.position_init, shape, self.param_dtype),
+            block_size=self.block_size,
+            halo_size=self.halo_size,
             scale_positions=self.scale_positions,
             mask_padding=self.mask_padding,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )

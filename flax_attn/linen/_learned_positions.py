@@ -17,7 +17,7 @@ class LearnedPositions(Module):
     Attributes:
       max_length: P, the number of positions.
       features: M, the width of the encoding.
-      dtype: dtype of the encoding; None takes the table's.
+      dtype: dtype of the encoding; that of the table by default.
       param_dtype: dtype of the table.
       embedding_init: Initializer of the table.
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer, PrecisionLike
 
-from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
-from flax_attn.attention._modules import (
+from flax_attn._modules import (
     MODULE,
     adapted,
     attention_options,
@@ -24,6 +23,7 @@ from flax_attn.attention._modules import (
     summed_over,
     with_weights,
 )
+from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.coords import Coords
 from flax_attn.linen._layers import DenseGeneral
 from flax_attn.linen._module import Module

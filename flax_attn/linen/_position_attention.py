@@ -3,30 +3,23 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import reduced_features
-from flax_attn.linen._layers import Dense
-from flax_attn.linen._module import Module
+from flax_attn.linen._module import LayerModule
 from flax_attn.vision import position_attention
-from flax_attn.vision._checks import as_image
 
 
-class PositionAttention(Module, kw_only=True):
+class PositionAttention(LayerModule, kw_only=True):
     """DANet's position attention, `flax_attn.vision.position_attention`.
 
-    Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0: the identity.
+    Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0, so that the
+    module starts as the identity.
 
     Attributes:
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      use_bias: Whether the maps have biases.
-      dtype: dtype of the maps, as in Flax; scores and weights are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -39,41 +32,21 @@ class PositionAttention(Module, kw_only=True):
     reduction: int = 8
     hidden_features: int | None = None
     use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Let the places of an image `[*B, H, W, C]` attend to one another.
-
-        Args:
-          x: The image.
-          sow_weights: Whether to sow `attention_weights` `[*B, H·W, H·W]` into "intermediates".
-
-        Returns:
-          The image `[*B, H, W, C]`.
-        """
-        x = as_image("PositionAttention", x)
+        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, H·W, H·W]`."""
+        x = self._image(x)
         features = x.shape[-1]
         hidden = reduced_features(
             "PositionAttention", features, self.reduction, self.hidden_features
         )
-        dense = functools.partial(
-            Dense,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
         attend = functools.partial(
             position_attention,
             x,
-            dense(hidden, name="query"),
-            dense(hidden, name="key"),
-            dense(features, name="value"),
+            self._dense(hidden, "query", use_bias=self.use_bias),
+            self._dense(hidden, "key", use_bias=self.use_bias),
+            self._dense(features, "value", use_bias=self.use_bias),
             self.param("gamma", nn.initializers.zeros_init(), (), self.param_dtype),
         )
         if not sow_weights:

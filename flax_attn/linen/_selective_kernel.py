@@ -1,58 +1,34 @@
-"""Selective kernels as a Linen module."""
+"""The selective kernel convolution as a Linen module."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import (
-    Activation,
-    check_dilations,
-    check_multiple,
-    check_odd,
-    check_positive,
-    output_features,
-    reduced_features,
-)
-from flax_attn._cpu.convolution import convolve
-from flax_attn.linen._layers import Conv, Dense
-from flax_attn.linen._module import Module
-from flax_attn.linen._norm import BatchNorm, with_phase
+from flax_attn._checks import Activation
+from flax_attn.linen._module import NormModule
+from flax_attn.linen._norm import BatchNorm
 from flax_attn.vision import selective_kernel
-from flax_attn.vision._checks import as_image
+from flax_attn.vision._selective_kernel import selective_kernel_sizes
 
 
-class SelectiveKernel(Module, kw_only=True):
-    """A convolution that chooses between kernels, `flax_attn.vision.selective_kernel`.
+class SelectiveKernel(NormModule, kw_only=True):
+    """A convolution that selects among kernels, `flax_attn.vision.selective_kernel`.
 
-    Parameters `conv_0 ...`, `conv_norm_0 ...`, `reduce`, `reduce_norm`, `select`; sows `gate`
-    `[*B, P, 1, 1, C']`, what each channel takes of each kernel.
+    Parameters `conv_0 ...`, `conv_norm_0 ...`, `reduce`, `reduce_norm`, `select`. Sows `gate`
+    `[*B, P, 1, 1, C']`, the weight of each kernel for each channel.
 
     Attributes:
-      out_features: C', default C.
-      kernel_size: Width of the kernels, odd.
-      dilations: Spacing of the taps of each of the P kernels.
-      strides: Step of the convolutions.
+      out_features: C'; C by default.
+      kernel_size: Size of the kernels, odd.
+      dilations: Dilation of each of the P kernels.
+      strides: Strides of the convolutions.
       groups: Channel groups of the convolutions.
       reduction: R = max(min_features, C' // reduction).
-      min_features: The least R by the reduction.
-      hidden_features: R, if not by the reduction.
-      use_bias: Whether the maps have biases.
-      norm: Makes each normalisation; by default batch normalisation with PyTorch's momentum and an
-        exact variance. One of your own may know its phase:
-        `functools.partial(nn.BatchNorm, use_running_average=not train)`.
-      use_running_average: Whether the statistics are the running ones (`not train`); required by
-        the default `norm`, and passed to others if given.
-      activation_fn: After each normalisation.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
-        `norm` has a dtype of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      min_features: The smallest R that `reduction` gives.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -72,61 +48,43 @@ class SelectiveKernel(Module, kw_only=True):
     hidden_features: int | None = None
     use_bias: bool = False
     norm: Any = BatchNorm
-    use_running_average: bool | None = None
     activation_fn: Activation = jax.nn.relu
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Convolve an image `[*B, H, W, C]`. The phase is given here or before."""
-        x = as_image("SelectiveKernel", x)
-        features = output_features("SelectiveKernel", x.shape[-1], self.out_features)
-        check_multiple("SelectiveKernel", "C", x.shape[-1], "groups", self.groups)
-        check_multiple("SelectiveKernel", "out_features", features, "groups", self.groups)
-        hidden = reduced_features(
-            "SelectiveKernel",
-            features,
-            self.reduction,
-            self.hidden_features,
-            least=self.min_features,
+        """Convolve an image `[*B, H, W, C]`."""
+        x = self._image(x)
+        features, hidden, dilations = selective_kernel_sizes(
+            x.shape[-1],
+            out_features=self.out_features,
+            kernel_size=self.kernel_size,
+            dilations=self.dilations,
+            strides=self.strides,
+            groups=self.groups,
+            reduction=self.reduction,
+            min_features=self.min_features,
+            hidden_features=self.hidden_features,
         )
-        size = check_odd("SelectiveKernel", self.kernel_size)
-        dilations = check_dilations("SelectiveKernel", self.dilations)
-        check_positive("SelectiveKernel", "strides", self.strides)
-        norm = with_phase(
-            "SelectiveKernel", self.norm, self.use_running_average, use_running_average
-        )
-        settings: dict[str, Any] = {
-            "use_bias": self.use_bias,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-            "bias_init": self.bias_init,
-        }
-        dense = functools.partial(Dense, **settings)
+        norm = self._norm(use_running_average)
+        convs = [
+            self._conv(
+                features,
+                self.kernel_size,
+                f"conv_{i}",
+                use_bias=self.use_bias,
+                strides=self.strides,
+                dilation=dilation,
+                groups=self.groups,
+            )
+            for i, dilation in enumerate(dilations)
+        ]
         y, gate = selective_kernel(
             x,
-            [
-                Conv(
-                    features,
-                    (size, size),
-                    strides=self.strides,
-                    kernel_dilation=dilation,
-                    padding=dilation * (size // 2),
-                    feature_group_count=self.groups,
-                    conv_general_dilated=convolve,
-                    name=f"conv_{i}",
-                    **settings,
-                )
-                for i, dilation in enumerate(dilations)
-            ],
+            convs,
             [norm(name=f"conv_norm_{i}") for i in range(len(dilations))],
-            dense(features=hidden, name="reduce"),
+            self._dense(hidden, "reduce", use_bias=self.use_bias),
             norm(name="reduce_norm"),
-            dense(features=len(dilations) * features, name="select"),
+            self._dense(len(dilations) * features, "select", use_bias=self.use_bias),
             activation_fn=self.activation_fn,
             return_gate=True,
         )

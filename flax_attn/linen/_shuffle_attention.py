@@ -8,8 +8,6 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, group_features
 from flax_attn.linen._module import Module
 from flax_attn.vision import shuffle_attention_gate
-from flax_attn.vision._checks import as_image
-from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._shuffle_attention import channel_shuffle
 
 
@@ -17,16 +15,14 @@ class ShuffleAttention(Module, kw_only=True):
     """Shuffle attention, `flax_attn.vision.shuffle_attention`.
 
     Parameters `channel_scale`, `channel_bias`, `norm_scale`, `norm_bias`, `spatial_scale`,
-    `spatial_bias`, `[C / (2 groups)]`; sows `gate` `[*B, H, W, C]`, of the channels before they are
+    `spatial_bias`, `[C / (2 groups)]`. Sows `gate` `[*B, H, W, C]`, of the channels before they are
     shuffled.
 
     Attributes:
-      groups: G, the number of groups of consecutive channels; C is a multiple of 2 G.
-      epsilon: ε, added to the variance.
-      gate_fn: From the scaled statistics to the gates.
+      groups: G, the number of groups of consecutive channels; 2 G divides C.
       param_dtype: dtype of the parameters.
-      scale_init: Initializer of the two gates' scales; that of the normalisation starts at 1.
-      bias_init: Initializer of the two gates' biases; that of the normalisation starts at 0.
+      scale_init: Initializer of the scales of both gates; that of the normalisation starts at 1.
+      bias_init: Initializer of the biases of both gates; that of the normalisation starts at 0.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -46,20 +42,21 @@ class ShuffleAttention(Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]` and shuffle its channels."""
-        x = as_image("ShuffleAttention", x)
+        x = self._image(x)
         part = group_features("ShuffleAttention", x.shape[-1], self.groups, parts=2)
-        initializers = {
-            "channel_scale": self.scale_init,
-            "channel_bias": self.bias_init,
-            "norm_scale": nn.initializers.ones,
-            "norm_bias": nn.initializers.zeros,
-            "spatial_scale": self.scale_init,
-            "spatial_bias": self.bias_init,
-        }
-        vectors = {
-            name: self.param(name, init, (part,), self.param_dtype)
-            for name, init in initializers.items()
-        }
-        gate = shuffle_attention_gate(x, **vectors, epsilon=self.epsilon, gate_fn=self.gate_fn)
-        self.sow("intermediates", "gate", gate)
-        return channel_shuffle(apply_gate(x, gate))
+
+        def vector(name: str, initializer: Initializer) -> jax.Array:
+            return self.param(name, initializer, (part,), self.param_dtype)
+
+        gate = shuffle_attention_gate(
+            x,
+            vector("channel_scale", self.scale_init),
+            vector("channel_bias", self.bias_init),
+            vector("norm_scale", nn.initializers.ones),
+            vector("norm_bias", nn.initializers.zeros),
+            vector("spatial_scale", self.scale_init),
+            vector("spatial_bias", self.bias_init),
+            epsilon=self.epsilon,
+            gate_fn=self.gate_fn,
+        )
+        return channel_shuffle(self._scale(x, gate))

@@ -10,13 +10,13 @@ from flax_attn.vision._simam import simam_and_gate
 class SimAM(Module, kw_only=True):
     """SimAM, `flax_attn.vision.simam`.
 
-    No parameters; sows `gate` `[*B, H, W, C]`.
+    No parameters. Sows `gate` `[*B, H, W, C]`.
 
     Attributes:
       e_lambda: λ, which keeps the quotient finite in a constant channel.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from flax_attn import linen
       >>> linen.SimAM().apply({}, jnp.ones((2, 7, 7, 16))).shape
       (2, 7, 7, 16)

@@ -8,19 +8,15 @@ from flax.typing import Dtype, Initializer
 from flax_attn._checks import Activation, group_features
 from flax_attn.linen._module import Module
 from flax_attn.vision import spatial_group_enhance_gate
-from flax_attn.vision._checks import as_image
-from flax_attn.vision._gates import apply_gate
 
 
 class SpatialGroupEnhance(Module, kw_only=True):
     """Spatial group-wise enhancement, `flax_attn.vision.spatial_group_enhance`.
 
-    Parameters `scale` and `bias`, `[groups]`; sows `gate` `[*B, H, W, C]`.
+    Parameters `scale` and `bias` `[groups]`. Sows `gate` `[*B, H, W, C]`.
 
     Attributes:
-      groups: G, the number of groups of consecutive channels, of which C is a multiple.
-      epsilon: ε, added to the deviation.
-      gate_fn: From the likeness to the gate.
+      groups: G, the number of groups of consecutive channels. It divides C.
       param_dtype: dtype of the parameters.
       scale_init: Initializer of the scale.
       bias_init: Initializer of the bias.
@@ -43,7 +39,7 @@ class SpatialGroupEnhance(Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""
-        x = as_image("SpatialGroupEnhance", x)
+        x = self._image(x)
         group_features("SpatialGroupEnhance", x.shape[-1], self.groups)
         gate = spatial_group_enhance_gate(
             x,
@@ -52,5 +48,4 @@ class SpatialGroupEnhance(Module, kw_only=True):
             epsilon=self.epsilon,
             gate_fn=self.gate_fn,
         )
-        self.sow("intermediates", "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

@@ -1,24 +1,18 @@
 """Spatial-reduction attention as a Linen module."""
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_positive, head_features
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.linen._layers import Conv, DenseGeneral
-from flax_attn.linen._module import Module
+from flax_attn._checks import Activation
+from flax_attn.linen._module import LayerModule
 from flax_attn.linen._norm import LayerNorm, default_norm
 from flax_attn.vision import spatial_reduction_attention
-from flax_attn.vision._checks import as_image
+from flax_attn.vision._spatial_reduction_attention import spatial_reduction_head_dim
 
 
-class SpatialReductionAttention(Module, kw_only=True):
+class SpatialReductionAttention(LayerModule, kw_only=True):
     """Spatial-reduction attention, `flax_attn.vision.spatial_reduction_attention`.
 
     Parameters `query`, `key`, `value`, `out`, and `reduce`, `norm` if the image is reduced or
@@ -27,17 +21,10 @@ class SpatialReductionAttention(Module, kw_only=True):
 
     Attributes:
       num_heads: N, of D = C // N channels each.
-      reduction: R, the width and stride of the convolution before keys and values; the paper has
-        8, 4, 2, 1 from the first stage to the last.
-      pool_size: Width of the image that x is averaged to first; None for none.
-      activation_fn: After the normalisation; None for none.
-      use_bias: Whether the queries, keys and values have biases; the other maps have one.
-      norm: Makes the normalisation of the reduced image.
-      dtype: dtype of the maps, as in Flax; the softmax is float32, and `norm` has a dtype of its
-        own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      reduction: R, the kernel size and strides of `reduce`: 8, 4, 2, 1 in the four stages of the
+        paper.
+      use_bias: If True, queries, keys and values have biases; the other layers always have.
+      norm: Makes the normalisation after `reduce`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -53,51 +40,29 @@ class SpatialReductionAttention(Module, kw_only=True):
     activation_fn: Activation | None = None
     use_bias: bool = True
     norm: Any = default_norm(LayerNorm)
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
         """Attend from each place of an image `[*B, H, W, C]` to the reduced image.
 
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]` into "intermediates".
-
-        Returns:
-          The output `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, N, T, S]`.
         """
-        x = as_image("SpatialReductionAttention", x)
-        features = x.shape[-1]
-        size = check_positive("SpatialReductionAttention", "reduction", self.reduction)
-        head_dim = head_features("SpatialReductionAttention", features, self.num_heads)
-        settings: dict[str, Any] = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-            "bias_init": self.bias_init,
-        }
-        heads = functools.partial(
-            DenseGeneral, (self.num_heads, head_dim), use_bias=self.use_bias, **settings
-        )
-        conv = functools.partial(
-            Conv, features, (size, size), strides=size, padding="VALID", **settings
-        )
-        reduces = size > 1 or self.pool_size is not None
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
+        x = self._image(x)
+        features, size = x.shape[-1], self.reduction
+        heads = (self.num_heads, spatial_reduction_head_dim(features, self.num_heads, size))
+        reduce = norm = None
+        if size > 1 or self.pool_size is not None:
+            reduce = self._conv(features, size, "reduce", strides=size, padding=0)
+            norm = self.norm(name="norm")
         return spatial_reduction_attention(
             x,
-            heads(name="query"),
-            heads(name="key"),
-            heads(name="value"),
-            DenseGeneral(features, axis=(-2, -1), name="out", **settings),
-            reduce=conv(name="reduce") if reduces else None,
-            norm=self.norm(name="norm") if reduces else None,
+            self._heads(heads, "query", use_bias=self.use_bias),
+            self._heads(heads, "key", use_bias=self.use_bias),
+            self._heads(heads, "value", use_bias=self.use_bias),
+            self._join(features, "out"),
+            reduce=reduce,
+            norm=norm,
             pool_size=self.pool_size,
             activation_fn=self.activation_fn,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )

@@ -1,41 +1,34 @@
 """Additive attention as an NNX module."""
 
-import functools
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
 from flax_attn.attention import additive_attention
-from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 
 
 class AdditiveAttention(Module):
     """Additive (Bahdanau) attention, `flax_attn.additive_attention`.
 
-    Parameters `query`, `key`, `score`, without biases; sows `attention_weights` `[*B, T, S]`.
+    Parameters `query`, `key`, `score`, without biases. Sows `attention_weights` `[*B, T, S]`.
 
     Args:
       in_features: Dq, the width of the queries.
       hidden_features: M, the width of the hidden layer.
-      in_kv_features: Dk, the width of the keys, default Dq.
-      dtype: dtype of the maps, as in Flax.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      rngs: Keys for the parameters.
+      in_kv_features: Dk, the width of the keys; Dq by default.
+      rngs: Keys of the parameters.
+      **layer_options: See `LayerOptions`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx as flax_nnx
       >>> from flax_attn import nnx
       >>> query, key, value = jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
-      >>> nnx.AdditiveAttention(20, 8, in_kv_features=2, rngs=flax_nnx.Rngs(0))(
-      ...     query, key, value
-      ... ).shape
+      >>> attention = nnx.AdditiveAttention(20, 8, in_kv_features=2, rngs=flax_nnx.Rngs(0))
+      >>> attention(query, key, value).shape
       (2, 1, 4)
     """
 
@@ -45,24 +38,16 @@ class AdditiveAttention(Module):
         hidden_features: int,
         *,
         in_kv_features: int | None = None,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        linear = functools.partial(
-            Linear,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            rngs=rngs,
-        )
-        self.query = linear(in_features, hidden_features)
-        self.key = linear(
-            in_features if in_kv_features is None else in_kv_features, hidden_features
-        )
-        self.score = linear(hidden_features, 1)
+        super().__init__(in_features)
+        if in_kv_features is None:
+            in_kv_features = in_features
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.linear(in_features, hidden_features, use_bias=False)
+        self.key = layers.linear(in_kv_features, hidden_features, use_bias=False)
+        self.score = layers.linear(hidden_features, 1, use_bias=False)
 
     def __call__(
         self, query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None
@@ -71,5 +56,5 @@ class AdditiveAttention(Module):
         output, weights = additive_attention(
             query, key, value, self.query, self.key, self.score, mask=mask, return_weights=True
         )
-        sow(self, "attention_weights", weights)
+        self._sow("attention_weights", weights)
         return output

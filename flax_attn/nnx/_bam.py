@@ -1,53 +1,33 @@
-"""BAM as an NNX module."""
+"""The bottleneck attention module as an NNX module."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import (
-    Activation,
-    check_at_least,
-    check_features,
-    check_odd,
-    check_positive,
-    reduced_features,
-)
-from flax_attn.nnx._layers import Conv, Linear
+from flax_attn._checks import Activation
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import bam_gate
-from flax_attn.vision._gates import apply_gate
+from flax_attn.vision._bam import bam_features
 
 
 class BAM(Module):
     """The bottleneck attention module, `flax_attn.vision.bam`.
 
-    Parameters `reduce`, `reduce_norm`, `expand`, `conv_0 ...`, `conv_norm_0 ...`, `project`; sows
+    Parameters `reduce`, `reduce_norm`, `expand`, `conv_0 ...`, `conv_norm_0 ...`, `project`. Sows
     `gate` `[*B, H, W, C]`, the factor 1 + σ(M_c + M_s).
 
     Args:
       in_features: C.
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      kernel_size: Width of the dilated kernels, odd.
-      dilation: Spacing of their taps.
-      num_convs: Number of dilated convolutions, after the pointwise one.
-      combine: `"add"` as in the paper, `"multiply"` as in its released code.
-      use_bias: Whether the maps have biases.
-      norm: Makes each normalisation, called as `norm(R, rngs=rngs)`.
-      activation_fn: After each normalisation.
-      gate_fn: From the joined branches to the gate.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
-        `norm` has a dtype of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      kernel_size: Size of the dilated kernels, odd.
+      dilation: Their dilation.
+      num_convs: Number of dilated convolutions; they follow a pointwise one.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,50 +51,32 @@ class BAM(Module):
         norm: Callable[..., Any] = BatchNorm,
         activation_fn: Activation = jax.nn.relu,
         gate_fn: Activation = jax.nn.sigmoid,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        hidden = reduced_features("BAM", in_features, reduction, hidden_features)
-        size = check_odd("BAM", kernel_size)
-        check_positive("BAM", "dilation", dilation)
-        check_at_least("BAM", "num_convs", num_convs, 0)
-        settings: dict[str, Any] = {
-            "use_bias": use_bias,
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
-        self.reduce = Linear(in_features, hidden, **settings)
-        self.reduce_norm = norm(hidden, rngs=rngs)
-        self.expand = Linear(hidden, in_features, **settings)
-        self.conv_0 = Linear(in_features, hidden, **settings)
-        for i in range(num_convs):
-            conv = Conv(
-                hidden,
-                hidden,
-                (size, size),
-                kernel_dilation=dilation,
-                padding=dilation * (size // 2),
-                **settings,
-            )
-            setattr(self, f"conv_{i + 1}", conv)
+        super().__init__(in_features)
+        hidden = bam_features(
+            in_features, reduction, hidden_features, kernel_size, dilation, num_convs
+        )
+        layers = self._layers(rngs, **layer_options)
+        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.reduce_norm = layers.norm(norm, hidden)
+        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.conv_0 = layers.linear(in_features, hidden, use_bias=use_bias)
+        for i in range(1, num_convs + 1):
+            conv = layers.conv(hidden, hidden, kernel_size, use_bias=use_bias, dilation=dilation)
+            setattr(self, f"conv_{i}", conv)
         for i in range(num_convs + 1):
-            setattr(self, f"conv_norm_{i}", norm(hidden, rngs=rngs))
-        self.project = Linear(hidden, 1, **settings)
+            setattr(self, f"conv_norm_{i}", layers.norm(norm, hidden))
+        self.project = layers.linear(hidden, 1, use_bias=use_bias)
         self.num_convs = num_convs
         self.combine = combine
         self.activation_fn = activation_fn
-        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]` and add it."""
-        check_features("BAM", x, self.in_features)
+        """Scale an image `[*B, H, W, C]`."""
+        self._check(x)
         gate = bam_gate(
             x,
             self.reduce,
@@ -127,5 +89,4 @@ class BAM(Module):
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
         )
-        sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

@@ -1,18 +1,14 @@
 """Bottleneck attention as an NNX module."""
 
-import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
+from flax.typing import Initializer
 
-from flax_attn._checks import check_features, head_features
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.nnx._layers import LinearGeneral
+from flax_attn._checks import head_features
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import bottleneck_attention
 from flax_attn.vision._windows import as_pair
 
@@ -20,22 +16,15 @@ from flax_attn.vision._windows import as_pair
 class BottleneckAttention(Module):
     """Bottleneck attention, `flax_attn.vision.bottleneck_attention`.
 
-    Parameters `query`, `key`, `value`, and the tables `relative_height`, `relative_width`
-    `[2 H − 1, D]`, `[2 W − 1, D]`, which bind the module to images of one size.
+    Parameters `query`, `key`, `value`, and the tables `relative_height` `[2 H − 1, D]` and
+    `relative_width` `[2 W − 1, D]`.
 
     Args:
       in_features: C.
-      input_size: (H, W).
+      input_size: (H, W), which all images must have.
       num_heads: N, of D = C // N channels each.
-      scale_positions: Whether the position terms are scaled by 1/√D as in the paper; not so by
-        default in timm.
-      use_bias: Whether the queries, keys and values have biases.
-      dtype: dtype of the maps, as in Flax; the softmax is float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      position_init: Initializer of the tables; a variance of 1/D by default.
-      rngs: Keys for the parameters.
+      use_bias: If True, queries, keys and values have biases.
+      position_init: Initializer of the tables; variance 1 / D by default.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,54 +43,25 @@ class BottleneckAttention(Module):
         num_heads: int = 4,
         scale_positions: bool = True,
         use_bias: bool = False,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         position_init: Initializer = nnx.initializers.variance_scaling(1.0, "fan_out", "normal"),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        head_dim = head_features("BottleneckAttention", in_features, num_heads)
-        project = functools.partial(
-            LinearGeneral,
-            in_features,
-            (num_heads, head_dim),
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-
-        def table(size: int) -> nnx.Param:
-            shape = (2 * size - 1, head_dim)
-            return nnx.Param(position_init(rngs.params(), shape, param_dtype))
-
-        self.query = project()
-        self.key = project()
-        self.value = project()
+        super().__init__(in_features)
         height, width = as_pair("BottleneckAttention", "input_size", input_size, 1)
-        self.relative_height = table(height)
-        self.relative_width = table(width)
-        self.in_features = in_features
+        head_dim = head_features("BottleneckAttention", in_features, num_heads)
+        heads = (num_heads, head_dim)
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.heads(in_features, heads, use_bias=use_bias)
+        self.key = layers.heads(in_features, heads, use_bias=use_bias)
+        self.value = layers.heads(in_features, heads, use_bias=use_bias)
+        self.relative_height = layers.param(position_init, 2 * height - 1, head_dim)
+        self.relative_width = layers.param(position_init, 2 * width - 1, head_dim)
         self.scale_positions = scale_positions
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each place of an image `[*B, H, W, C]` to all of them.
-
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, H·W, H·W]` as
-            `nnx.Intermediate`; raises outside `nnx.capture`.
-
-        Returns:
-          The output `[*B, H, W, C]`.
-        """
-        check_features("BottleneckAttention", x, self.in_features)
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(sow_on_request, self))
+        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, N, H·W, H·W]`."""
+        self._check(x)
         return bottleneck_attention(
             x,
             self.query,
@@ -110,5 +70,5 @@ class BottleneckAttention(Module):
             self.relative_height[...],
             self.relative_width[...],
             scale_positions=self.scale_positions,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )

@@ -1,15 +1,14 @@
 """CBAM as an NNX module."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
 from flax_attn._checks import Activation
 from flax_attn.nnx._channel_attention import ChannelAttention
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._spatial_attention import SpatialAttention
 from flax_attn.vision._spatial_attention import Pooling
@@ -22,21 +21,11 @@ class CBAM(Module):
 
     Args:
       in_features: C.
-      reduction: R = C // reduction; the paper's is 16.
-      hidden_features: R, if not by the reduction.
-      kernel_size: Width of the spatial kernel, odd; the paper's is 7.
-      use_bias: Whether the perceptron has biases, as in the paper's released models.
-      norm: Makes the normalisation of the spatial map, called as `norm(1, rngs=rngs)`; None for
-        none.
-      order: Which of the two pooled maps is which: `("max", "mean")` for the released weights.
-      activation_fn: Inside the perceptron.
-      gate_fn: Of both gates.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
-        `norm` has a dtype of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      reduction: R = C // reduction; 16 in the paper.
+      hidden_features: Explicit R; overrides `reduction`.
+      kernel_size: Size of the spatial kernel, odd; 7 in the paper.
+      use_bias: If True, the perceptron has biases, as in the released models of the paper.
+      norm: Makes the normalisation of the spatial map; None for none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,12 +47,10 @@ class CBAM(Module):
         order: Sequence[Pooling] = ("mean", "max"),
         activation_fn: Activation = jax.nn.relu,
         gate_fn: Activation = jax.nn.sigmoid,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
+        super().__init__(in_features)
         self.channel = ChannelAttention(
             in_features,
             reduction=reduction,
@@ -71,21 +58,17 @@ class CBAM(Module):
             use_bias=use_bias,
             activation_fn=activation_fn,
             gate_fn=gate_fn,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
             rngs=rngs,
+            **layer_options,
         )
         self.spatial = SpatialAttention(
+            in_features,
             kernel_size=kernel_size,
             norm=norm,
             order=order,
             gate_fn=gate_fn,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
             rngs=rngs,
+            **layer_options,
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,35 +1,28 @@
 """Criss-cross attention as an NNX module."""
 
 import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, reduced_features
-from flax_attn.nnx._layers import Linear
+from flax_attn._checks import reduced_features
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import criss_cross_attention
 
 
 class CrissCrossAttention(Module):
     """Criss-cross attention, `flax_attn.vision.criss_cross_attention`.
 
-    Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0: the identity.
+    Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0, so that the
+    module starts as the identity.
 
     Args:
       in_features: C.
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      recurrence: Number of steps, with the same parameters.
-      use_bias: Whether the maps have biases.
-      dtype: dtype of the maps, as in Flax; scores and weights are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,41 +40,24 @@ class CrissCrossAttention(Module):
         hidden_features: int | None = None,
         recurrence: int = 2,
         use_bias: bool = True,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
+        super().__init__(in_features)
         hidden = reduced_features("CrissCrossAttention", in_features, reduction, hidden_features)
-        linear = functools.partial(
-            Linear,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.query = linear(in_features, hidden)
-        self.key = linear(in_features, hidden)
-        self.value = linear(in_features, in_features)
-        self.gamma = nnx.Param(jnp.zeros((), param_dtype))
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.key = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.gamma = layers.constant(0)
         self.recurrence = recurrence
-        self.in_features = in_features
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Let the places of an image `[*B, H, W, C]` attend to their rows and columns.
+        """Attend from each place of an image `[*B, H, W, C]` to its row and column.
 
-        Args:
-          x: The image.
-          sow_weights: Whether to sow `attention_weights`, `[*B, H, W, H + W]` for each step, as
-            `nnx.Intermediate`; raises outside `nnx.capture`.
-
-        Returns:
-          The image `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, H, W, H + W]` of each step.
         """
-        check_features("CrissCrossAttention", x, self.in_features)
+        self._check(x)
         attend = functools.partial(
             criss_cross_attention,
             x,
@@ -94,5 +70,5 @@ class CrissCrossAttention(Module):
         if not sow_weights:
             return attend()
         y, weights = attend(return_weights=True)
-        sow_on_request(self, "attention_weights", weights)
+        self._sow_on_request("attention_weights", weights)
         return y

@@ -1,36 +1,28 @@
 """Double attention as an NNX module."""
 
-import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, check_positive, reduced_features
-from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import double_attention
+from flax_attn.vision._double_attention import double_attention_features
 
 
 class DoubleAttention(Module):
     """Double attention, `flax_attn.vision.double_attention`.
 
-    Parameters `value`, `gather`, `distribute`, `out`; sows `attention_weights`, the pair of
+    Parameters `value`, `gather`, `distribute`, `out`. Sows `attention_weights`, the pair of
     gathering and distributing weights, each `[*B, H, W, S]`.
 
     Args:
       in_features: C.
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      num_descriptors: S, default R.
-      use_bias: Whether the maps have biases.
-      dtype: dtype of the maps, as in Flax; the weights are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      num_descriptors: S; R by default.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,35 +40,24 @@ class DoubleAttention(Module):
         hidden_features: int | None = None,
         num_descriptors: int | None = None,
         use_bias: bool = True,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        hidden = reduced_features("DoubleAttention", in_features, reduction, hidden_features)
-        descriptors = hidden if num_descriptors is None else num_descriptors
-        check_positive("DoubleAttention", "num_descriptors", descriptors)
-        linear = functools.partial(
-            Linear,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
+        super().__init__(in_features)
+        hidden, descriptors = double_attention_features(
+            in_features, reduction, hidden_features, num_descriptors
         )
-        self.value = linear(in_features, hidden)
-        self.gather = linear(in_features, descriptors)
-        self.distribute = linear(in_features, descriptors)
-        self.out = linear(hidden, in_features)
-        self.in_features = in_features
+        layers = self._layers(rngs, **layer_options)
+        self.value = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.gather = layers.linear(in_features, descriptors, use_bias=use_bias)
+        self.distribute = layers.linear(in_features, descriptors, use_bias=use_bias)
+        self.out = layers.linear(hidden, in_features, use_bias=use_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gather and distribute the features of an image `[*B, H, W, C]`."""
-        check_features("DoubleAttention", x, self.in_features)
+        self._check(x)
         y, weights = double_attention(
             x, self.value, self.gather, self.distribute, self.out, return_weights=True
         )
-        sow(self, "attention_weights", weights)
+        self._sow("attention_weights", weights)
         return y

@@ -1,19 +1,14 @@
 """Grid attention as an NNX module."""
 
-import functools
-from typing import Any
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
+from flax.typing import Initializer
 
-from flax_attn._checks import check_features, heads_of_32
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.nnx._layers import LinearGeneral
+from flax_attn._checks import heads_of_32
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import grid_attention
 from flax_attn.vision._windows import Size, num_offsets
 
@@ -25,23 +20,16 @@ class GridAttention(Module):
 
     Args:
       in_features: C.
-      num_heads: N, of D = C // N channels each; default C // 32, the paper's heads of 32 channels.
-      grid_size: G, one number or (height, width).
-      use_bias: Whether the queries, keys and values have biases; `out` has one.
-      use_relative_bias: Whether each offset within a grid has a bias.
-      dtype: dtype of the maps, as in Flax; the softmax is float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      num_heads: N, of D = C // N channels each; C // 32 by default, as in the paper.
+      use_bias: If True, queries, keys and values have biases; `out` always has one.
+      use_relative_bias: If True, each offset within a grid has a learned bias.
       relative_bias_init: Initializer of the table.
-      rngs: Keys for the parameters.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx as flax_nnx
       >>> from flax_attn import nnx
-      >>> attention = nnx.GridAttention(64, rngs=flax_nnx.Rngs(0))
-      >>> attention(jnp.ones((2, 14, 14, 64))).shape
+      >>> nnx.GridAttention(64, rngs=flax_nnx.Rngs(0))(jnp.ones((2, 14, 14, 64))).shape
       (2, 14, 14, 64)
     """
 
@@ -53,51 +41,29 @@ class GridAttention(Module):
         grid_size: Size = 7,
         use_bias: bool = True,
         use_relative_bias: bool = True,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         relative_bias_init: Initializer = nnx.initializers.normal(0.02),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        num_heads, head_dim = heads_of_32("GridAttention", in_features, num_heads)
-        settings: dict[str, Any] = {
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
-        heads = functools.partial(
-            LinearGeneral, in_features, (num_heads, head_dim), use_bias=use_bias, **settings
-        )
-        self.query = heads()
-        self.key = heads()
-        self.value = heads()
-        self.out = LinearGeneral((num_heads, head_dim), in_features, axis=(-2, -1), **settings)
+        super().__init__(in_features)
+        heads = heads_of_32("GridAttention", in_features, num_heads)
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.heads(in_features, heads, use_bias=use_bias)
+        self.key = layers.heads(in_features, heads, use_bias=use_bias)
+        self.value = layers.heads(in_features, heads, use_bias=use_bias)
+        self.out = layers.join(heads, in_features)
         if use_relative_bias:
-            shape = (num_offsets("GridAttention", "grid_size", grid_size), num_heads)
-            table = relative_bias_init(rngs.params(), shape, param_dtype)
-            self.relative_bias = nnx.Param(table)
-        self.in_features = in_features
+            rows = num_offsets("GridAttention", "grid_size", grid_size)
+            self.relative_bias = layers.param(relative_bias_init, rows, heads[0])
         self.grid_size = grid_size
         self.use_relative_bias = use_relative_bias
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
         """Attend within the grids of an image `[*B, H, W, C]`.
 
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, grids, N, G², G²]` as
-            `nnx.Intermediate`; raises outside `nnx.capture`.
-
-        Returns:
-          The image `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, grids, N, G², G²]`.
         """
-        check_features("GridAttention", x, self.in_features)
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(sow_on_request, self))
+        self._check(x)
         return grid_attention(
             x,
             self.query,
@@ -106,5 +72,5 @@ class GridAttention(Module):
             self.out,
             relative_bias=self.relative_bias[...] if self.use_relative_bias else None,
             grid_size=self.grid_size,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )

@@ -1,19 +1,16 @@
 """The lambda layer as an NNX module."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, check_odd, check_positive, head_features
-from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.vision import lambda_layer
+from flax_attn.vision._lambda_layer import lambda_layer_features
 
 
 class LambdaLayer(Module):
@@ -24,16 +21,9 @@ class LambdaLayer(Module):
     Args:
       in_features: C.
       num_heads: N; the values have C // N channels.
-      key_features: K, the width of the keys and of each head's queries.
-      kernel_size: r, the width of the lambda convolution, odd.
-      use_bias: Whether the queries, keys and values have biases; the lambda convolution has one.
-      norm: Makes each normalisation, called as `norm(features, rngs=rngs)`.
-      dtype: dtype of the maps, as in Flax; the softmax and the lambdas are float32, and `norm` has
-        a dtype of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      key_features: K, the channels of the keys and of each head's queries.
+      kernel_size: r, the size of the lambda convolution, odd.
+      use_bias: If True, queries, keys and values have biases; the convolution always has one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,34 +42,23 @@ class LambdaLayer(Module):
         kernel_size: int = 9,
         use_bias: bool = False,
         norm: Callable[..., Any] = BatchNorm,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        head_dim = head_features("LambdaLayer", in_features, num_heads)
-        check_positive("LambdaLayer", "key_features", key_features)
-        size = check_odd("LambdaLayer", kernel_size)
-        settings: dict[str, Any] = {
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
-        linear = functools.partial(Linear, in_features, use_bias=use_bias, **settings)
-        self.query = linear(out_features=num_heads * key_features)
-        self.query_norm = norm(num_heads * key_features, rngs=rngs)
-        self.key = linear(out_features=key_features)
-        self.value = linear(out_features=head_dim)
-        self.value_norm = norm(head_dim, rngs=rngs)
-        self.position = Conv(1, key_features, (size, size), padding=size // 2, **settings)
-        self.in_features = in_features
+        super().__init__(in_features)
+        value_features = lambda_layer_features(in_features, num_heads, key_features, kernel_size)
+        query_features = num_heads * key_features
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.linear(in_features, query_features, use_bias=use_bias)
+        self.query_norm = layers.norm(norm, query_features)
+        self.key = layers.linear(in_features, key_features, use_bias=use_bias)
+        self.value = layers.linear(in_features, value_features, use_bias=use_bias)
+        self.value_norm = layers.norm(norm, value_features)
+        self.position = layers.conv(1, key_features, kernel_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`."""
-        check_features("LambdaLayer", x, self.in_features)
+        self._check(x)
         return lambda_layer(
             x,
             self.query,

@@ -1,47 +1,31 @@
 """Large selective kernels as an NNX module."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import (
-    Activation,
-    check_features,
-    check_odd,
-    dilated_kernels,
-    reduced_features,
-)
-from flax_attn._cpu.convolution import convolve
-from flax_attn.nnx._layers import Conv, Linear
+from flax_attn._checks import Activation
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import large_selective_kernel_gate
-from flax_attn.vision._gates import apply_gate
+from flax_attn.vision._large_selective_kernel import large_selective_kernel_sizes
 
 
 class LargeSelectiveKernel(Module):
     """Large selective kernels, `flax_attn.vision.large_selective_kernel`.
 
-    Parameters `conv_0 ...`, `reduce_0 ...`, `select`, `project`; sows `gate` `[*B, H, W, C]`.
+    Parameters `conv_0 ...`, `reduce_0 ...`, `select`, `project`. Sows `gate` `[*B, H, W, C]`.
 
     Args:
       in_features: C.
-      kernel_sizes: Width of each of the P kernels, odd.
-      dilations: Spacing of the taps of each.
+      kernel_sizes: Size of each of the P kernels, odd.
+      dilations: Dilation of each kernel.
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      select_kernel_size: Width of the kernel that selects, odd.
-      use_bias: Whether the maps have biases.
-      gate_fn: From what `select` returns to the masks.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      select_kernel_size: Size of the kernel of `select`, odd.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,52 +46,33 @@ class LargeSelectiveKernel(Module):
         select_kernel_size: int = 7,
         use_bias: bool = True,
         gate_fn: Activation = jax.nn.sigmoid,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        hidden = reduced_features("LargeSelectiveKernel", in_features, reduction, hidden_features)
-        kernels = dilated_kernels("LargeSelectiveKernel", kernel_sizes, dilations)
-        width = check_odd("LargeSelectiveKernel", select_kernel_size, "select_kernel_size")
-        settings: dict[str, Any] = {
-            "use_bias": use_bias,
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
+        super().__init__(in_features)
+        hidden, kernels = large_selective_kernel_sizes(
+            in_features, reduction, hidden_features, kernel_sizes, dilations, select_kernel_size
+        )
+        layers = self._layers(rngs, **layer_options)
         for i, (size, dilation) in enumerate(kernels):
-            conv = Conv(
+            conv = layers.conv(
                 in_features,
                 in_features,
-                (size, size),
-                kernel_dilation=dilation,
-                padding=dilation * (size // 2),
-                feature_group_count=in_features,
-                conv_general_dilated=convolve,
-                **settings,
+                size,
+                use_bias=use_bias,
+                dilation=dilation,
+                groups=in_features,
             )
             setattr(self, f"conv_{i}", conv)
-            setattr(self, f"reduce_{i}", Linear(in_features, hidden, **settings))
-        self.select = Conv(
-            2,
-            len(kernels),
-            (width, width),
-            padding=width // 2,
-            conv_general_dilated=convolve,
-            **settings,
-        )
-        self.project = Linear(hidden, in_features, **settings)
+            setattr(self, f"reduce_{i}", layers.linear(in_features, hidden, use_bias=use_bias))
+        self.select = layers.conv(2, len(kernels), select_kernel_size, use_bias=use_bias)
+        self.project = layers.linear(hidden, in_features, use_bias=use_bias)
         self.num_kernels = len(kernels)
-        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
-        check_features("LargeSelectiveKernel", x, self.in_features)
+        self._check(x)
         gate = large_selective_kernel_gate(
             x,
             [getattr(self, f"conv_{i}") for i in range(self.num_kernels)],
@@ -116,5 +81,4 @@ class LargeSelectiveKernel(Module):
             self.project,
             gate_fn=self.gate_fn,
         )
-        sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

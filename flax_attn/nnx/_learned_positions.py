@@ -17,16 +17,17 @@ class LearnedPositions(Module):
     Args:
       max_length: P, the number of positions.
       features: M, the width of the encoding.
-      dtype: dtype of the encoding; None takes the table's.
+      dtype: dtype of the encoding; that of the table by default.
       param_dtype: dtype of the table.
       embedding_init: Initializer of the table.
-      rngs: Keys for the table.
+      rngs: Keys of the parameter.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx as flax_nnx
       >>> from flax_attn import nnx
-      >>> nnx.LearnedPositions(16, 8, rngs=flax_nnx.Rngs(0))(jnp.arange(10)).shape
+      >>> table = nnx.LearnedPositions(16, 8, rngs=flax_nnx.Rngs(0))
+      >>> table(jnp.arange(10)).shape
       (10, 8)
     """
 
@@ -40,8 +41,9 @@ class LearnedPositions(Module):
         embedding_init: Initializer = nnx.initializers.normal(0.02),
         rngs: nnx.Rngs,
     ):
-        shape = (max_length, features)
-        self.embedding = nnx.Param(embedding_init(rngs.params(), shape, param_dtype))
+        super().__init__(None)
+        layers = self._layers(rngs, param_dtype=param_dtype)
+        self.embedding = layers.param(embedding_init, max_length, features)
         self.dtype = dtype
 
     def __call__(self, positions: jax.Array) -> jax.Array:

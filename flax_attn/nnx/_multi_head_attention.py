@@ -12,8 +12,7 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike, PromoteDtypeFn
 
 from flax_attn._checks import check_features
-from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
-from flax_attn.attention._modules import (
+from flax_attn._modules import (
     MASK_BY_NAME,
     MODULE,
     adapted,
@@ -27,11 +26,11 @@ from flax_attn.attention._modules import (
     summed_over,
     with_weights,
 )
+from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
 from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
 
@@ -151,6 +150,7 @@ class MultiHeadAttention(Module):
         query_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
         key_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
     ):
+        super().__init__(in_features)
         refuse_decode(decode)
         check_dropout_rate(dropout_rate)
         sizes = head_sizes(
@@ -213,7 +213,6 @@ class MultiHeadAttention(Module):
         )
         self.rngs = rngs.dropout.fork() if keep_rngs and dropout_rate > 0 else None
         self.num_heads = num_heads
-        self.in_features = in_features
         self.qkv_features = num_heads * sizes.head_dim
         self.out_features = self.out.out_features[0]
         self.num_kv_heads = sizes.num_kv_heads
@@ -310,7 +309,7 @@ class MultiHeadAttention(Module):
             check_features(MODULE, inputs, projection.in_features[0], name, fix)
         attention = self.attention_fn
         if sow_weights:
-            attention = with_weights(attention, functools.partial(sow_on_request, self))
+            attention = with_weights(attention, self._sow_on_request)
         return multi_head_attention(
             inputs_q,
             inputs_k,

@@ -2,18 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, reduced_features
-from flax_attn.nnx._layers import Linear
+from flax_attn._checks import reduced_features
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import ZeroBatchNorm
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import non_local
 
 
@@ -24,20 +21,11 @@ class NonLocal(Module):
 
     Args:
       in_features: C.
-      reduction: R = C // reduction, of queries, keys and values.
-      hidden_features: R, if not by the reduction.
-      subsample: Width of the windows of which keys and values see the maxima; 2 in the released
-        code.
-      scale: Factor of the scores, default 1/√R.
-      use_bias: Whether the maps have biases.
-      norm: Makes the normalisation, called as `norm(C, rngs=rngs)`; the gain of the default starts
-        at 0: the identity.
-      dtype: dtype of the maps, as in Flax; scores and weights are float32, and `norm` has a dtype
-        of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      reduction: R = C // reduction.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
+      norm: As in all modules that normalise; by default its scale starts at 0, so that the block
+        starts as the identity.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,43 +45,26 @@ class NonLocal(Module):
         scale: float | None = None,
         use_bias: bool = True,
         norm: Callable[..., Any] = ZeroBatchNorm,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
+        super().__init__(in_features)
         hidden = reduced_features("NonLocal", in_features, reduction, hidden_features)
-        linear = functools.partial(
-            Linear,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.query = linear(in_features, hidden)
-        self.key = linear(in_features, hidden)
-        self.value = linear(in_features, hidden)
-        self.out = linear(hidden, in_features)
-        self.norm = norm(in_features, rngs=rngs)
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.key = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.value = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.out = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.norm = layers.norm(norm, in_features)
         self.subsample = subsample
         self.scale = scale
-        self.in_features = in_features
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Let the places of an image `[*B, H, W, C]` attend to one another.
+        """Attend from place to place of an image `[*B, H, W, C]`.
 
-        Args:
-          x: The image.
-          sow_weights: Whether to sow `attention_weights` `[*B, H·W, H'·W']` as `nnx.Intermediate`;
-            raises outside `nnx.capture`.
-
-        Returns:
-          The image `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, H·W, H'·W']`.
         """
-        check_features("NonLocal", x, self.in_features)
+        self._check(x)
         attend = functools.partial(
             non_local,
             x,
@@ -108,5 +79,5 @@ class NonLocal(Module):
         if not sow_weights:
             return attend()
         y, weights = attend(return_weights=True)
-        sow_on_request(self, "attention_weights", weights)
+        self._sow_on_request("attention_weights", weights)
         return y

@@ -1,35 +1,25 @@
 """Outlook attention as an NNX module."""
 
-import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, check_odd, head_features
-from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import outlook_attention
+from flax_attn.vision._outlook_attention import num_scores
 
 
 class OutlookAttention(Module):
     """Outlook attention, `flax_attn.vision.outlook_attention`.
 
-    Parameters `score`, `value`, `out`; sows `attention_weights` `[*B, H', W', N, k², k²]`.
+    Parameters `score`, `value`, `out`. Sows `attention_weights` `[*B, H', W', N, k², k²]`.
 
     Args:
       in_features: C.
       num_heads: N, of D = C // N channels each; C / 32 in the paper.
-      kernel_size: k, odd.
-      stride: Distance of the windows; 2 in the paper.
-      use_bias: Whether the values have a bias; the other maps have one.
-      dtype: dtype of the maps, as in Flax; the softmax and the sums are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      use_bias: If True, the values have a bias; the other layers always have one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,34 +38,21 @@ class OutlookAttention(Module):
         kernel_size: int = 3,
         stride: int = 1,
         use_bias: bool = False,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        head_features("OutlookAttention", in_features, num_heads)
-        size = check_odd("OutlookAttention", kernel_size)
-        linear = functools.partial(
-            Linear,
-            in_features,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.score = linear(num_heads * size**4)
-        self.value = linear(in_features, use_bias=use_bias)
-        self.out = linear(in_features)
-        self.in_features = in_features
+        super().__init__(in_features)
+        layers = self._layers(rngs, **layer_options)
+        self.score = layers.linear(in_features, num_scores(in_features, num_heads, kernel_size))
+        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.out = layers.linear(in_features, in_features)
         self.num_heads = num_heads
-        self.kernel_size = size
+        self.kernel_size = kernel_size
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the neighbouring places of an image `[*B, H, W, C]`."""
-        check_features("OutlookAttention", x, self.in_features)
+        self._check(x)
         y, weights = outlook_attention(
             x,
             self.score,
@@ -86,5 +63,5 @@ class OutlookAttention(Module):
             stride=self.stride,
             return_weights=True,
         )
-        sow(self, "attention_weights", weights)
+        self._sow("attention_weights", weights)
         return y

@@ -1,44 +1,31 @@
 """Polarized self-attention as an NNX module."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, check_multiple, reduced_features
-from flax_attn.nnx._layers import Linear
+from flax_attn._checks import Activation
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import polarized_attention_gate
-from flax_attn.vision._gates import apply_gate
-from flax_attn.vision._polarized_attention import Layout
+from flax_attn.vision._polarized_attention import Layout, polarized_attention_features
 
 
 class PolarizedAttention(Module):
     """Polarized self-attention, `flax_attn.vision.polarized_attention`.
 
-    Parameters `channel_query`, `channel_value`, `channel_expand` (and `channel_norm`),
-    `spatial_query`, `spatial_value`; sows `gate` `[*B, H, W, C]`.
+    Parameters `channel_query`, `channel_value`, `channel_expand`, `spatial_query`, `spatial_value`,
+    and `channel_norm` if there is one. Sows `gate` `[*B, H, W, C]`.
 
     Args:
       in_features: C.
-      layout: `"parallel"` or `"sequential"`.
       reduction: R = C / reduction, a whole number.
-      hidden_features: R, if not by the reduction.
-      use_bias: Whether the five maps have biases.
-      norm: Makes the normalisation of the channels before their gate, called as
-        `norm(C, rngs=rngs)`, for example `nnx.LayerNorm`; None for none.
-      gate_fn: From the attended values to the gates.
-      dtype: dtype of the maps, as in Flax; softmaxes and sums are float32, and
-        `norm` has a dtype of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
+      norm: Makes the normalisation of the channels before their gate, for example
+        `functools.partial(nnx.LayerNorm, epsilon=1e-5)`; None for none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,37 +45,24 @@ class PolarizedAttention(Module):
         use_bias: bool = False,
         norm: Callable[..., Any] | None = None,
         gate_fn: Activation = jax.nn.sigmoid,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        hidden = reduced_features("PolarizedAttention", in_features, reduction, hidden_features)
-        if hidden_features is None:
-            check_multiple("PolarizedAttention", "C", in_features, "reduction", reduction)
-        linear = functools.partial(
-            Linear,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.channel_query = linear(in_features, 1)
-        self.channel_value = linear(in_features, hidden)
-        self.channel_expand = linear(hidden, in_features)
-        self.channel_norm = nnx.data(None if norm is None else norm(in_features, rngs=rngs))
-        self.spatial_query = linear(in_features, hidden)
-        self.spatial_value = linear(in_features, hidden)
-        self.in_features = in_features
+        super().__init__(in_features)
+        hidden = polarized_attention_features(in_features, reduction, hidden_features)
+        layers = self._layers(rngs, **layer_options)
+        self.channel_query = layers.linear(in_features, 1, use_bias=use_bias)
+        self.channel_value = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.channel_expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.channel_norm = layers.norm(norm, in_features)
+        self.spatial_query = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.spatial_value = layers.linear(in_features, hidden, use_bias=use_bias)
         self.layout = layout
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
-        check_features("PolarizedAttention", x, self.in_features)
+        self._check(x)
         gate = polarized_attention_gate(
             x,
             self.channel_query,
@@ -100,5 +74,4 @@ class PolarizedAttention(Module):
             layout=self.layout,
             gate_fn=self.gate_fn,
         )
-        sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

@@ -1,34 +1,28 @@
 """DANet's position attention as an NNX module."""
 
 import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features, reduced_features
-from flax_attn.nnx._layers import Linear
+from flax_attn._checks import reduced_features
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import position_attention
 
 
 class PositionAttention(Module):
     """DANet's position attention, `flax_attn.vision.position_attention`.
 
-    Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0: the identity.
+    Parameters `query`, `key`, `value`, and the number `gamma`, which starts at 0, so that the
+    module starts as the identity.
 
     Args:
       in_features: C.
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      use_bias: Whether the maps have biases.
-      dtype: dtype of the maps, as in Flax; scores and weights are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -45,45 +39,25 @@ class PositionAttention(Module):
         reduction: int = 8,
         hidden_features: int | None = None,
         use_bias: bool = True,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
+        super().__init__(in_features)
         hidden = reduced_features("PositionAttention", in_features, reduction, hidden_features)
-        linear = functools.partial(
-            Linear,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.query = linear(in_features, hidden)
-        self.key = linear(in_features, hidden)
-        self.value = linear(in_features, in_features)
-        self.gamma = nnx.Param(jnp.zeros((), param_dtype))
-        self.in_features = in_features
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.key = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.gamma = layers.constant(0)
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Let the places of an image `[*B, H, W, C]` attend to one another.
-
-        Args:
-          x: The image.
-          sow_weights: Whether to sow `attention_weights` `[*B, H·W, H·W]` as `nnx.Intermediate`;
-            raises outside `nnx.capture`.
-
-        Returns:
-          The image `[*B, H, W, C]`.
-        """
-        check_features("PositionAttention", x, self.in_features)
+        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, H·W, H·W]`."""
+        self._check(x)
         attend = functools.partial(
             position_attention, x, self.query, self.key, self.value, self.gamma[...]
         )
         if not sow_weights:
             return attend()
         y, weights = attend(return_weights=True)
-        sow_on_request(self, "attention_weights", weights)
+        self._sow_on_request("attention_weights", weights)
         return y

@@ -1,38 +1,27 @@
-"""scSE as an NNX module."""
+"""Concurrent spatial and channel squeeze-and-excitation as an NNX module."""
 
-import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, reduced_features
+from flax_attn._checks import Activation, reduced_features
 from flax_attn._cpu.one_channel import dot_of_one
-from flax_attn.nnx._layers import Linear
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision._scse import Combine, scse_and_gate
 
 
 class SCSE(Module):
     """Concurrent spatial and channel squeeze-and-excitation, `flax_attn.vision.scse`.
 
-    Parameters `reduce`, `expand`, `project`; sows `gate` `[*B, H, W, C]`, both gates joined.
+    Parameters `reduce`, `expand`, `project`. Sows `gate` `[*B, H, W, C]`, both gates combined.
 
     Args:
       in_features: C.
       reduction: R = C // reduction.
-      hidden_features: R, if not by the reduction.
-      combine: `"max"` as in the released code, `"add"` as in the paper.
-      use_bias: Whether the three maps have biases.
-      activation_fn: Between `reduce` and `expand`.
-      gate_fn: From what the maps return to both gates.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,33 +41,22 @@ class SCSE(Module):
         use_bias: bool = True,
         activation_fn: Activation = jax.nn.relu,
         gate_fn: Activation = jax.nn.sigmoid,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
+        super().__init__(in_features)
         hidden = reduced_features("SCSE", in_features, reduction, hidden_features)
-        linear = functools.partial(
-            Linear,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.reduce = linear(in_features, hidden)
-        self.expand = linear(hidden, in_features)
-        self.project = linear(in_features, 1, dot_general=dot_of_one)
+        layers = self._layers(rngs, **layer_options)
+        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.project = layers.linear(in_features, 1, use_bias=use_bias, dot_general=dot_of_one)
         self.combine = combine
         self.activation_fn = activation_fn
-        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels and the places of an image `[*B, H, W, C]`."""
-        check_features("SCSE", x, self.in_features)
+        self._check(x)
         y, gate = scse_and_gate(
             x,
             self.reduce,
@@ -88,5 +66,5 @@ class SCSE(Module):
             self.activation_fn,
             self.gate_fn,
         )
-        sow(self, "gate", gate)
+        self._sow("gate", gate)
         return y

@@ -1,35 +1,24 @@
 """Separable self-attention as an NNX module."""
 
-import functools
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features
-from flax_attn.nnx._layers import Linear
+from flax_attn._checks import Activation
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_attention
 
 
 class SeparableAttention(Module):
     """Separable self-attention, `flax_attn.vision.separable_attention`.
 
-    Parameters `score`, `key`, `value`, `out`; sows `attention_weights` `[*B, H, W, 1]`.
+    Parameters `score`, `key`, `value`, `out`. Sows `attention_weights` `[*B, H, W, 1]`.
 
     Args:
       in_features: C.
-      patch_size: Width of the patches; 2 in MobileViT v2, where the places with one position in
-        their patch attend to each other.
-      use_bias: Whether the maps have biases.
-      activation_fn: Of the values.
-      dtype: dtype of the maps, as in Flax; the softmax and the context are float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,33 +36,21 @@ class SeparableAttention(Module):
         patch_size: int = 1,
         use_bias: bool = True,
         activation_fn: Activation = jax.nn.relu,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        linear = functools.partial(
-            Linear,
-            in_features,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.score = linear(1)
-        self.key = linear(in_features)
-        self.value = linear(in_features)
-        self.out = linear(in_features)
-        self.in_features = in_features
+        super().__init__(in_features)
+        layers = self._layers(rngs, **layer_options)
+        self.score = layers.linear(in_features, 1, use_bias=use_bias)
+        self.key = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.out = layers.linear(in_features, in_features, use_bias=use_bias)
         self.patch_size = patch_size
         self.activation_fn = activation_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`."""
-        check_features("SeparableAttention", x, self.in_features)
+        self._check(x)
         y, weights = separable_attention(
             x,
             self.score,
@@ -84,5 +61,5 @@ class SeparableAttention(Module):
             activation_fn=self.activation_fn,
             return_weights=True,
         )
-        sow(self, "attention_weights", weights)
+        self._sow("attention_weights", weights)
         return y

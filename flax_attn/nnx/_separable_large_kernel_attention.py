@@ -1,44 +1,33 @@
-"""Large separable kernel attention as an NNX module."""
+"""Separable large kernel attention as an NNX module."""
 
 import functools
-from typing import Any
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import check_features
-from flax_attn._cpu.convolution import convolve
-from flax_attn.nnx._layers import Conv, Linear
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import separable_kernel_sizes, separable_large_kernel_attention_gate
-from flax_attn.vision._gates import apply_gate
 
 
 class SeparableLargeKernelAttention(Module):
     """Large kernel attention by strips, `flax_attn.vision.separable_large_kernel_attention`.
 
-    Parameters `local_row`, `local_column`, `dilated_row`, `dilated_column`, `project`; sows `gate`
+    Parameters `local_row`, `local_column`, `dilated_row`, `dilated_column`, `project`. Sows `gate`
     `[*B, H, W, C]`.
 
     Args:
       in_features: C.
-      kernel_size: Reach of the strips together: 7, 11, 23, 35, 41 or 53.
-      use_bias: Whether the maps have biases.
-      dtype: dtype of the maps, as in Flax.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      kernel_size: Size of the kernel that the strips replace: 7, 11, 23, 35, 41 or 53.
+      use_bias: If True, the layers have biases.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx as flax_nnx
       >>> from flax_attn import nnx
-      >>> gate = nnx.SeparableLargeKernelAttention(16, rngs=flax_nnx.Rngs(0))
-      >>> gate(jnp.ones((2, 7, 7, 16))).shape
+      >>> attention = nnx.SeparableLargeKernelAttention(16, rngs=flax_nnx.Rngs(0))
+      >>> attention(jnp.ones((2, 7, 7, 16))).shape
       (2, 7, 7, 16)
     """
 
@@ -48,44 +37,24 @@ class SeparableLargeKernelAttention(Module):
         *,
         kernel_size: int = 23,
         use_bias: bool = True,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
+        super().__init__(in_features)
         local, dilated, dilation = separable_kernel_sizes(kernel_size)
-        settings: dict[str, Any] = {
-            "use_bias": use_bias,
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
+        layers = self._layers(rngs, **layer_options)
         strip = functools.partial(
-            Conv,
-            in_features,
-            in_features,
-            feature_group_count=in_features,
-            conv_general_dilated=convolve,
-            **settings,
+            layers.conv, in_features, in_features, use_bias=use_bias, groups=in_features
         )
-        reach = dilation * (dilated // 2)
-        self.local_row = strip(kernel_size=(1, local), padding=(0, local // 2))
-        self.local_column = strip(kernel_size=(local, 1), padding=(local // 2, 0))
-        self.dilated_row = strip(
-            kernel_size=(1, dilated), kernel_dilation=dilation, padding=(0, reach)
-        )
-        self.dilated_column = strip(
-            kernel_size=(dilated, 1), kernel_dilation=dilation, padding=(reach, 0)
-        )
-        self.project = Linear(in_features, in_features, **settings)
-        self.in_features = in_features
+        self.local_row = strip((1, local))
+        self.local_column = strip((local, 1))
+        self.dilated_row = strip((1, dilated), dilation=dilation)
+        self.dilated_column = strip((dilated, 1), dilation=dilation)
+        self.project = layers.linear(in_features, in_features, use_bias=use_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
-        check_features("SeparableLargeKernelAttention", x, self.in_features)
+        self._check(x)
         gate = separable_large_kernel_attention_gate(
             x,
             self.local_row,
@@ -94,5 +63,4 @@ class SeparableLargeKernelAttention(Module):
             self.dilated_column,
             self.project,
         )
-        sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, group_features
+from flax_attn._checks import Activation, group_features
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import shuffle_attention_gate
-from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._shuffle_attention import channel_shuffle
 
 
@@ -17,18 +15,16 @@ class ShuffleAttention(Module):
     """Shuffle attention, `flax_attn.vision.shuffle_attention`.
 
     Parameters `channel_scale`, `channel_bias`, `norm_scale`, `norm_bias`, `spatial_scale`,
-    `spatial_bias`, `[C / (2 groups)]`; sows `gate` `[*B, H, W, C]`, of the channels before they are
+    `spatial_bias`, `[C / (2 groups)]`. Sows `gate` `[*B, H, W, C]`, of the channels before they are
     shuffled.
 
     Args:
       in_features: C.
-      groups: G, the number of groups of consecutive channels; C is a multiple of 2 G.
-      epsilon: ε, added to the variance.
-      gate_fn: From the scaled statistics to the gates.
+      groups: G, the number of groups of consecutive channels; 2 G divides C.
       param_dtype: dtype of the parameters.
-      scale_init: Initializer of the two gates' scales; that of the normalisation starts at 1.
-      bias_init: Initializer of the two gates' biases; that of the normalisation starts at 0.
-      rngs: Keys for the parameters.
+      scale_init: Initializer of the scales of both gates; that of the normalisation starts at 1.
+      bias_init: Initializer of the biases of both gates; that of the normalisation starts at 0.
+      rngs: Keys of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,22 +46,21 @@ class ShuffleAttention(Module):
         bias_init: Initializer = nnx.initializers.ones,
         rngs: nnx.Rngs,
     ):
+        super().__init__(in_features)
         part = group_features("ShuffleAttention", in_features, groups, parts=2)
-
-        def vector(initializer: Initializer) -> nnx.Param[jax.Array]:
-            return nnx.Param(initializer(rngs.params(), (part,), param_dtype))
-
-        self.channel_scale, self.channel_bias = vector(scale_init), vector(bias_init)
-        self.norm_scale = vector(nnx.initializers.ones)
-        self.norm_bias = vector(nnx.initializers.zeros)
-        self.spatial_scale, self.spatial_bias = vector(scale_init), vector(bias_init)
+        layers = self._layers(rngs, param_dtype=param_dtype)
+        self.channel_scale = layers.param(scale_init, part)
+        self.channel_bias = layers.param(bias_init, part)
+        self.norm_scale = layers.param(nnx.initializers.ones, part)
+        self.norm_bias = layers.param(nnx.initializers.zeros, part)
+        self.spatial_scale = layers.param(scale_init, part)
+        self.spatial_bias = layers.param(bias_init, part)
         self.epsilon = epsilon
-        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]` and shuffle its channels."""
-        check_features("ShuffleAttention", x, self.in_features)
+        self._check(x)
         gate = shuffle_attention_gate(
             x,
             self.channel_scale[...],
@@ -77,5 +72,4 @@ class ShuffleAttention(Module):
             epsilon=self.epsilon,
             gate_fn=self.gate_fn,
         )
-        sow(self, "gate", gate)
-        return channel_shuffle(apply_gate(x, gate))
+        return channel_shuffle(self._scale(x, gate))

@@ -5,27 +5,23 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, group_features
+from flax_attn._checks import Activation, group_features
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import spatial_group_enhance_gate
-from flax_attn.vision._gates import apply_gate
 
 
 class SpatialGroupEnhance(Module):
     """Spatial group-wise enhancement, `flax_attn.vision.spatial_group_enhance`.
 
-    Parameters `scale` and `bias`, `[groups]`; sows `gate` `[*B, H, W, C]`.
+    Parameters `scale` and `bias` `[groups]`. Sows `gate` `[*B, H, W, C]`.
 
     Args:
       in_features: C.
-      groups: G, the number of groups of consecutive channels, of which C is a multiple.
-      epsilon: ε, added to the deviation.
-      gate_fn: From the likeness to the gate.
+      groups: G, the number of groups of consecutive channels. It divides C.
       param_dtype: dtype of the parameters.
       scale_init: Initializer of the scale.
       bias_init: Initializer of the bias.
-      rngs: Keys for the parameters.
+      rngs: Keys of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,18 +43,18 @@ class SpatialGroupEnhance(Module):
         bias_init: Initializer = nnx.initializers.ones,
         rngs: nnx.Rngs,
     ):
+        super().__init__(in_features)
         group_features("SpatialGroupEnhance", in_features, groups)
-        self.scale = nnx.Param(scale_init(rngs.params(), (groups,), param_dtype))
-        self.bias = nnx.Param(bias_init(rngs.params(), (groups,), param_dtype))
+        layers = self._layers(rngs, param_dtype=param_dtype)
+        self.scale = layers.param(scale_init, groups)
+        self.bias = layers.param(bias_init, groups)
         self.epsilon = epsilon
-        self.in_features = in_features
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""
-        check_features("SpatialGroupEnhance", x, self.in_features)
+        self._check(x)
         gate = spatial_group_enhance_gate(
             x, self.scale[...], self.bias[...], epsilon=self.epsilon, gate_fn=self.gate_fn
         )
-        sow(self, "gate", gate)
-        return apply_gate(x, gate)
+        return self._scale(x, gate)

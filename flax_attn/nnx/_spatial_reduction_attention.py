@@ -1,22 +1,17 @@
 """Spatial-reduction attention as an NNX module."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, check_features, check_positive, head_features
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.nnx._layers import Conv, LinearGeneral
+from flax_attn._checks import Activation
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import LayerNorm
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import spatial_reduction_attention
+from flax_attn.vision._spatial_reduction_attention import spatial_reduction_head_dim
 
 
 class SpatialReductionAttention(Module):
@@ -29,25 +24,16 @@ class SpatialReductionAttention(Module):
     Args:
       in_features: C.
       num_heads: N, of D = C // N channels each.
-      reduction: R, the width and stride of the convolution before keys and values; the paper has
-        8, 4, 2, 1 from the first stage to the last.
-      pool_size: Width of the image that x is averaged to first; None for none.
-      activation_fn: After the normalisation; None for none.
-      use_bias: Whether the queries, keys and values have biases; the other maps have one.
-      norm: Makes the normalisation of the reduced image, called as `norm(C, rngs=rngs)`.
-      dtype: dtype of the maps, as in Flax; the softmax is float32, and `norm` has a dtype of its
-        own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      reduction: R, the kernel size and strides of `reduce`: 8, 4, 2, 1 in the four stages of the
+        paper.
+      use_bias: If True, queries, keys and values have biases; the other layers always have.
+      norm: Makes the normalisation after `reduce`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx as flax_nnx
       >>> from flax_attn import nnx
-      >>> attention = nnx.SpatialReductionAttention(16, num_heads=4, rngs=flax_nnx.Rngs(0))
-      >>> attention(jnp.ones((2, 8, 8, 16))).shape
+      >>> nnx.SpatialReductionAttention(16, rngs=flax_nnx.Rngs(0))(jnp.ones((2, 8, 8, 16))).shape
       (2, 8, 8, 16)
     """
 
@@ -61,51 +47,30 @@ class SpatialReductionAttention(Module):
         activation_fn: Activation | None = None,
         use_bias: bool = True,
         norm: Callable[..., Any] = LayerNorm,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        size = check_positive("SpatialReductionAttention", "reduction", reduction)
-        heads = (num_heads, head_features("SpatialReductionAttention", in_features, num_heads))
-        settings: dict[str, Any] = {
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
-        project = functools.partial(
-            LinearGeneral, in_features, heads, use_bias=use_bias, **settings
-        )
-        self.query, self.key, self.value = project(), project(), project()
-        self.out = LinearGeneral(heads, in_features, axis=(-2, -1), **settings)
+        super().__init__(in_features)
+        size = reduction
+        heads = (num_heads, spatial_reduction_head_dim(in_features, num_heads, size))
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.heads(in_features, heads, use_bias=use_bias)
+        self.key = layers.heads(in_features, heads, use_bias=use_bias)
+        self.value = layers.heads(in_features, heads, use_bias=use_bias)
+        self.out = layers.join(heads, in_features)
         self.reduce = self.norm = nnx.data(None)
         if size > 1 or pool_size is not None:
-            self.reduce = Conv(
-                in_features, in_features, (size, size), strides=size, padding="VALID", **settings
-            )
-            self.norm = norm(in_features, rngs=rngs)
-        self.in_features = in_features
+            self.reduce = layers.conv(in_features, in_features, size, strides=size, padding=0)
+            self.norm = layers.norm(norm, in_features)
         self.pool_size = pool_size
         self.activation_fn = activation_fn
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
         """Attend from each place of an image `[*B, H, W, C]` to the reduced image.
 
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]` as `nnx.Intermediate`;
-            raises outside `nnx.capture`.
-
-        Returns:
-          The output `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, N, T, S]`.
         """
-        check_features("SpatialReductionAttention", x, self.in_features)
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(sow_on_request, self))
+        self._check(x)
         return spatial_reduction_attention(
             x,
             self.query,
@@ -116,5 +81,5 @@ class SpatialReductionAttention(Module):
             norm=self.norm,
             pool_size=self.pool_size,
             activation_fn=self.activation_fn,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )

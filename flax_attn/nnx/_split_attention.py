@@ -1,57 +1,38 @@
 """Split attention as an NNX module."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import (
-    Activation,
-    check_features,
-    check_multiple,
-    check_odd,
-    check_positive,
-    output_features,
-    reduced_features,
-)
-from flax_attn._cpu.convolution import convolve
-from flax_attn.nnx._layers import Conv
+from flax_attn._checks import Activation
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
-from flax_attn.nnx._sow import sow
 from flax_attn.vision import split_attention
+from flax_attn.vision._split_attention import split_attention_features
 
 
 class SplitAttention(Module):
-    """A convolution whose splits are weighed, `flax_attn.vision.split_attention`.
+    """A convolution with attention over its splits, `flax_attn.vision.split_attention`.
 
     Parameters `conv`, `conv_norm`, `reduce`, `reduce_norm`, `expand`, where `reduce` and `expand`
-    are 1×1 convolutions; sows `gate` `[*B, 1, 1, S, C']`, what each channel takes of each split.
+    are 1×1 convolutions. Sows `gate` `[*B, 1, 1, S, C']`, the weight of each split for each
+    channel.
 
     Args:
       in_features: C.
-      out_features: C', default C.
+      out_features: C'; C by default.
       radix: S, the number of splits.
-      groups: K, the number of cardinal groups; the convolution has K · S.
-      kernel_size: Width of the kernels, odd.
-      strides: Step of the convolution.
-      dilation: Spacing of its taps.
+      groups: K, the number of cardinal groups; the convolution has K · S groups.
+      kernel_size: Size of the kernels, odd.
+      strides: Strides of the convolution.
+      dilation: Its dilation.
       reduction: R = max(min_features, C · S // reduction).
-      min_features: The least R by the reduction.
-      hidden_features: R, if not by the reduction.
-      use_bias: Whether the convolution has a bias; `reduce` and `expand` always have.
-      norm: Makes each normalisation, called as `norm(S · C', rngs=rngs)`.
-      activation_fn: After each normalisation.
-      dtype: dtype of the maps, as in Flax; the pooled statistics are float32, and
-        `norm` has a dtype of its own.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
-      rngs: Keys for the parameters.
+      min_features: The smallest R that `reduction` gives.
+      hidden_features: Explicit R; overrides `reduction`.
+      use_bias: If True, the convolution has a bias; `reduce` and `expand` always have one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,56 +59,43 @@ class SplitAttention(Module):
         use_bias: bool = False,
         norm: Callable[..., Any] = BatchNorm,
         activation_fn: Activation = jax.nn.relu,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        features = output_features("SplitAttention", in_features, out_features)
-        radix = check_positive("SplitAttention", "radix", radix)
-        groups = check_positive("SplitAttention", "groups", groups)
-        check_multiple("SplitAttention", "C", in_features, "radix · groups", radix * groups)
-        check_multiple("SplitAttention", "out_features", features, "groups", groups)
-        hidden = reduced_features(
-            "SplitAttention", in_features * radix, reduction, hidden_features, least=min_features
+        super().__init__(in_features)
+        features, hidden = split_attention_features(
+            in_features,
+            out_features=out_features,
+            radix=radix,
+            groups=groups,
+            kernel_size=kernel_size,
+            strides=strides,
+            dilation=dilation,
+            reduction=reduction,
+            min_features=min_features,
+            hidden_features=hidden_features,
         )
-        check_multiple("SplitAttention", "hidden_features", hidden, "groups", groups)
-        size = check_odd("SplitAttention", kernel_size)
-        check_positive("SplitAttention", "strides", strides)
-        check_positive("SplitAttention", "dilation", dilation)
-        conv = functools.partial(
-            Conv,
-            conv_general_dilated=convolve,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        pointwise = functools.partial(conv, kernel_size=(1, 1), feature_group_count=groups)
-        self.conv = conv(
+        layers = self._layers(rngs, **layer_options)
+        self.conv = layers.conv(
             in_features,
             radix * features,
-            (size, size),
-            strides=strides,
-            kernel_dilation=dilation,
-            padding=dilation * (size // 2),
-            feature_group_count=radix * groups,
+            kernel_size,
             use_bias=use_bias,
+            strides=strides,
+            dilation=dilation,
+            groups=radix * groups,
         )
-        self.conv_norm = norm(radix * features, rngs=rngs)
-        self.reduce = pointwise(features, hidden)
-        self.reduce_norm = norm(hidden, rngs=rngs)
-        self.expand = pointwise(hidden, radix * features)
+        self.conv_norm = layers.norm(norm, radix * features)
+        self.reduce = layers.conv(features, hidden, 1, groups=groups)
+        self.reduce_norm = layers.norm(norm, hidden)
+        self.expand = layers.conv(hidden, radix * features, 1, groups=groups)
         self.radix = radix
         self.groups = groups
-        self.in_features = in_features
         self.activation_fn = activation_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve an image `[*B, H, W, C]`."""
-        check_features("SplitAttention", x, self.in_features)
+        self._check(x)
         y, gate = split_attention(
             x,
             self.conv,
@@ -140,5 +108,5 @@ class SplitAttention(Module):
             activation_fn=self.activation_fn,
             return_gate=True,
         )
-        sow(self, "gate", gate)
+        self._sow("gate", gate)
         return y

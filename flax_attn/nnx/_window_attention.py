@@ -1,19 +1,14 @@
 """Window attention as an NNX module."""
 
-import functools
-from typing import Any
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
+from flax.typing import Initializer
 
-from flax_attn._checks import check_features, heads_of_32
-from flax_attn.attention import dot_product_attention
-from flax_attn.attention._modules import with_weights
-from flax_attn.nnx._layers import LinearGeneral
+from flax_attn._checks import heads_of_32
+from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.vision import window_attention
 from flax_attn.vision._windows import Size, num_offsets
 
@@ -25,18 +20,10 @@ class WindowAttention(Module):
 
     Args:
       in_features: C.
-      num_heads: N, of D = C // N channels each; default C // 32, the paper's heads of 32 channels.
-      window_size: M, one number or (height, width).
-      shift_size: How far the windows are shifted, ⌊M / 2⌋ in every other block of Swin.
-      pad: Whether to pad images of which M does not divide the size; otherwise they raise.
-      use_bias: Whether the queries, keys and values have biases; `out` has one.
-      use_relative_bias: Whether each offset within a window has a bias.
-      dtype: dtype of the maps, as in Flax; the softmax is float32.
-      param_dtype: dtype of the parameters.
-      kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases.
+      num_heads: N, of D = C // N channels each; C // 32 by default, as in the paper.
+      use_bias: If True, queries, keys and values have biases; `out` always has one.
+      use_relative_bias: If True, each offset within a window has a learned bias.
       relative_bias_init: Initializer of the table.
-      rngs: Keys for the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,33 +44,20 @@ class WindowAttention(Module):
         pad: bool = False,
         use_bias: bool = True,
         use_relative_bias: bool = True,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
         relative_bias_init: Initializer = nnx.initializers.normal(0.02),
         rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
     ):
-        num_heads, head_dim = heads_of_32("WindowAttention", in_features, num_heads)
-        settings: dict[str, Any] = {
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "kernel_init": kernel_init,
-            "bias_init": bias_init,
-            "rngs": rngs,
-        }
-        heads = functools.partial(
-            LinearGeneral, in_features, (num_heads, head_dim), use_bias=use_bias, **settings
-        )
-        self.query = heads()
-        self.key = heads()
-        self.value = heads()
-        self.out = LinearGeneral((num_heads, head_dim), in_features, axis=(-2, -1), **settings)
+        super().__init__(in_features)
+        heads = heads_of_32("WindowAttention", in_features, num_heads)
+        layers = self._layers(rngs, **layer_options)
+        self.query = layers.heads(in_features, heads, use_bias=use_bias)
+        self.key = layers.heads(in_features, heads, use_bias=use_bias)
+        self.value = layers.heads(in_features, heads, use_bias=use_bias)
+        self.out = layers.join(heads, in_features)
         if use_relative_bias:
-            shape = (num_offsets("WindowAttention", "window_size", window_size), num_heads)
-            table = relative_bias_init(rngs.params(), shape, param_dtype)
-            self.relative_bias = nnx.Param(table)
-        self.in_features = in_features
+            rows = num_offsets("WindowAttention", "window_size", window_size)
+            self.relative_bias = layers.param(relative_bias_init, rows, heads[0])
         self.window_size = window_size
         self.shift_size = shift_size
         self.pad = pad
@@ -92,18 +66,9 @@ class WindowAttention(Module):
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
         """Attend within the windows of an image `[*B, H, W, C]`.
 
-        Args:
-          x: Image `[*B, H, W, C]`.
-          sow_weights: Whether to sow `attention_weights` `[*B, windows, N, M², M²]` as
-            `nnx.Intermediate`; raises outside `nnx.capture`.
-
-        Returns:
-          The image `[*B, H, W, C]`.
+        With `sow_weights`, sows `attention_weights` `[*B, windows, N, M², M²]`.
         """
-        check_features("WindowAttention", x, self.in_features)
-        attention = dot_product_attention
-        if sow_weights:
-            attention = with_weights(attention, functools.partial(sow_on_request, self))
+        self._check(x)
         return window_attention(
             x,
             self.query,
@@ -114,5 +79,5 @@ class WindowAttention(Module):
             window_size=self.window_size,
             shift_size=self.shift_size,
             pad=self.pad,
-            attention=attention,
+            attention=self._attention(sow_weights),
         )
