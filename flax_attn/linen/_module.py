@@ -46,14 +46,19 @@ class Module(nn.Module):
             )
         return super().__new__(cls)
 
-    def _image(self, x: jax.Array) -> jax.Array:
-        """The input, which must be an image `[*B, H, W, C]`."""
-        return as_image(type(self).__name__, x)
+    def _image(self, x: jax.Array) -> tuple[jax.Array, int]:
+        """The input, which must be an image `[*B, H, W, C]`, and C."""
+        return as_image(type(self).__name__, x), x.shape[-1]
+
+    def _sown(self, y: jax.Array, **values: Any) -> jax.Array:
+        """The output `y`; the values, by their names, are sown."""
+        for name, value in values.items():
+            self.sow("intermediates", name, value)
+        return y
 
     def _scale(self, x: jax.Array, *gates: jax.Array) -> jax.Array:
-        """Multiply an image by its gate, or gates, and sow what it was multiplied by."""
-        self.sow("intermediates", "gate", gates if len(gates) > 1 else gates[0])
-        return apply_gate(x, *gates)
+        """The image times its gate or gates, which are sown."""
+        return self._sown(apply_gate(x, *gates), gate=gates if len(gates) > 1 else gates[0])
 
     def _attention(self, sow_weights: bool) -> Callable[..., jax.Array]:
         """`dot_product_attention`, which also sows `attention_weights` on request."""

@@ -1,4 +1,4 @@
-"""The base class of the NNX modules: what they are made with, sow, and how they are pickled."""
+"""The base class of the NNX modules: checks, sowing and pickling."""
 
 import dataclasses
 import functools
@@ -38,10 +38,15 @@ class Module(nnx.Module):
         if self.in_features is not None:
             check_features(type(self).__name__, x, self.in_features)
 
-    def _sow(self, name: str, value: Any) -> None:
-        """Store `value` inside `nnx.capture`; elsewhere each call would make the module larger."""
+    def _sown(self, y: jax.Array, **values: Any) -> jax.Array:
+        """The output `y`; inside `nnx.capture` the values, by their names, are sown.
+
+        Elsewhere each call would make the module larger.
+        """
         if is_captured(self):
-            self.sow(nnx.Intermediate, name, value)
+            for name, value in values.items():
+                self.sow(nnx.Intermediate, name, value)
+        return y
 
     def _sow_on_request(self, name: str, value: Any) -> None:
         """Store `value`, which the caller asked for; raise outside `nnx.capture`."""
@@ -52,10 +57,14 @@ class Module(nnx.Module):
             )
         self.sow(nnx.Intermediate, name, value)
 
+    def _sown_on_request(self, y: jax.Array, weights: jax.Array) -> jax.Array:
+        """The output `y`; sows the weights, which the caller asked for."""
+        self._sow_on_request("attention_weights", weights)
+        return y
+
     def _scale(self, x: jax.Array, *gates: jax.Array) -> jax.Array:
-        """Multiply an image by its gate, or gates, and sow what it was multiplied by."""
-        self._sow("gate", gates if len(gates) > 1 else gates[0])
-        return apply_gate(x, *gates)
+        """The image times its gate or gates, which are sown."""
+        return self._sown(apply_gate(x, *gates), gate=gates if len(gates) > 1 else gates[0])
 
     def _attention(self, sow_weights: bool) -> Callable[..., jax.Array]:
         """`dot_product_attention`, which also sows `attention_weights` on request."""

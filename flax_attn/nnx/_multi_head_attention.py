@@ -41,35 +41,35 @@ class MultiHeadAttention(Module):
     """Multi-head attention, `flax_attn.multi_head_attention`.
 
     Takes the constructor of `flax.nnx.MultiHeadAttention` and has its parameters (`query`, `key`,
-    `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move both ways; the
-    widths of queries, keys, values, heads and output are free of each other.
+    `value`, `out`, and with `normalize_qk` `query_ln`, `key_ln`), so that weights move both ways.
+    The widths of queries, keys, values, heads and output need not be equal.
 
     Args:
       num_heads: N, the number of query heads.
       in_features: Width of the queries' input.
-      qkv_features: N · D, default `in_features`.
-      out_features: Width of the output, default `in_features`.
-      num_kv_heads: K, the number of key/value heads, default N.
-      in_kv_features: Width of the keys' input, default `in_features`.
-      in_value_features: Width of the values' input, default `in_kv_features`.
+      qkv_features: N · D; `in_features` by default.
+      out_features: Width of the output; `in_features` by default.
+      num_kv_heads: K, the number of key and value heads; N by default.
+      in_kv_features: Width of the keys' input; `in_features` by default.
+      in_value_features: Width of the values' input; `in_kv_features` by default.
       head_dim: D, if not `qkv_features // num_heads`.
-      value_head_dim: Dv, default D.
+      value_head_dim: Dv; D by default.
       dtype: dtype of the computation; None infers it from inputs and parameters.
       param_dtype: dtype of the parameters.
-      broadcast_dropout: Whether batch elements and heads share one dropout pattern, as in Flax.
+      broadcast_dropout: If True, batch elements and heads share one dropout pattern, as in Flax.
       dropout_rate: Probability of dropping an attention weight, in [0, 1).
-      deterministic: Whether not to drop; needed only with a positive rate. `eval()` and `train()`
-        set it.
+      deterministic: If True, dropout is disabled. It must be given with a positive rate; `eval()`
+        and `train()` set it.
       precision: Precision of all dot products.
       kernel_init: Initializer of the kernels.
-      out_kernel_init: Initializer of the kernel of `out`, default `kernel_init`.
+      out_kernel_init: Initializer of the kernel of `out`; `kernel_init` by default.
       bias_init: Initializer of the biases.
-      out_bias_init: Initializer of the bias of `out`, default `bias_init`.
-      use_bias: Whether the projections have biases.
+      out_bias_init: Initializer of the bias of `out`; `bias_init` by default.
+      use_bias: If True, the projections have biases.
       attention_fn: Attention on heads, called with `query, key, value` and those keywords of
         `flax_attn.dot_product_attention` that are set.
       decode: Not in this version: only None or False.
-      normalize_qk: Whether to normalise the projected queries and keys.
+      normalize_qk: If True, the projected queries and keys are normalised.
       qkv_promote_dtype: Promotes the inputs and parameters of the query, key and value projections.
       out_promote_dtype: Promotes those of the output projection.
       ln_promote_dtype: Promotes those of the normalisations.
@@ -77,29 +77,25 @@ class MultiHeadAttention(Module):
       out_dot_general: Dot product of the output projection.
       qkv_dot_general_cls: Makes `qkv_dot_general`.
       out_dot_general_cls: Makes `out_dot_general`.
-      scale: Factor of the dot products, default 1/√D.
+      scale: Factor of the dot products; 1/√D by default.
       normalizer: From scores to weights.
       implementation: As in `flax_attn.dot_product_attention`.
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
-        and `num_kv_heads` then count the heads of one device, and the parts of the output are
-        summed over the axis.
+        and `num_kv_heads` then count the heads of one device, and the outputs are summed over the
+        axis.
       batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`.
-        Dropout then drops what one device would, and positions count whole sequences.
-      rngs: Keys for the parameters, and for dropout.
-      keep_rngs: Whether to keep the dropout keys; otherwise they are passed at each call.
+        Dropout then drops the same weights as on one device.
+      rngs: Keys of the parameters, and of dropout.
+      keep_rngs: If True, the module keeps the dropout keys; if False, they are passed at each call.
       kernel_metadata: Metadata of the kernels, such as their sharding.
-      out_kernel_metadata: Metadata of the kernel of `out`, default `kernel_metadata`.
+      out_kernel_metadata: Metadata of the kernel of `out`; `kernel_metadata` by default.
       bias_metadata: Metadata of the biases.
-      out_bias_metadata: Metadata of the bias of `out`, default `bias_metadata`.
+      out_bias_metadata: Metadata of the bias of `out`; `bias_metadata` by default.
       query_ln_scale_metadata: Metadata of the scale of `query_ln`.
       key_ln_scale_metadata: Metadata of the scale of `key_ln`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx as flax_nnx
-      >>> from flax_attn import nnx
-      >>> attention = nnx.MultiHeadAttention(4, 32, rngs=flax_nnx.Rngs(0))
-      >>> attention(jnp.ones((2, 10, 32)), is_causal=True).shape
+      >>> nnx.MultiHeadAttention(4, 32, rngs=rngs)(jnp.ones((2, 10, 32)), is_causal=True).shape
       (2, 10, 32)
     """
 
@@ -268,27 +264,26 @@ class MultiHeadAttention(Module):
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
         Args:
-          inputs_q: Where the queries come from `[*B, T, Mq]`.
-          inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
-          inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: What is added to scores (0 and −1e9) is no mask: pass it as `bias`. A mask is a
-            `flax_attn.masks.Mask`; or an array, True or 1 where a query attends and False or 0
-            elsewhere, that broadcasts to `[*B, N, T, S]`. Other numbers are refused where they are
-            known; under `jit` they are not, and count as True.
+          inputs_q: Input of the queries `[*B, T, Mq]`.
+          inputs_k: Input of the keys `[*B, S, Mk]`; `inputs_q` by default: self-attention.
+          inputs_v: Input of the values `[*B, S, Mv]`; `inputs_k` by default.
+          mask: A `flax_attn.masks.Mask`; or an array that broadcasts to `[*B, N, T, S]`, True or 1
+            where a query attends and False or 0 elsewhere. Other numbers are refused, but under
+            `jit` they are unknown and count as True. Pass a mask of 0 and −1e9 as `bias`.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
-          is_causal: Whether query t sees only the keys s ≤ t.
-          score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
-          query_coords: What the tokens of `inputs_q` carry.
-          key_coords: What those of `inputs_k` carry, default `query_coords` in self-attention.
+          is_causal: If True, query t attends to the keys s ≤ t only.
+          score_mod: Changes the scores: a `flax_attn.scores.ScoreMod`.
+          query_coords: Coordinates of the tokens of `inputs_q`.
+          key_coords: Coordinates of those of `inputs_k`; `query_coords` by default in
+            self-attention.
           plan: The block map of `mask`, made once for many layers by `flax_attn.make_plan`.
-          deterministic: Whether not to drop; takes precedence over the attribute.
-          rngs: Keys of the dropout; take precedence over those kept.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, as
-            `nnx.Intermediate`; raises outside `nnx.capture`.
+          deterministic: If True, dropout is disabled; overrides the attribute.
+          rngs: Keys of dropout; override those that were kept.
+          sow_weights: If True, sows `attention_weights` `[*B, N, T, S]`, before dropout.
           decode: Not in this version: only None or False.
           out_sharding: Sharding of the output, as in `flax.nnx.LinearGeneral`.
           qkv_sharding: Sharding of the projected queries, keys and values.
-          input_positions: Passed on to an `attention_fn` that takes it, such as Flax's with rotary
+          input_positions: Passed to an `attention_fn` that takes it, such as Flax's with rotary
             embeddings.
           inputs_kv: Another name of `inputs_k`.
 
@@ -376,7 +371,7 @@ class MultiHeadAttention(Module):
         """Class method used by `nnx.view`.
 
         Args:
-          deterministic: Whether not to drop.
+          deterministic: If True, dropout is disabled.
           decode: Not in this version: only None or False.
         """
         refuse_decode(decode)
@@ -386,7 +381,7 @@ class MultiHeadAttention(Module):
             self.deterministic = deterministic
 
     def init_cache(self, input_shape: Sequence[int], dtype: Dtype = jnp.float32) -> None:
-        """Not in this version: raises, for there is no key/value cache.
+        """Not in this version: raises, because there is no key/value cache.
 
         Args:
           input_shape: As in `flax.nnx.MultiHeadAttention.init_cache`.

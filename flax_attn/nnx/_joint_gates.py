@@ -1,0 +1,252 @@
+"""Gates of channels and places together, as NNX modules."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Unpack
+
+import jax
+from flax import nnx
+
+from flax_attn._checks import Activation, reduced_features
+from flax_attn._cpu.one_channel import dot_of_one
+from flax_attn.nnx._channel_gates import ChannelAttention
+from flax_attn.nnx._layers import LayerOptions
+from flax_attn.nnx._module import Module
+from flax_attn.nnx._norm import BatchNorm
+from flax_attn.nnx._spatial_gates import SpatialAttention
+from flax_attn.vision import bam_gate, polarized_attention_gate
+from flax_attn.vision._bam import bam_features
+from flax_attn.vision._polarized_attention import Layout, polarized_attention_features
+from flax_attn.vision._scse import Combine, scse_and_gate
+from flax_attn.vision._spatial_attention import Pooling
+
+
+class CBAM(Module):
+    """CBAM, `flax_attn.vision.cbam`: channel attention, then spatial attention.
+
+    Submodules `channel` and `spatial`, each with its own parameters and gate.
+
+    Args:
+      reduction: R = C // reduction; 16 in the paper.
+      kernel_size: Size of the spatial kernel, odd; 7 in the paper.
+      use_bias: If True, the perceptron has biases, as in the released models of the paper.
+      norm: Makes the normalisation of the spatial map; None for none.
+
+    Example:
+      >>> nnx.CBAM(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
+      (2, 7, 7, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        reduction: int = 4,
+        hidden_features: int | None = None,
+        kernel_size: int = 3,
+        use_bias: bool = False,
+        norm: Callable[..., Any] | None = None,
+        order: Sequence[Pooling] = ("mean", "max"),
+        activation_fn: Activation = jax.nn.relu,
+        gate_fn: Activation = jax.nn.sigmoid,
+        rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
+    ):
+        super().__init__(in_features)
+        self.channel = ChannelAttention(
+            in_features,
+            reduction=reduction,
+            hidden_features=hidden_features,
+            use_bias=use_bias,
+            activation_fn=activation_fn,
+            gate_fn=gate_fn,
+            rngs=rngs,
+            **layer_options,
+        )
+        self.spatial = SpatialAttention(
+            in_features,
+            kernel_size=kernel_size,
+            norm=norm,
+            order=order,
+            gate_fn=gate_fn,
+            rngs=rngs,
+            **layer_options,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale the channels, then the places of an image `[*B, H, W, C]`."""
+        return self.spatial(self.channel(x))
+
+
+class BAM(Module):
+    """The bottleneck attention module, `flax_attn.vision.bam`.
+
+    Parameters `reduce`, `reduce_norm`, `expand`, `conv_0 ...`, `conv_norm_0 ...`, `project`. Sows
+    `gate` `[*B, H, W, C]`, the factor 1 + σ(M_c + M_s).
+
+    Args:
+      num_convs: Number of dilated convolutions; they follow a pointwise one.
+
+    Example:
+      >>> nnx.BAM(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
+      (2, 7, 7, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        reduction: int = 16,
+        hidden_features: int | None = None,
+        kernel_size: int = 3,
+        dilation: int = 4,
+        num_convs: int = 2,
+        combine: Literal["add", "multiply"] = "add",
+        use_bias: bool = True,
+        norm: Callable[..., Any] = BatchNorm,
+        activation_fn: Activation = jax.nn.relu,
+        gate_fn: Activation = jax.nn.sigmoid,
+        rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
+    ):
+        super().__init__(in_features)
+        hidden = bam_features(
+            in_features, reduction, hidden_features, kernel_size, dilation, num_convs
+        )
+        layers = self._layers(rngs, **layer_options)
+        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.reduce_norm = layers.norm(norm, hidden)
+        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.conv_0 = layers.linear(in_features, hidden, use_bias=use_bias)
+        for i in range(1, num_convs + 1):
+            conv = layers.conv(hidden, hidden, kernel_size, use_bias=use_bias, dilation=dilation)
+            setattr(self, f"conv_{i}", conv)
+        for i in range(num_convs + 1):
+            setattr(self, f"conv_norm_{i}", layers.norm(norm, hidden))
+        self.project = layers.linear(hidden, 1, use_bias=use_bias)
+        self.num_convs = num_convs
+        self.combine = combine
+        self.activation_fn = activation_fn
+        self.gate_fn = gate_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale an image `[*B, H, W, C]`."""
+        self._check(x)
+        gate = bam_gate(
+            x,
+            self.reduce,
+            self.reduce_norm,
+            self.expand,
+            [getattr(self, f"conv_{i}") for i in range(self.num_convs + 1)],
+            [getattr(self, f"conv_norm_{i}") for i in range(self.num_convs + 1)],
+            self.project,
+            combine=self.combine,
+            activation_fn=self.activation_fn,
+            gate_fn=self.gate_fn,
+        )
+        return self._scale(x, gate)
+
+
+class SCSE(Module):
+    """Concurrent spatial and channel squeeze-and-excitation, `flax_attn.vision.scse`.
+
+    Parameters `reduce`, `expand`, `project`. Sows `gate` `[*B, H, W, C]`, both gates combined.
+
+    Example:
+      >>> nnx.SCSE(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
+      (2, 7, 7, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        reduction: int = 2,
+        hidden_features: int | None = None,
+        combine: Combine = "max",
+        use_bias: bool = True,
+        activation_fn: Activation = jax.nn.relu,
+        gate_fn: Activation = jax.nn.sigmoid,
+        rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
+    ):
+        super().__init__(in_features)
+        hidden = reduced_features("SCSE", in_features, reduction, hidden_features)
+        layers = self._layers(rngs, **layer_options)
+        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.project = layers.linear(in_features, 1, use_bias=use_bias, dot_general=dot_of_one)
+        self.combine = combine
+        self.activation_fn = activation_fn
+        self.gate_fn = gate_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale the channels and the places of an image `[*B, H, W, C]`."""
+        self._check(x)
+        y, gate = scse_and_gate(
+            x,
+            self.reduce,
+            self.expand,
+            self.project,
+            self.combine,
+            self.activation_fn,
+            self.gate_fn,
+        )
+        return self._sown(y, gate=gate)
+
+
+class PolarizedAttention(Module):
+    """Polarized self-attention, `flax_attn.vision.polarized_attention`.
+
+    Parameters `channel_query`, `channel_value`, `channel_expand`, `spatial_query`, `spatial_value`,
+    and `channel_norm` if there is one. Sows `gate` `[*B, H, W, C]`.
+
+    Args:
+      reduction: R = C / reduction, a whole number.
+      norm: Makes the normalisation of the channels before their gate, for example
+        `functools.partial(nnx.LayerNorm, epsilon=1e-5)`; None for none.
+
+    Example:
+      >>> nnx.PolarizedAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
+      (2, 7, 7, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        layout: Layout = "parallel",
+        reduction: int = 2,
+        hidden_features: int | None = None,
+        use_bias: bool = False,
+        norm: Callable[..., Any] | None = None,
+        gate_fn: Activation = jax.nn.sigmoid,
+        rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
+    ):
+        super().__init__(in_features)
+        hidden = polarized_attention_features(in_features, reduction, hidden_features)
+        layers = self._layers(rngs, **layer_options)
+        self.channel_query = layers.linear(in_features, 1, use_bias=use_bias)
+        self.channel_value = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.channel_expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.channel_norm = layers.norm(norm, in_features)
+        self.spatial_query = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.spatial_value = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.layout = layout
+        self.gate_fn = gate_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale an image `[*B, H, W, C]`."""
+        self._check(x)
+        gate = polarized_attention_gate(
+            x,
+            self.channel_query,
+            self.channel_value,
+            self.channel_expand,
+            self.spatial_query,
+            self.spatial_value,
+            channel_norm=self.channel_norm,
+            layout=self.layout,
+            gate_fn=self.gate_fn,
+        )
+        return self._scale(x, gate)
