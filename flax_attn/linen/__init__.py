@@ -16,38 +16,30 @@ The examples assume `import jax.numpy as jnp`, `from flax_attn import linen` and
 from flax_attn.attention import attention_fn as attention_fn
 from flax_attn.linen._channel_gates import ECA as ECA
 from flax_attn.linen._channel_gates import ChannelAttention as ChannelAttention
-from flax_attn.linen._channel_gates import (
-    EffectiveSqueezeExcite as EffectiveSqueezeExcite,
-)
-from flax_attn.linen._channel_gates import (
-    FrequencyChannelAttention as FrequencyChannelAttention,
-)
+from flax_attn.linen._channel_gates import EffectiveSqueezeExcite as EffectiveSqueezeExcite
+from flax_attn.linen._channel_gates import FrequencyChannelAttention as FrequencyChannelAttention
 from flax_attn.linen._channel_gates import GatedChannelTransform as GatedChannelTransform
 from flax_attn.linen._channel_gates import GatherExcite as GatherExcite
 from flax_attn.linen._channel_gates import SqueezeExcite as SqueezeExcite
-from flax_attn.linen._global_mixers import (
-    ChannelAffinityAttention as ChannelAffinityAttention,
-)
+from flax_attn.linen._global_mixers import ChannelAffinityAttention as ChannelAffinityAttention
 from flax_attn.linen._global_mixers import CrissCrossAttention as CrissCrossAttention
 from flax_attn.linen._global_mixers import DoubleAttention as DoubleAttention
 from flax_attn.linen._global_mixers import ExternalAttention as ExternalAttention
 from flax_attn.linen._global_mixers import GlobalContext as GlobalContext
 from flax_attn.linen._global_mixers import NonLocal as NonLocal
 from flax_attn.linen._global_mixers import PositionAttention as PositionAttention
-from flax_attn.linen._group_gates import (
-    EfficientMultiScaleAttention as EfficientMultiScaleAttention,
-)
-from flax_attn.linen._group_gates import ShuffleAttention as ShuffleAttention
-from flax_attn.linen._group_gates import SpatialGroupEnhance as SpatialGroupEnhance
 from flax_attn.linen._joint_gates import BAM as BAM
 from flax_attn.linen._joint_gates import CBAM as CBAM
 from flax_attn.linen._joint_gates import SCSE as SCSE
+from flax_attn.linen._joint_gates import (
+    EfficientMultiScaleAttention as EfficientMultiScaleAttention,
+)
 from flax_attn.linen._joint_gates import PolarizedAttention as PolarizedAttention
+from flax_attn.linen._joint_gates import ShuffleAttention as ShuffleAttention
+from flax_attn.linen._joint_gates import SpatialGroupEnhance as SpatialGroupEnhance
 from flax_attn.linen._kernel_selection import SelectiveKernel as SelectiveKernel
 from flax_attn.linen._kernel_selection import SplitAttention as SplitAttention
-from flax_attn.linen._large_kernels import (
-    ContextAnchorAttention as ContextAnchorAttention,
-)
+from flax_attn.linen._large_kernels import ContextAnchorAttention as ContextAnchorAttention
 from flax_attn.linen._large_kernels import FocalModulation as FocalModulation
 from flax_attn.linen._large_kernels import LargeKernelAttention as LargeKernelAttention
 from flax_attn.linen._large_kernels import LargeSelectiveKernel as LargeSelectiveKernel
@@ -59,22 +51,16 @@ from flax_attn.linen._sequences import AdditiveAttention as AdditiveAttention
 from flax_attn.linen._sequences import LearnedPositions as LearnedPositions
 from flax_attn.linen._spatial_gates import AttentionGate as AttentionGate
 from flax_attn.linen._spatial_gates import CoordinateAttention as CoordinateAttention
-from flax_attn.linen._spatial_gates import (
-    EfficientLocalAttention as EfficientLocalAttention,
-)
+from flax_attn.linen._spatial_gates import EfficientLocalAttention as EfficientLocalAttention
 from flax_attn.linen._spatial_gates import SimAM as SimAM
 from flax_attn.linen._spatial_gates import SpatialAttention as SpatialAttention
 from flax_attn.linen._spatial_gates import TripletAttention as TripletAttention
 from flax_attn.linen._token_mixers import AttentionPool as AttentionPool
-from flax_attn.linen._token_mixers import (
-    CrossCovarianceAttention as CrossCovarianceAttention,
-)
+from flax_attn.linen._token_mixers import CrossCovarianceAttention as CrossCovarianceAttention
 from flax_attn.linen._token_mixers import LambdaLayer as LambdaLayer
 from flax_attn.linen._token_mixers import OutlookAttention as OutlookAttention
 from flax_attn.linen._token_mixers import SeparableAttention as SeparableAttention
-from flax_attn.linen._token_mixers import (
-    SpatialReductionAttention as SpatialReductionAttention,
-)
+from flax_attn.linen._token_mixers import SpatialReductionAttention as SpatialReductionAttention
 from flax_attn.linen._windows import BottleneckAttention as BottleneckAttention
 from flax_attn.linen._windows import GridAttention as GridAttention
 from flax_attn.linen._windows import HaloAttention as HaloAttention

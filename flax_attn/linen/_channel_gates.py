@@ -40,7 +40,6 @@ class SqueezeExcite(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = reduced_features("SqueezeExcite", features, self.reduction, self.hidden_features)
         gate = squeeze_excite_gate(
@@ -66,7 +65,6 @@ class EffectiveSqueezeExcite(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         project = self._dense(features, "project", use_bias=self.use_bias)
         return self._scale(x, effective_squeeze_excite_gate(x, project, gate_fn=self.gate_fn))
@@ -85,7 +83,6 @@ class ECA(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         size = as_kernel_size(features, self.kernel_size)
         conv = self._conv(1, (size,), "conv", use_bias=False)
@@ -108,7 +105,6 @@ class ChannelAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = reduced_features(
             "ChannelAttention", features, self.reduction, self.hidden_features
@@ -141,7 +137,6 @@ class FrequencyChannelAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = reduced_features(
             "FrequencyChannelAttention", features, self.reduction, self.hidden_features
@@ -171,14 +166,12 @@ class GatedChannelTransform(Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
-        ones, zeros, shape = nn.initializers.ones_init(), nn.initializers.zeros_init(), x.shape[-1:]
         gate = gated_channel_transform_gate(
             x,
-            self.param("alpha", ones, shape, self.param_dtype),
-            self.param("gamma", zeros, shape, self.param_dtype),
-            self.param("beta", zeros, shape, self.param_dtype),
+            self.param("alpha", nn.initializers.ones, (features,), self.param_dtype),
+            self.param("gamma", nn.initializers.zeros, (features,), self.param_dtype),
+            self.param("beta", nn.initializers.zeros, (features,), self.param_dtype),
             epsilon=self.epsilon,
         )
         return self._scale(x, gate)
@@ -202,7 +195,6 @@ class GatherExcite(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         convs = gathering_convs(self.gather, self.extent)
         extent = mean_extent(x, as_extent(self.extent))

@@ -44,10 +44,6 @@ class NonLocal(NormModule, kw_only=True):
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, sow_weights: bool = False
     ) -> jax.Array:
-        """Attend from place to place of an image `[*B, H, W, C]`.
-
-        With `sow_weights`, sows `attention_weights` `[*B, H·W, H'·W']`.
-        """
         x, features = self._image(x)
         hidden = reduced_features("NonLocal", features, self.reduction, self.hidden_features)
         result = non_local(
@@ -83,7 +79,6 @@ class GlobalContext(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Give an image `[*B, H, W, C]` its context."""
         x, features = self._image(x)
         hidden = reduced_features("GlobalContext", features, self.reduction, self.hidden_features)
         score = None
@@ -118,7 +113,6 @@ class PositionAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, H·W, H·W]`."""
         x, features = self._image(x)
         hidden = reduced_features(
             "PositionAttention", features, self.reduction, self.hidden_features
@@ -146,7 +140,6 @@ class ChannelAffinityAttention(Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Attend from channel to channel of an image `[*B, H, W, C]`."""
         gamma = self.param("gamma", nn.initializers.zeros_init(), (), self.param_dtype)
         y, weights = channel_affinity_attention(x, gamma, return_weights=True)
         return self._sown(y, attention_weights=weights)
@@ -167,10 +160,6 @@ class CrissCrossAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each place of an image `[*B, H, W, C]` to its row and column.
-
-        With `sow_weights`, sows `attention_weights` `[*B, H, W, H + W]` of each step.
-        """
         x, features = self._image(x)
         hidden = reduced_features(
             "CrissCrossAttention", features, self.reduction, self.hidden_features
@@ -202,7 +191,6 @@ class DoubleAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Gather and distribute the features of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden, descriptors = double_attention_features(
             features, self.reduction, self.hidden_features, self.num_descriptors
@@ -234,7 +222,6 @@ class ExternalAttention(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Attend from the places of an image `[*B, H, W, C]` to the memory."""
         x, features = self._image(x)
         check_positive("ExternalAttention", "memory_size", self.memory_size)
         y, weights = external_attention(

@@ -4,18 +4,27 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, reduced_features
+from flax_attn._checks import Activation, check_odd, group_features, reduced_features
 from flax_attn._cpu.one_channel import dot_of_one
 from flax_attn.linen._channel_gates import ChannelAttention
-from flax_attn.linen._module import LayerModule, NormModule
+from flax_attn.linen._module import LayerModule, Module, NormModule
 from flax_attn.linen._norm import BatchNorm
 from flax_attn.linen._spatial_gates import SpatialAttention
-from flax_attn.vision import bam_gate, polarized_attention_gate
+from flax_attn.vision import (
+    bam_gate,
+    efficient_multi_scale_attention_gate,
+    polarized_attention_gate,
+    shuffle_attention_gate,
+    spatial_group_enhance_gate,
+)
 from flax_attn.vision._bam import bam_features
 from flax_attn.vision._polarized_attention import Layout, polarized_attention_features
 from flax_attn.vision._scse import Combine, scse_and_gate
+from flax_attn.vision._shuffle_attention import channel_shuffle
 from flax_attn.vision._spatial_attention import Pooling
 
 
@@ -38,7 +47,6 @@ class CBAM(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels, then the places of an image `[*B, H, W, C]`."""
         x = ChannelAttention(
             reduction=self.reduction,
             hidden_features=self.hidden_features,
@@ -80,7 +88,6 @@ class BAM(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = bam_features(
             features,
@@ -133,7 +140,6 @@ class SCSE(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels and the places of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = reduced_features("SCSE", features, self.reduction, self.hidden_features)
         y, gate = scse_and_gate(
@@ -165,7 +171,6 @@ class PolarizedAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = polarized_attention_features(features, self.reduction, self.hidden_features)
         gate = polarized_attention_gate(
@@ -177,6 +182,104 @@ class PolarizedAttention(LayerModule, kw_only=True):
             self._dense(hidden, "spatial_value", use_bias=self.use_bias),
             channel_norm=None if self.norm is None else self.norm(name="channel_norm"),
             layout=self.layout,
+            gate_fn=self.gate_fn,
+        )
+        return self._scale(x, gate)
+
+
+class SpatialGroupEnhance(Module, kw_only=True):
+    """Spatial group-wise enhancement; see `flax_attn.nnx.SpatialGroupEnhance`.
+
+    Example:
+      >>> linen.SpatialGroupEnhance().init_with_output(key, jnp.ones((2, 7, 7, 64)))[0].shape
+      (2, 7, 7, 64)
+    """
+
+    groups: int = 64
+    epsilon: float = 1e-5
+    gate_fn: Activation = jax.nn.sigmoid
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, features = self._image(x)
+        group_features("SpatialGroupEnhance", features, self.groups)
+        gate = spatial_group_enhance_gate(
+            x,
+            self.param("scale", self.scale_init, (self.groups,), self.param_dtype),
+            self.param("bias", self.bias_init, (self.groups,), self.param_dtype),
+            epsilon=self.epsilon,
+            gate_fn=self.gate_fn,
+        )
+        return self._scale(x, gate)
+
+
+class ShuffleAttention(Module, kw_only=True):
+    """Shuffle attention; see `flax_attn.nnx.ShuffleAttention`.
+
+    Example:
+      >>> linen.ShuffleAttention().init_with_output(key, jnp.ones((2, 7, 7, 128)))[0].shape
+      (2, 7, 7, 128)
+    """
+
+    groups: int = 64
+    epsilon: float = 1e-5
+    gate_fn: Activation = jax.nn.sigmoid
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, features = self._image(x)
+        part = group_features("ShuffleAttention", features, self.groups, parts=2)
+
+        def vector(name: str, initializer: Initializer) -> jax.Array:
+            return self.param(name, initializer, (part,), self.param_dtype)
+
+        gate = shuffle_attention_gate(
+            x,
+            vector("channel_scale", self.scale_init),
+            vector("channel_bias", self.bias_init),
+            vector("norm_scale", nn.initializers.ones),
+            vector("norm_bias", nn.initializers.zeros),
+            vector("spatial_scale", self.scale_init),
+            vector("spatial_bias", self.bias_init),
+            epsilon=self.epsilon,
+            gate_fn=self.gate_fn,
+        )
+        return channel_shuffle(self._scale(x, gate))
+
+
+class EfficientMultiScaleAttention(LayerModule, kw_only=True):
+    """Efficient multi-scale attention; see `flax_attn.nnx.EfficientMultiScaleAttention`.
+
+    Example:
+      >>> x = jnp.ones((2, 7, 7, 64))
+      >>> linen.EfficientMultiScaleAttention().init_with_output(key, x)[0].shape
+      (2, 7, 7, 64)
+    """
+
+    groups: int = 32
+    kernel_size: int = 3
+    use_bias: bool = True
+    epsilon: float = 1e-5
+    gate_fn: Activation = jax.nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, features = self._image(x)
+        part = group_features("EfficientMultiScaleAttention", features, self.groups)
+        size = check_odd("EfficientMultiScaleAttention", self.kernel_size)
+        gate = efficient_multi_scale_attention_gate(
+            x,
+            self._dense(part, "pointwise", use_bias=self.use_bias),
+            self.param("norm_scale", nn.initializers.ones, (part,), self.param_dtype),
+            self.param("norm_bias", nn.initializers.zeros, (part,), self.param_dtype),
+            self._conv(part, size, "conv", use_bias=self.use_bias),
+            epsilon=self.epsilon,
             gate_fn=self.gate_fn,
         )
         return self._scale(x, gate)

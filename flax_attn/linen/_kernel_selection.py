@@ -37,7 +37,6 @@ class SelectiveKernel(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Convolve an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         features, hidden, dilations = selective_kernel_sizes(
             features,
@@ -100,7 +99,6 @@ class SplitAttention(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Convolve an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         features, hidden = split_attention_features(
             features,

@@ -38,7 +38,6 @@ class LargeKernelAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         check_large_kernel_attention(self.kernel_size, self.dilated_kernel_size, self.dilation)
         local_conv = self._conv(
@@ -70,7 +69,6 @@ class SeparableLargeKernelAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         local, dilated, dilation = separable_kernel_sizes(self.kernel_size)
         strip = functools.partial(self._conv, features, use_bias=self.use_bias, groups=features)
@@ -103,7 +101,6 @@ class LargeSelectiveKernel(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         use_bias = self.use_bias
         hidden, kernels = large_selective_kernel_sizes(
@@ -150,7 +147,6 @@ class ContextAnchorAttention(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         size = check_odd("ContextAnchorAttention", self.kernel_size)
         norm = self.norm and self._norm(use_running_average)
@@ -188,7 +184,6 @@ class FocalModulation(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Modulate the places of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         sizes = kernel_sizes(self.num_levels, self.kernel_size, self.kernel_growth)
         gate = self._dense(self.num_levels + 1, "gate", use_bias=self.use_bias)

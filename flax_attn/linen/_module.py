@@ -92,15 +92,16 @@ class LayerModule(Module, kw_only=True):
         """A dense layer of the last axis."""
         return Dense(features, use_bias=use_bias, name=name, **{**self._layer_options, **options})
 
-    def _heads(self, heads: tuple[int, int], name: str, *, use_bias: bool = True) -> DenseGeneral:
-        """A dense layer from features `[..., C]` to heads `[..., N, D]`."""
-        return DenseGeneral(heads, use_bias=use_bias, name=name, **self._layer_options)
-
-    def _join(self, features: int, name: str, *, use_bias: bool = True) -> DenseGeneral:
-        """A dense layer from heads `[..., N, D]` to features."""
-        return DenseGeneral(
-            features, axis=(-2, -1), use_bias=use_bias, name=name, **self._layer_options
-        )
+    def _general(
+        self,
+        features: int | tuple[int, int],
+        name: str,
+        *,
+        axis: int | tuple[int, int] = -1,
+        use_bias: bool = True,
+    ) -> DenseGeneral:
+        """A dense layer of several axes: from features to heads `[..., N, D]`, or back."""
+        return DenseGeneral(features, axis, use_bias=use_bias, name=name, **self._layer_options)
 
     def _conv(
         self,

@@ -28,7 +28,6 @@ class AdditiveAttention(LayerModule):
     def __call__(
         self, query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None
     ) -> Any:
-        """Attend from `[*B, T, Dq]` to `[*B, S, Dk]`, `[*B, S, Dv]`; returns `[*B, T, Dv]`."""
         output, weights = additive_attention(
             query,
             key,
@@ -59,7 +58,6 @@ class LearnedPositions(Module):
 
     @nn.compact
     def __call__(self, positions: jax.Array) -> jax.Array:
-        """Look up positions `[*T]`; returns `[*T, M]`."""
         shape = (self.max_length, self.features)
         table = self.param("embedding", self.embedding_init, shape, self.param_dtype)
         return learned(positions, table if self.dtype is None else table.astype(self.dtype))

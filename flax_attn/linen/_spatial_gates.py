@@ -38,7 +38,6 @@ class SpatialAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the places of an image `[*B, H, W, C]`."""
         size = check_odd("SpatialAttention", self.kernel_size)
         gate = spatial_attention_gate(
             x,
@@ -69,7 +68,6 @@ class AttentionGate(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, gating: jax.Array) -> jax.Array:
-        """Scale the places of an image `[*B, H, W, C]` by a signal `[*B, h, w, G]`."""
         x, features = self._image(x)
         hidden = attention_gate_features(
             features, self.reduction, self.hidden_features, self.strides
@@ -114,7 +112,6 @@ class CoordinateAttention(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Scale the rows and columns of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         hidden = reduced_features(
             "CoordinateAttention",
@@ -151,7 +148,6 @@ class EfficientLocalAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the rows and columns of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         check_efficient_local_attention(
             features, self.kernel_size, self.group_size, self.num_groups
@@ -193,7 +189,6 @@ class TripletAttention(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         size = check_odd("TripletAttention", self.kernel_size)
         norm = self._norm(use_running_average)
         layers: dict[str, Any] = {}
@@ -216,6 +211,5 @@ class SimAM(Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale an image `[*B, H, W, C]`."""
         y, gate = simam_and_gate(x, self.e_lambda)
         return self._sown(y, gate=gate)

@@ -38,7 +38,6 @@ class AttentionPool(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Pool `[*B, H, W, C]` to `[*B, M]`; may sow `attention_weights` `[*B, N, 1, 1 + H·W]`."""
         x, features = self._image(x)
         height, width = x.shape[-3:-1]
         heads = (self.num_heads, head_features("AttentionPool", features, self.num_heads))
@@ -47,10 +46,10 @@ class AttentionPool(LayerModule, kw_only=True):
         return attention_pool(
             x,
             self.param("positions", self.position_init, shape, self.param_dtype),
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
-            self._join(out_features, "out", use_bias=self.use_bias),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(out_features, "out", axis=(-2, -1), use_bias=self.use_bias),
             attention=self._attention(sow_weights),
         )
 
@@ -73,10 +72,6 @@ class SpatialReductionAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each place of an image `[*B, H, W, C]` to the reduced image.
-
-        With `sow_weights`, sows `attention_weights` `[*B, N, T, S]`.
-        """
         x, features = self._image(x)
         size = self.reduction
         heads = (self.num_heads, spatial_reduction_head_dim(features, self.num_heads, size))
@@ -86,10 +81,10 @@ class SpatialReductionAttention(LayerModule, kw_only=True):
             norm = self.norm(name="norm")
         return spatial_reduction_attention(
             x,
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
-            self._join(features, "out"),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(features, "out", axis=(-2, -1)),
             reduce=reduce,
             norm=norm,
             pool_size=self.pool_size,
@@ -112,7 +107,6 @@ class CrossCovarianceAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Mix the channels of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         heads = (
             self.num_heads,
@@ -121,10 +115,10 @@ class CrossCovarianceAttention(LayerModule, kw_only=True):
         ones = nn.initializers.ones_init()
         y, weights = cross_covariance_attention(
             x,
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
-            self._join(features, "out"),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(features, "out", axis=(-2, -1)),
             self.param("temperature", ones, (self.num_heads,), self.param_dtype),
             return_weights=True,
         )
@@ -147,7 +141,6 @@ class OutlookAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Mix the neighbouring places of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         y, weights = outlook_attention(
             x,
@@ -177,7 +170,6 @@ class SeparableAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Mix the places of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         y, weights = separable_attention(
             x,
@@ -209,7 +201,6 @@ class LambdaLayer(NormModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Mix the places of an image `[*B, H, W, C]`."""
         x, features = self._image(x)
         value_features = lambda_layer_features(
             features, self.num_heads, self.key_features, self.kernel_size

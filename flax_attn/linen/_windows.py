@@ -30,10 +30,6 @@ class WindowAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend within the windows of an image `[*B, H, W, C]`.
-
-        With `sow_weights`, sows `attention_weights` `[*B, windows, N, M², M²]`.
-        """
         x, features = self._image(x)
         heads = heads_of_32("WindowAttention", features, self.num_heads)
         table = None
@@ -42,10 +38,10 @@ class WindowAttention(LayerModule, kw_only=True):
             table = self.param("relative_bias", self.relative_bias_init, shape, self.param_dtype)
         return window_attention(
             x,
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
-            self._join(features, "out"),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(features, "out", axis=(-2, -1)),
             relative_bias=table,
             window_size=self.window_size,
             shift_size=self.shift_size,
@@ -70,10 +66,6 @@ class GridAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend within the grids of an image `[*B, H, W, C]`.
-
-        With `sow_weights`, sows `attention_weights` `[*B, grids, N, G², G²]`.
-        """
         x, features = self._image(x)
         heads = heads_of_32("GridAttention", features, self.num_heads)
         table = None
@@ -82,10 +74,10 @@ class GridAttention(LayerModule, kw_only=True):
             table = self.param("relative_bias", self.relative_bias_init, shape, self.param_dtype)
         return grid_attention(
             x,
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
-            self._join(features, "out"),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(features, "out", axis=(-2, -1)),
             relative_bias=table,
             grid_size=self.grid_size,
             attention=self._attention(sow_weights),
@@ -110,10 +102,6 @@ class HaloAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each block of an image `[*B, H, W, C]` to its surroundings.
-
-        With `sow_weights`, sows `attention_weights` `[*B, blocks, N, block_size², w²]`.
-        """
         x, features = self._image(x)
         head_dim, window = halo_attention_sizes(
             features, self.num_heads, self.block_size, self.halo_size
@@ -121,9 +109,9 @@ class HaloAttention(LayerModule, kw_only=True):
         heads, shape = (self.num_heads, head_dim), (2 * window - 1, head_dim)
         return halo_attention(
             x,
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
             self.param("relative_height", self.position_init, shape, self.param_dtype),
             self.param("relative_width", self.position_init, shape, self.param_dtype),
             block_size=self.block_size,
@@ -149,7 +137,6 @@ class BottleneckAttention(LayerModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, N, H·W, H·W]`."""
         x, features = self._image(x)
         height, width = x.shape[-3:-1]
         head_dim = head_features("BottleneckAttention", features, self.num_heads)
@@ -161,9 +148,9 @@ class BottleneckAttention(LayerModule, kw_only=True):
 
         return bottleneck_attention(
             x,
-            self._heads(heads, "query", use_bias=self.use_bias),
-            self._heads(heads, "key", use_bias=self.use_bias),
-            self._heads(heads, "value", use_bias=self.use_bias),
+            self._general(heads, "query", use_bias=self.use_bias),
+            self._general(heads, "key", use_bias=self.use_bias),
+            self._general(heads, "value", use_bias=self.use_bias),
             table("relative_height", height),
             table("relative_width", width),
             scale_positions=self.scale_positions,

@@ -51,13 +51,11 @@ class SqueezeExcite(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("SqueezeExcite", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
         self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
@@ -90,8 +88,7 @@ class EffectiveSqueezeExcite(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
-        layers = self._layers(rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         self.project = layers.linear(in_features, in_features, use_bias=use_bias)
         self.gate_fn = gate_fn
 
@@ -123,9 +120,9 @@ class ECA(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         size = as_kernel_size(in_features, kernel_size)
-        self.conv = self._layers(rngs, **layer_options).conv(1, 1, (size,), use_bias=False)
+        self.conv = layers.conv(1, 1, (size,), use_bias=False)
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -160,13 +157,11 @@ class ChannelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("ChannelAttention", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
         self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
@@ -201,17 +196,15 @@ class FrequencyChannelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features(
             "FrequencyChannelAttention", in_features, reduction, hidden_features
         )
-        layers = self._layers(rngs, **layer_options)
         self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
         self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
         self.frequencies = frequencies
         self.dct_size = dct_size
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels of an image `[*B, H, W, C]`."""
@@ -247,7 +240,7 @@ class GatedChannelTransform(Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        super().__init__(in_features)
+        self.in_features = in_features
         self.alpha = nnx.Param(jnp.ones(in_features, param_dtype))
         self.gamma = nnx.Param(jnp.zeros(in_features, param_dtype))
         self.beta = nnx.Param(jnp.zeros(in_features, param_dtype))
@@ -296,9 +289,8 @@ class GatherExcite(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         convs = gathering_convs(gather, extent)
-        layers = self._layers(rngs, **layer_options)
         for i, shape in enumerate(convs):
             conv = layers.conv(
                 in_features, in_features, use_bias=False, groups=in_features, **shape
@@ -312,8 +304,7 @@ class GatherExcite(Module):
             self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
         self.extent = as_extent(extent)
         self.num_convs = len(convs)
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""

@@ -54,9 +54,8 @@ class NonLocal(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("NonLocal", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(in_features, hidden, use_bias=use_bias)
         self.key = layers.linear(in_features, hidden, use_bias=use_bias)
         self.value = layers.linear(in_features, hidden, use_bias=use_bias)
@@ -116,9 +115,8 @@ class GlobalContext(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("GlobalContext", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.score = nnx.data(None)
         if use_attention:
             self.score = layers.linear(in_features, 1, use_bias=use_bias, dot_general=sum_of_one)
@@ -167,9 +165,8 @@ class PositionAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("PositionAttention", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(in_features, hidden, use_bias=use_bias)
         self.key = layers.linear(in_features, hidden, use_bias=use_bias)
         self.value = layers.linear(in_features, in_features, use_bias=use_bias)
@@ -179,12 +176,7 @@ class PositionAttention(Module):
         """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, H·W, H·W]`."""
         self._check(x)
         result = position_attention(
-            x,
-            self.query,
-            self.key,
-            self.value,
-            self.gamma[...],
-            return_weights=sow_weights,
+            x, self.query, self.key, self.value, self.gamma[...], return_weights=sow_weights
         )
         return self._sown_on_request(*result) if sow_weights else result
 
@@ -207,7 +199,7 @@ class ChannelAffinityAttention(Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        super().__init__(in_features)
+        self.in_features = in_features
         self.gamma = nnx.Param(jnp.zeros((), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -239,9 +231,8 @@ class CrissCrossAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("CrissCrossAttention", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(in_features, hidden, use_bias=use_bias)
         self.key = layers.linear(in_features, hidden, use_bias=use_bias)
         self.value = layers.linear(in_features, in_features, use_bias=use_bias)
@@ -291,11 +282,10 @@ class DoubleAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden, descriptors = double_attention_features(
             in_features, reduction, hidden_features, num_descriptors
         )
-        layers = self._layers(rngs, **layer_options)
         self.value = layers.linear(in_features, hidden, use_bias=use_bias)
         self.gather = layers.linear(in_features, descriptors, use_bias=use_bias)
         self.distribute = layers.linear(in_features, descriptors, use_bias=use_bias)
@@ -336,9 +326,8 @@ class ExternalAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         check_positive("ExternalAttention", "memory_size", memory_size)
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(in_features, in_features, use_bias=use_bias)
         self.key = layers.linear(in_features, memory_size, use_bias=False)
         self.value = layers.linear(memory_size, in_features, use_bias=False)

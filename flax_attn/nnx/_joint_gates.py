@@ -4,19 +4,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, Unpack
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Dtype, Initializer
 
-from flax_attn._checks import Activation, reduced_features
+from flax_attn._checks import Activation, check_odd, group_features, reduced_features
 from flax_attn._cpu.one_channel import dot_of_one
 from flax_attn.nnx._channel_gates import ChannelAttention
 from flax_attn.nnx._layers import LayerOptions
 from flax_attn.nnx._module import Module
 from flax_attn.nnx._norm import BatchNorm
 from flax_attn.nnx._spatial_gates import SpatialAttention
-from flax_attn.vision import bam_gate, polarized_attention_gate
+from flax_attn.vision import (
+    bam_gate,
+    efficient_multi_scale_attention_gate,
+    polarized_attention_gate,
+    shuffle_attention_gate,
+    spatial_group_enhance_gate,
+)
 from flax_attn.vision._bam import bam_features
 from flax_attn.vision._polarized_attention import Layout, polarized_attention_features
 from flax_attn.vision._scse import Combine, scse_and_gate
+from flax_attn.vision._shuffle_attention import channel_shuffle
 from flax_attn.vision._spatial_attention import Pooling
 
 
@@ -51,7 +60,7 @@ class CBAM(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        self.in_features = in_features
         self.channel = ChannelAttention(
             in_features,
             reduction=reduction,
@@ -108,11 +117,10 @@ class BAM(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = bam_features(
             in_features, reduction, hidden_features, kernel_size, dilation, num_convs
         )
-        layers = self._layers(rngs, **layer_options)
         self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
         self.reduce_norm = layers.norm(norm, hidden)
         self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
@@ -125,8 +133,7 @@ class BAM(Module):
         self.project = layers.linear(hidden, 1, use_bias=use_bias)
         self.num_convs = num_convs
         self.combine = combine
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
@@ -169,15 +176,13 @@ class SCSE(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features("SCSE", in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
         self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
         self.project = layers.linear(in_features, 1, use_bias=use_bias, dot_general=dot_of_one)
         self.combine = combine
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the channels and the places of an image `[*B, H, W, C]`."""
@@ -223,9 +228,8 @@ class PolarizedAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = polarized_attention_features(in_features, reduction, hidden_features)
-        layers = self._layers(rngs, **layer_options)
         self.channel_query = layers.linear(in_features, 1, use_bias=use_bias)
         self.channel_value = layers.linear(in_features, hidden, use_bias=use_bias)
         self.channel_expand = layers.linear(hidden, in_features, use_bias=use_bias)
@@ -247,6 +251,158 @@ class PolarizedAttention(Module):
             self.spatial_value,
             channel_norm=self.channel_norm,
             layout=self.layout,
+            gate_fn=self.gate_fn,
+        )
+        return self._scale(x, gate)
+
+
+class SpatialGroupEnhance(Module):
+    """Spatial group-wise enhancement, `flax_attn.vision.spatial_group_enhance`.
+
+    Parameters `scale` and `bias` `[groups]`. Sows `gate` `[*B, H, W, C]`.
+
+    Args:
+      groups: G, the number of groups of consecutive channels. It divides C.
+      scale_init: Initializer of the scale.
+      bias_init: Initializer of the bias.
+
+    Example:
+      >>> nnx.SpatialGroupEnhance(64, rngs=rngs)(jnp.ones((2, 7, 7, 64))).shape
+      (2, 7, 7, 64)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        groups: int = 64,
+        epsilon: float = 1e-5,
+        gate_fn: Activation = jax.nn.sigmoid,
+        param_dtype: Dtype = jnp.float32,
+        scale_init: Initializer = nnx.initializers.zeros,
+        bias_init: Initializer = nnx.initializers.ones,
+        rngs: nnx.Rngs,
+    ):
+        layers = self._layers_for(in_features, rngs, param_dtype=param_dtype)
+        group_features("SpatialGroupEnhance", in_features, groups)
+        self.scale = layers.param(scale_init, groups)
+        self.bias = layers.param(bias_init, groups)
+        self.epsilon = epsilon
+        self.gate_fn = gate_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale the places of an image `[*B, H, W, C]`."""
+        self._check(x)
+        gate = spatial_group_enhance_gate(
+            x, self.scale[...], self.bias[...], epsilon=self.epsilon, gate_fn=self.gate_fn
+        )
+        return self._scale(x, gate)
+
+
+class ShuffleAttention(Module):
+    """Shuffle attention, `flax_attn.vision.shuffle_attention`.
+
+    Parameters `channel_scale`, `channel_bias`, `norm_scale`, `norm_bias`, `spatial_scale`,
+    `spatial_bias`, `[C / (2 groups)]`. Sows `gate` `[*B, H, W, C]`, of the channels before they are
+    shuffled.
+
+    Args:
+      groups: G, the number of groups of consecutive channels; 2 G divides C.
+      scale_init: Initializer of the scales of both gates; that of the normalisation starts at 1.
+      bias_init: Initializer of the biases of both gates; that of the normalisation starts at 0.
+
+    Example:
+      >>> nnx.ShuffleAttention(128, rngs=rngs)(jnp.ones((2, 7, 7, 128))).shape
+      (2, 7, 7, 128)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        groups: int = 64,
+        epsilon: float = 1e-5,
+        gate_fn: Activation = jax.nn.sigmoid,
+        param_dtype: Dtype = jnp.float32,
+        scale_init: Initializer = nnx.initializers.zeros,
+        bias_init: Initializer = nnx.initializers.ones,
+        rngs: nnx.Rngs,
+    ):
+        layers = self._layers_for(in_features, rngs, param_dtype=param_dtype)
+        part = group_features("ShuffleAttention", in_features, groups, parts=2)
+        self.channel_scale = layers.param(scale_init, part)
+        self.channel_bias = layers.param(bias_init, part)
+        self.norm_scale = layers.param(nnx.initializers.ones, part)
+        self.norm_bias = layers.param(nnx.initializers.zeros, part)
+        self.spatial_scale = layers.param(scale_init, part)
+        self.spatial_bias = layers.param(bias_init, part)
+        self.epsilon = epsilon
+        self.gate_fn = gate_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale an image `[*B, H, W, C]` and shuffle its channels."""
+        self._check(x)
+        gate = shuffle_attention_gate(
+            x,
+            self.channel_scale[...],
+            self.channel_bias[...],
+            self.norm_scale[...],
+            self.norm_bias[...],
+            self.spatial_scale[...],
+            self.spatial_bias[...],
+            epsilon=self.epsilon,
+            gate_fn=self.gate_fn,
+        )
+        return channel_shuffle(self._scale(x, gate))
+
+
+class EfficientMultiScaleAttention(Module):
+    """Efficient multi-scale attention, `flax_attn.vision.efficient_multi_scale_attention`.
+
+    Parameters `pointwise`, `norm_scale`, `norm_bias`, `conv`, shared by all groups. Sows `gate`
+    `[*B, H, W, C]`.
+
+    Args:
+      groups: Number of groups of consecutive channels. It divides C.
+      use_bias: If True, both convolutions have biases.
+
+    Example:
+      >>> nnx.EfficientMultiScaleAttention(64, rngs=rngs)(jnp.ones((2, 7, 7, 64))).shape
+      (2, 7, 7, 64)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        groups: int = 32,
+        kernel_size: int = 3,
+        use_bias: bool = True,
+        epsilon: float = 1e-5,
+        gate_fn: Activation = jax.nn.sigmoid,
+        rngs: nnx.Rngs,
+        **layer_options: Unpack[LayerOptions],
+    ):
+        layers = self._layers_for(in_features, rngs, **layer_options)
+        part = group_features("EfficientMultiScaleAttention", in_features, groups)
+        size = check_odd("EfficientMultiScaleAttention", kernel_size)
+        self.pointwise = layers.linear(part, part, use_bias=use_bias)
+        self.norm_scale = layers.constant(1, part)
+        self.norm_bias = layers.constant(0, part)
+        self.conv = layers.conv(part, part, size, use_bias=use_bias)
+        self.epsilon = epsilon
+        self.gate_fn = gate_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale the places of an image `[*B, H, W, C]`."""
+        self._check(x)
+        gate = efficient_multi_scale_attention_gate(
+            x,
+            self.pointwise,
+            self.norm_scale[...],
+            self.norm_bias[...],
+            self.conv,
+            epsilon=self.epsilon,
             gate_fn=self.gate_fn,
         )
         return self._scale(x, gate)

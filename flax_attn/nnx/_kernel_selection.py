@@ -49,7 +49,7 @@ class SelectiveKernel(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         features, hidden, dilations = selective_kernel_sizes(
             in_features,
             out_features=out_features,
@@ -61,7 +61,6 @@ class SelectiveKernel(Module):
             min_features=min_features,
             hidden_features=hidden_features,
         )
-        layers = self._layers(rngs, **layer_options)
         for i, dilation in enumerate(dilations):
             conv = layers.conv(
                 in_features,
@@ -134,7 +133,7 @@ class SplitAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         features, hidden = split_attention_features(
             in_features,
             out_features=out_features,
@@ -147,7 +146,6 @@ class SplitAttention(Module):
             min_features=min_features,
             hidden_features=hidden_features,
         )
-        layers = self._layers(rngs, **layer_options)
         self.conv = layers.conv(
             in_features,
             radix * features,

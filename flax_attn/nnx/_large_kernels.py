@@ -49,10 +49,9 @@ class LargeKernelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         check_large_kernel_attention(kernel_size, dilated_kernel_size, dilation)
         features = in_features
-        layers = self._layers(rngs, **layer_options)
         self.local_conv = layers.conv(
             features, features, kernel_size, use_bias=use_bias, groups=features
         )
@@ -96,9 +95,8 @@ class SeparableLargeKernelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         local, dilated, dilation = separable_kernel_sizes(kernel_size)
-        layers = self._layers(rngs, **layer_options)
         strip = functools.partial(
             layers.conv, in_features, in_features, use_bias=use_bias, groups=in_features
         )
@@ -151,11 +149,10 @@ class LargeSelectiveKernel(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden, kernels = large_selective_kernel_sizes(
             in_features, reduction, hidden_features, kernel_sizes, dilations, select_kernel_size
         )
-        layers = self._layers(rngs, **layer_options)
         for i, (size, dilation) in enumerate(kernels):
             conv = layers.conv(
                 in_features,
@@ -217,11 +214,10 @@ class ContextAnchorAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         size = check_odd("ContextAnchorAttention", kernel_size)
         check_odd("ContextAnchorAttention", pool_size, "pool_size")
         features, project_bias = in_features, use_bias and norm is None
-        layers = self._layers(rngs, **layer_options)
         self.project_in = layers.linear(features, features, use_bias=project_bias)
         self.norm_in = layers.norm(norm, features)
         self.row = layers.conv(features, features, (1, size), use_bias=use_bias, groups=features)
@@ -229,8 +225,7 @@ class ContextAnchorAttention(Module):
         self.project_out = layers.linear(features, features, use_bias=project_bias)
         self.norm_out = layers.norm(norm, features)
         self.pool_size = pool_size
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
@@ -282,9 +277,8 @@ class FocalModulation(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         features, sizes = in_features, kernel_sizes(num_levels, kernel_size, kernel_growth)
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(features, features, use_bias=use_bias)
         self.context = layers.linear(features, features, use_bias=use_bias)
         self.gate = layers.linear(features, num_levels + 1, use_bias=use_bias)

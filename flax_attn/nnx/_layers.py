@@ -52,6 +52,9 @@ def _apply(flax_layer: Any, layer: Any, inputs: jax.Array, out_sharding: Any) ->
     return y if layer.bias is None else add_bias(y, layer.bias[...])
 
 
+Size = int | tuple[int, int]
+
+
 class LayerOptions(TypedDict, total=False):
     """The options of the layers inside a module, which every module with layers takes by name.
 
@@ -97,18 +100,12 @@ class Layers:
         options = {**self.options, **options}
         return Linear(in_features, out_features, use_bias=use_bias, rngs=self.rngs, **options)
 
-    def heads(
-        self, in_features: int, heads: tuple[int, int], *, use_bias: bool = True
+    def general(
+        self, in_features: Size, out_features: Size, *, axis: Size = -1, use_bias: bool = True
     ) -> LinearGeneral:
-        """A linear layer from features `[..., C]` to heads `[..., N, D]`."""
-        return LinearGeneral(in_features, heads, use_bias=use_bias, rngs=self.rngs, **self.options)
-
-    def join(
-        self, heads: tuple[int, int], out_features: int, *, use_bias: bool = True
-    ) -> LinearGeneral:
-        """A linear layer from heads `[..., N, D]` to features."""
+        """A linear layer of several axes: from features to heads `[..., N, D]`, or back."""
         return LinearGeneral(
-            heads, out_features, axis=(-2, -1), use_bias=use_bias, rngs=self.rngs, **self.options
+            in_features, out_features, axis=axis, use_bias=use_bias, rngs=self.rngs, **self.options
         )
 
     def conv(

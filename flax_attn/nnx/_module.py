@@ -18,20 +18,19 @@ from flax_attn.vision._gates import apply_gate
 
 
 class Module(nnx.Module):
-    """`flax.nnx.Module`, which sows only inside `nnx.capture`, and can be pickled.
+    """`flax.nnx.Module`, which knows the channels of its input, and can be pickled."""
 
-    Args:
-      in_features: C, the channels of the input; None where the module works for any.
-    """
+    in_features: int | None = None
 
-    def __init__(self, in_features: int | None):
+    def _layers_for(
+        self, in_features: int | None, rngs: nnx.Rngs, **options: Unpack[LayerOptions]
+    ) -> Layers:
+        """Store the channels of the input; returns what makes the layers."""
+        module = type(self).__name__
         if in_features is not None:
-            check_positive(type(self).__name__, "in_features", in_features)
+            check_positive(module, "in_features", in_features)
         self.in_features = in_features
-
-    def _layers(self, rngs: nnx.Rngs, **options: Unpack[LayerOptions]) -> Layers:
-        """What makes the module's layers."""
-        return Layers(type(self).__name__, rngs, **options)
+        return Layers(module, rngs, **options)
 
     def _check(self, x: jax.Array) -> None:
         """Raise unless the input has the channels that the module was made for."""

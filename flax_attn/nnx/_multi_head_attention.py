@@ -146,17 +146,11 @@ class MultiHeadAttention(Module):
         query_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
         key_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
     ):
-        super().__init__(in_features)
+        self.in_features = in_features
         refuse_decode(decode)
         check_dropout_rate(dropout_rate)
         sizes = head_sizes(
-            in_features,
-            num_heads,
-            num_kv_heads,
-            qkv_features,
-            head_dim,
-            value_head_dim,
-            axis_name,
+            in_features, num_heads, num_kv_heads, qkv_features, head_dim, value_head_dim, axis_name
         )
         in_kv_features = in_features if in_kv_features is None else in_kv_features
         in_value_features = in_kv_features if in_value_features is None else in_value_features
@@ -336,10 +330,7 @@ class MultiHeadAttention(Module):
         )
 
     def _dropout(
-        self,
-        inputs: jax.Array,
-        deterministic: bool | None,
-        rngs: nnx.Rngs | nnx.RngStream | None,
+        self, inputs: jax.Array, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None
     ) -> Dropout | None:
         if self.dropout_rate == 0:
             return None

@@ -38,10 +38,9 @@ class AdditiveAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         if in_kv_features is None:
             in_kv_features = in_features
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(in_features, hidden_features, use_bias=False)
         self.key = layers.linear(in_kv_features, hidden_features, use_bias=False)
         self.score = layers.linear(hidden_features, 1, use_bias=False)
@@ -83,8 +82,7 @@ class LearnedPositions(Module):
         embedding_init: Initializer = nnx.initializers.normal(0.02),
         rngs: nnx.Rngs,
     ):
-        super().__init__(None)
-        layers = self._layers(rngs, param_dtype=param_dtype)
+        layers = self._layers_for(None, rngs, param_dtype=param_dtype)
         self.embedding = layers.param(embedding_init, max_length, features)
         self.dtype = dtype
 

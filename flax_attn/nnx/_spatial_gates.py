@@ -51,9 +51,8 @@ class SpatialAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         size = check_odd("SpatialAttention", kernel_size)
-        layers = self._layers(rngs, **layer_options)
         self.conv = layers.conv(2, 1, size, use_bias=use_bias)
         self.norm = layers.norm(norm, 1)
         self.order = tuple(order)
@@ -101,9 +100,8 @@ class AttentionGate(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = attention_gate_features(in_features, reduction, hidden_features, strides)
-        layers = self._layers(rngs, **layer_options)
         self.gating_features = in_features if gating_features is None else gating_features
         self.theta = layers.conv(
             in_features, hidden, strides, use_bias=False, strides=strides, padding=0
@@ -113,8 +111,7 @@ class AttentionGate(Module):
         self.theta_norm = layers.norm(norm, hidden)
         self.phi_norm = layers.norm(norm, hidden)
         self.psi_norm = layers.norm(norm, 1)
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array, gating: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]` by a signal `[*B, h, w, G]`."""
@@ -164,17 +161,15 @@ class CoordinateAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         hidden = reduced_features(
             "CoordinateAttention", in_features, reduction, hidden_features, least=min_features
         )
-        layers = self._layers(rngs, **layer_options)
         self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
         self.norm = layers.norm(norm, hidden)
         self.expand_height = layers.linear(hidden, in_features, use_bias=use_bias)
         self.expand_width = layers.linear(hidden, in_features, use_bias=use_bias)
-        self.activation_fn = activation_fn
-        self.gate_fn = gate_fn
+        self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the rows and columns of an image `[*B, H, W, C]`."""
@@ -221,9 +216,9 @@ class EfficientLocalAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         check_efficient_local_attention(in_features, kernel_size, group_size, num_groups)
-        self.conv = self._layers(rngs, **layer_options).conv(
+        self.conv = layers.conv(
             in_features,
             in_features,
             (kernel_size,),
@@ -283,9 +278,8 @@ class TripletAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         size = check_odd("TripletAttention", kernel_size)
-        layers = self._layers(rngs, **layer_options)
         self.conv_cw = layers.conv(2, 1, size, use_bias=use_bias)
         self.norm_cw = layers.norm(norm, 1)
         self.conv_hc = layers.conv(2, 1, size, use_bias=use_bias)
@@ -332,7 +326,7 @@ class SimAM(Module):
         e_lambda: float = 1e-4,
         rngs: nnx.Rngs | None = None,
     ):
-        super().__init__(in_features)
+        self.in_features = in_features
         self.e_lambda = e_lambda
 
     def __call__(self, x: jax.Array) -> jax.Array:

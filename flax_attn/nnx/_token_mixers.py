@@ -53,16 +53,15 @@ class AttentionPool(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         height, width = as_pair("AttentionPool", "input_size", input_size, 1)
         heads = (num_heads, head_features("AttentionPool", in_features, num_heads))
         out_features = output_features("AttentionPool", in_features, out_features)
-        layers = self._layers(rngs, **layer_options)
         self.positions = layers.param(position_init, 1 + height * width, in_features)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
-        self.out = layers.join(heads, out_features, use_bias=use_bias)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.out = layers.general(heads, out_features, axis=(-2, -1), use_bias=use_bias)
         self.input_size = (height, width)
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
@@ -116,14 +115,13 @@ class SpatialReductionAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         size = reduction
         heads = (num_heads, spatial_reduction_head_dim(in_features, num_heads, size))
-        layers = self._layers(rngs, **layer_options)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
-        self.out = layers.join(heads, in_features)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.out = layers.general(heads, in_features, axis=(-2, -1))
         self.reduce = self.norm = nnx.data(None)
         if size > 1 or pool_size is not None:
             self.reduce = layers.conv(in_features, in_features, size, strides=size, padding=0)
@@ -174,13 +172,12 @@ class CrossCovarianceAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         heads = (num_heads, head_features("CrossCovarianceAttention", in_features, num_heads))
-        layers = self._layers(rngs, **layer_options)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
-        self.out = layers.join(heads, in_features)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.out = layers.general(heads, in_features, axis=(-2, -1))
         self.temperature = layers.constant(1, num_heads)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -223,8 +220,7 @@ class OutlookAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
-        layers = self._layers(rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         self.score = layers.linear(in_features, num_scores(in_features, num_heads, kernel_size))
         self.value = layers.linear(in_features, in_features, use_bias=use_bias)
         self.out = layers.linear(in_features, in_features)
@@ -268,8 +264,7 @@ class SeparableAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
-        layers = self._layers(rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         self.score = layers.linear(in_features, 1, use_bias=use_bias)
         self.key = layers.linear(in_features, in_features, use_bias=use_bias)
         self.value = layers.linear(in_features, in_features, use_bias=use_bias)
@@ -321,10 +316,9 @@ class LambdaLayer(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         value_features = lambda_layer_features(in_features, num_heads, key_features, kernel_size)
         query_features = num_heads * key_features
-        layers = self._layers(rngs, **layer_options)
         self.query = layers.linear(in_features, query_features, use_bias=use_bias)
         self.query_norm = layers.norm(norm, query_features)
         self.key = layers.linear(in_features, key_features, use_bias=use_bias)
@@ -336,11 +330,5 @@ class LambdaLayer(Module):
         """Mix the places of an image `[*B, H, W, C]`."""
         self._check(x)
         return lambda_layer(
-            x,
-            self.query,
-            self.query_norm,
-            self.key,
-            self.value,
-            self.value_norm,
-            self.position,
+            x, self.query, self.query_norm, self.key, self.value, self.value_norm, self.position
         )

@@ -44,13 +44,12 @@ class WindowAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         heads = heads_of_32("WindowAttention", in_features, num_heads)
-        layers = self._layers(rngs, **layer_options)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
-        self.out = layers.join(heads, in_features)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.out = layers.general(heads, in_features, axis=(-2, -1))
         if use_relative_bias:
             rows = num_offsets("WindowAttention", "window_size", window_size)
             self.relative_bias = layers.param(relative_bias_init, rows, heads[0])
@@ -107,13 +106,12 @@ class GridAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         heads = heads_of_32("GridAttention", in_features, num_heads)
-        layers = self._layers(rngs, **layer_options)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
-        self.out = layers.join(heads, in_features)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.out = layers.general(heads, in_features, axis=(-2, -1))
         if use_relative_bias:
             rows = num_offsets("GridAttention", "grid_size", grid_size)
             self.relative_bias = layers.param(relative_bias_init, rows, heads[0])
@@ -167,13 +165,12 @@ class HaloAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         head_dim, window = halo_attention_sizes(in_features, num_heads, block_size, halo_size)
         heads = (num_heads, head_dim)
-        layers = self._layers(rngs, **layer_options)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
         self.relative_height = layers.param(position_init, 2 * window - 1, head_dim)
         self.relative_width = layers.param(position_init, 2 * window - 1, head_dim)
         self.block_size = block_size
@@ -230,14 +227,13 @@ class BottleneckAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        super().__init__(in_features)
+        layers = self._layers_for(in_features, rngs, **layer_options)
         height, width = as_pair("BottleneckAttention", "input_size", input_size, 1)
         head_dim = head_features("BottleneckAttention", in_features, num_heads)
         heads = (num_heads, head_dim)
-        layers = self._layers(rngs, **layer_options)
-        self.query = layers.heads(in_features, heads, use_bias=use_bias)
-        self.key = layers.heads(in_features, heads, use_bias=use_bias)
-        self.value = layers.heads(in_features, heads, use_bias=use_bias)
+        self.query = layers.general(in_features, heads, use_bias=use_bias)
+        self.key = layers.general(in_features, heads, use_bias=use_bias)
+        self.value = layers.general(in_features, heads, use_bias=use_bias)
         self.relative_height = layers.param(position_init, 2 * height - 1, head_dim)
         self.relative_width = layers.param(position_init, 2 * width - 1, head_dim)
         self.scale_positions = scale_positions
