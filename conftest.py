@@ -13,3 +13,4 @@ def _names_in_examples(doctest_namespace):
 
     doctest_namespace |= {"jnp": jnp, "linen": linen, "nnx": nnx}
     doctest_namespace |= {"key": jax.random.key(0), "rngs": flax.nnx.Rngs(0)}
+    doctest_namespace["x"] = jnp.ones((2, 8, 8, 64))

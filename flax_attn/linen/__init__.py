@@ -9,8 +9,8 @@ Values are sown into the collection "intermediates". This costs nothing unless i
 `module.apply(variables, x, mutable=["intermediates"])`. Large weights are sown with
 `sow_weights=True`.
 
-The examples assume `import jax.numpy as jnp`, `from flax_attn import linen` and
-`key = jax.random.key(0)`.
+The examples assume `from flax_attn import linen`, `import jax.numpy as jnp`,
+`key = jax.random.key(0)` and an image `x = jnp.ones((2, 8, 8, 64))`.
 """
 
 from flax_attn.attention import attention_fn as attention_fn

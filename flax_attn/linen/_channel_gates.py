@@ -28,8 +28,8 @@ class SqueezeExcite(LayerModule, kw_only=True):
     """Squeeze-and-excitation; see `flax_attn.nnx.SqueezeExcite`.
 
     Example:
-      >>> linen.SqueezeExcite().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.SqueezeExcite().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 4
@@ -44,8 +44,8 @@ class SqueezeExcite(LayerModule, kw_only=True):
         hidden = reduced_features("SqueezeExcite", features, self.reduction, self.hidden_features)
         gate = squeeze_excite_gate(
             x,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
-            self._dense(features, "expand", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
+            self._dense(features, "expand"),
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
         )
@@ -56,8 +56,8 @@ class EffectiveSqueezeExcite(LayerModule, kw_only=True):
     """Effective squeeze-and-excitation; see `flax_attn.nnx.EffectiveSqueezeExcite`.
 
     Example:
-      >>> linen.EffectiveSqueezeExcite().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.EffectiveSqueezeExcite().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     use_bias: bool = True
@@ -66,7 +66,7 @@ class EffectiveSqueezeExcite(LayerModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
-        project = self._dense(features, "project", use_bias=self.use_bias)
+        project = self._dense(features, "project")
         return self._scale(x, effective_squeeze_excite_gate(x, project, gate_fn=self.gate_fn))
 
 
@@ -74,18 +74,19 @@ class ECA(LayerModule, kw_only=True):
     """Efficient channel attention; see `flax_attn.nnx.ECA`.
 
     Example:
-      >>> linen.ECA().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.ECA().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int | None = None
+    use_bias: bool = False
     gate_fn: Activation = jax.nn.sigmoid
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
         size = as_kernel_size(features, self.kernel_size)
-        conv = self._conv(1, (size,), "conv", use_bias=False)
+        conv = self._conv(1, (size,), "conv")
         return self._scale(x, eca_gate(x, conv, gate_fn=self.gate_fn))
 
 
@@ -93,8 +94,8 @@ class ChannelAttention(LayerModule, kw_only=True):
     """Channel attention; see `flax_attn.nnx.ChannelAttention`.
 
     Example:
-      >>> linen.ChannelAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.ChannelAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 4
@@ -111,8 +112,8 @@ class ChannelAttention(LayerModule, kw_only=True):
         )
         gate = channel_attention_gate(
             x,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
-            self._dense(features, "expand", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
+            self._dense(features, "expand"),
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
         )
@@ -123,8 +124,8 @@ class FrequencyChannelAttention(LayerModule, kw_only=True):
     """Frequency channel attention; see `flax_attn.nnx.FrequencyChannelAttention`.
 
     Example:
-      >>> linen.FrequencyChannelAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.FrequencyChannelAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 16
@@ -143,8 +144,8 @@ class FrequencyChannelAttention(LayerModule, kw_only=True):
         )
         gate = frequency_channel_attention_gate(
             x,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
-            self._dense(features, "expand", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
+            self._dense(features, "expand"),
             frequencies=self.frequencies,
             dct_size=self.dct_size,
             activation_fn=self.activation_fn,
@@ -157,8 +158,8 @@ class GatedChannelTransform(Module, kw_only=True):
     """The gated channel transformation; see `flax_attn.nnx.GatedChannelTransform`.
 
     Example:
-      >>> linen.GatedChannelTransform().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.GatedChannelTransform().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     epsilon: float = 1e-5
@@ -181,8 +182,8 @@ class GatherExcite(NormModule, kw_only=True):
     """Gather-excite; see `flax_attn.nnx.GatherExcite`.
 
     Example:
-      >>> linen.GatherExcite().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.GatherExcite().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     extent: Extent = None
@@ -208,8 +209,8 @@ class GatherExcite(NormModule, kw_only=True):
             layers["norms"] = [norm(name=f"norm_{i}") for i in range(len(convs))]
         if self.reduction is not None:
             hidden = reduced_features("GatherExcite", features, self.reduction, None)
-            layers["reduce"] = self._dense(hidden, "reduce", use_bias=self.use_bias)
-            layers["expand"] = self._dense(features, "expand", use_bias=self.use_bias)
+            layers["reduce"] = self._dense(hidden, "reduce")
+            layers["expand"] = self._dense(features, "expand")
         gate = gather_excite_gate(
             x,
             **layers,

@@ -28,9 +28,8 @@ class NonLocal(NormModule, kw_only=True):
     """The non-local block; see `flax_attn.nnx.NonLocal`.
 
     Example:
-      >>> block = linen.NonLocal(use_running_average=True)
-      >>> block.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.NonLocal(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 2
@@ -48,10 +47,10 @@ class NonLocal(NormModule, kw_only=True):
         hidden = reduced_features("NonLocal", features, self.reduction, self.hidden_features)
         result = non_local(
             x,
-            self._dense(hidden, "query", use_bias=self.use_bias),
-            self._dense(hidden, "key", use_bias=self.use_bias),
-            self._dense(hidden, "value", use_bias=self.use_bias),
-            self._dense(features, "out", use_bias=self.use_bias),
+            self._dense(hidden, "query"),
+            self._dense(hidden, "key"),
+            self._dense(hidden, "value"),
+            self._dense(features, "out"),
             norm=self._norm(use_running_average)(name="norm"),
             subsample=self.subsample,
             scale=self.scale,
@@ -64,8 +63,8 @@ class GlobalContext(LayerModule, kw_only=True):
     """The global context block; see `flax_attn.nnx.GlobalContext`.
 
     Example:
-      >>> linen.GlobalContext().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.GlobalContext().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 16
@@ -83,17 +82,15 @@ class GlobalContext(LayerModule, kw_only=True):
         hidden = reduced_features("GlobalContext", features, self.reduction, self.hidden_features)
         score = None
         if self.use_attention:
-            score = self._dense(1, "score", use_bias=self.use_bias, dot_general=sum_of_one)
+            score = self._dense(1, "score", dot_general=sum_of_one)
             if self.is_mutable_collection("intermediates"):
                 x = self._sown(x, attention_weights=global_context_weights(x, score))
         return global_context(
             x,
             score,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
             self.norm(name="norm"),
-            self._dense(
-                features, "expand", use_bias=self.use_bias, kernel_init=self.expand_kernel_init
-            ),
+            self._dense(features, "expand", kernel_init=self.expand_kernel_init),
             combine=self.combine,
             activation_fn=self.activation_fn,
         )
@@ -103,8 +100,8 @@ class PositionAttention(LayerModule, kw_only=True):
     """DANet's position attention; see `flax_attn.nnx.PositionAttention`.
 
     Example:
-      >>> linen.PositionAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.PositionAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 8
@@ -119,9 +116,9 @@ class PositionAttention(LayerModule, kw_only=True):
         )
         result = position_attention(
             x,
-            self._dense(hidden, "query", use_bias=self.use_bias),
-            self._dense(hidden, "key", use_bias=self.use_bias),
-            self._dense(features, "value", use_bias=self.use_bias),
+            self._dense(hidden, "query"),
+            self._dense(hidden, "key"),
+            self._dense(features, "value"),
             self.param("gamma", nn.initializers.zeros_init(), (), self.param_dtype),
             return_weights=sow_weights,
         )
@@ -132,8 +129,8 @@ class ChannelAffinityAttention(Module, kw_only=True):
     """DANet's channel attention; see `flax_attn.nnx.ChannelAffinityAttention`.
 
     Example:
-      >>> linen.ChannelAffinityAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.ChannelAffinityAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     param_dtype: Dtype = jnp.float32
@@ -149,8 +146,8 @@ class CrissCrossAttention(LayerModule, kw_only=True):
     """Criss-cross attention; see `flax_attn.nnx.CrissCrossAttention`.
 
     Example:
-      >>> linen.CrissCrossAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.CrissCrossAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 8
@@ -166,9 +163,9 @@ class CrissCrossAttention(LayerModule, kw_only=True):
         )
         result = criss_cross_attention(
             x,
-            self._dense(hidden, "query", use_bias=self.use_bias),
-            self._dense(hidden, "key", use_bias=self.use_bias),
-            self._dense(features, "value", use_bias=self.use_bias),
+            self._dense(hidden, "query"),
+            self._dense(hidden, "key"),
+            self._dense(features, "value"),
             self.param("gamma", nn.initializers.zeros_init(), (), self.param_dtype),
             recurrence=self.recurrence,
             return_weights=sow_weights,
@@ -180,8 +177,8 @@ class DoubleAttention(LayerModule, kw_only=True):
     """Double attention; see `flax_attn.nnx.DoubleAttention`.
 
     Example:
-      >>> linen.DoubleAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.DoubleAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 4
@@ -197,10 +194,10 @@ class DoubleAttention(LayerModule, kw_only=True):
         )
         y, weights = double_attention(
             x,
-            self._dense(hidden, "value", use_bias=self.use_bias),
-            self._dense(descriptors, "gather", use_bias=self.use_bias),
-            self._dense(descriptors, "distribute", use_bias=self.use_bias),
-            self._dense(features, "out", use_bias=self.use_bias),
+            self._dense(hidden, "value"),
+            self._dense(descriptors, "gather"),
+            self._dense(descriptors, "distribute"),
+            self._dense(features, "out"),
             return_weights=True,
         )
         return self._sown(y, attention_weights=weights)
@@ -210,9 +207,8 @@ class ExternalAttention(NormModule, kw_only=True):
     """External attention; see `flax_attn.nnx.ExternalAttention`.
 
     Example:
-      >>> attention = linen.ExternalAttention(use_running_average=True)
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.ExternalAttention(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     memory_size: int = 64
@@ -226,7 +222,7 @@ class ExternalAttention(NormModule, kw_only=True):
         check_positive("ExternalAttention", "memory_size", self.memory_size)
         y, weights = external_attention(
             x,
-            self._dense(features, "query", use_bias=self.use_bias),
+            self._dense(features, "query"),
             self._dense(self.memory_size, "key", use_bias=False),
             self._dense(features, "value", use_bias=False),
             self._dense(features, "out", use_bias=False),

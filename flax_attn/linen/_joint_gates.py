@@ -21,7 +21,7 @@ from flax_attn.vision import (
     shuffle_attention_gate,
     spatial_group_enhance_gate,
 )
-from flax_attn.vision._bam import bam_features
+from flax_attn.vision._bam import check_bam
 from flax_attn.vision._polarized_attention import Layout, polarized_attention_features
 from flax_attn.vision._scse import Combine, scse_and_gate
 from flax_attn.vision._shuffle_attention import channel_shuffle
@@ -32,8 +32,8 @@ class CBAM(LayerModule, kw_only=True):
     """CBAM; see `flax_attn.nnx.CBAM`.
 
     Example:
-      >>> linen.CBAM().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.CBAM().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 4
@@ -50,11 +50,10 @@ class CBAM(LayerModule, kw_only=True):
         x = ChannelAttention(
             reduction=self.reduction,
             hidden_features=self.hidden_features,
-            use_bias=self.use_bias,
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
             name="channel",
-            **self._layer_options,
+            **self._options(),
         )(x)
         return SpatialAttention(
             kernel_size=self.kernel_size,
@@ -62,7 +61,7 @@ class CBAM(LayerModule, kw_only=True):
             order=self.order,
             gate_fn=self.gate_fn,
             name="spatial",
-            **self._layer_options,
+            **self._options(use_bias=False),
         )(x)
 
 
@@ -70,9 +69,8 @@ class BAM(NormModule, kw_only=True):
     """The bottleneck attention module; see `flax_attn.nnx.BAM`.
 
     Example:
-      >>> bam = linen.BAM(use_running_average=True)
-      >>> bam.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.BAM(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 16
@@ -89,33 +87,21 @@ class BAM(NormModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         x, features = self._image(x)
-        hidden = bam_features(
-            features,
-            self.reduction,
-            self.hidden_features,
-            self.kernel_size,
-            self.dilation,
-            self.num_convs,
-        )
+        check_bam(self.kernel_size, self.dilation, self.num_convs)
+        hidden = reduced_features("BAM", features, self.reduction, self.hidden_features)
         norm = self._norm(use_running_average)
-        convs: list[nn.Module] = [self._dense(hidden, "conv_0", use_bias=self.use_bias)]
+        convs: list[nn.Module] = [self._dense(hidden, "conv_0")]
         for i in range(1, self.num_convs + 1):
-            conv = self._conv(
-                hidden,
-                self.kernel_size,
-                f"conv_{i}",
-                use_bias=self.use_bias,
-                dilation=self.dilation,
-            )
+            conv = self._conv(hidden, self.kernel_size, f"conv_{i}", dilation=self.dilation)
             convs.append(conv)
         gate = bam_gate(
             x,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
             norm(name="reduce_norm"),
-            self._dense(features, "expand", use_bias=self.use_bias),
+            self._dense(features, "expand"),
             convs,
             [norm(name=f"conv_norm_{i}") for i in range(self.num_convs + 1)],
-            self._dense(1, "project", use_bias=self.use_bias),
+            self._dense(1, "project"),
             combine=self.combine,
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
@@ -127,8 +113,8 @@ class SCSE(LayerModule, kw_only=True):
     """Concurrent spatial and channel squeeze-and-excitation; see `flax_attn.nnx.SCSE`.
 
     Example:
-      >>> linen.SCSE().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.SCSE().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 2
@@ -144,9 +130,9 @@ class SCSE(LayerModule, kw_only=True):
         hidden = reduced_features("SCSE", features, self.reduction, self.hidden_features)
         y, gate = scse_and_gate(
             x,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
-            self._dense(features, "expand", use_bias=self.use_bias),
-            self._dense(1, "project", use_bias=self.use_bias, dot_general=dot_of_one),
+            self._dense(hidden, "reduce"),
+            self._dense(features, "expand"),
+            self._dense(1, "project", dot_general=dot_of_one),
             self.combine,
             self.activation_fn,
             self.gate_fn,
@@ -158,8 +144,8 @@ class PolarizedAttention(LayerModule, kw_only=True):
     """Polarized self-attention; see `flax_attn.nnx.PolarizedAttention`.
 
     Example:
-      >>> linen.PolarizedAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.PolarizedAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     layout: Layout = "parallel"
@@ -175,11 +161,11 @@ class PolarizedAttention(LayerModule, kw_only=True):
         hidden = polarized_attention_features(features, self.reduction, self.hidden_features)
         gate = polarized_attention_gate(
             x,
-            self._dense(1, "channel_query", use_bias=self.use_bias),
-            self._dense(hidden, "channel_value", use_bias=self.use_bias),
-            self._dense(features, "channel_expand", use_bias=self.use_bias),
-            self._dense(hidden, "spatial_query", use_bias=self.use_bias),
-            self._dense(hidden, "spatial_value", use_bias=self.use_bias),
+            self._dense(1, "channel_query"),
+            self._dense(hidden, "channel_value"),
+            self._dense(features, "channel_expand"),
+            self._dense(hidden, "spatial_query"),
+            self._dense(hidden, "spatial_value"),
             channel_norm=None if self.norm is None else self.norm(name="channel_norm"),
             layout=self.layout,
             gate_fn=self.gate_fn,
@@ -191,8 +177,8 @@ class SpatialGroupEnhance(Module, kw_only=True):
     """Spatial group-wise enhancement; see `flax_attn.nnx.SpatialGroupEnhance`.
 
     Example:
-      >>> linen.SpatialGroupEnhance().init_with_output(key, jnp.ones((2, 7, 7, 64)))[0].shape
-      (2, 7, 7, 64)
+      >>> linen.SpatialGroupEnhance().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     groups: int = 64
@@ -220,8 +206,8 @@ class ShuffleAttention(Module, kw_only=True):
     """Shuffle attention; see `flax_attn.nnx.ShuffleAttention`.
 
     Example:
-      >>> linen.ShuffleAttention().init_with_output(key, jnp.ones((2, 7, 7, 128)))[0].shape
-      (2, 7, 7, 128)
+      >>> linen.ShuffleAttention(groups=8).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     groups: int = 64
@@ -257,9 +243,8 @@ class EfficientMultiScaleAttention(LayerModule, kw_only=True):
     """Efficient multi-scale attention; see `flax_attn.nnx.EfficientMultiScaleAttention`.
 
     Example:
-      >>> x = jnp.ones((2, 7, 7, 64))
       >>> linen.EfficientMultiScaleAttention().init_with_output(key, x)[0].shape
-      (2, 7, 7, 64)
+      (2, 8, 8, 64)
     """
 
     groups: int = 32
@@ -275,10 +260,10 @@ class EfficientMultiScaleAttention(LayerModule, kw_only=True):
         size = check_odd("EfficientMultiScaleAttention", self.kernel_size)
         gate = efficient_multi_scale_attention_gate(
             x,
-            self._dense(part, "pointwise", use_bias=self.use_bias),
+            self._dense(part, "pointwise"),
             self.param("norm_scale", nn.initializers.ones, (part,), self.param_dtype),
             self.param("norm_bias", nn.initializers.zeros, (part,), self.param_dtype),
-            self._conv(part, size, "conv", use_bias=self.use_bias),
+            self._conv(part, size, "conv"),
             epsilon=self.epsilon,
             gate_fn=self.gate_fn,
         )

@@ -18,9 +18,8 @@ class SelectiveKernel(NormModule, kw_only=True):
     """A convolution that selects among kernels; see `flax_attn.nnx.SelectiveKernel`.
 
     Example:
-      >>> conv = linen.SelectiveKernel(out_features=64, strides=2, use_running_average=True)
-      >>> conv.init_with_output(key, jnp.ones((2, 8, 8, 32)))[0].shape
-      (2, 4, 4, 64)
+      >>> linen.SelectiveKernel(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     out_features: int | None = None
@@ -55,7 +54,6 @@ class SelectiveKernel(NormModule, kw_only=True):
                 features,
                 self.kernel_size,
                 f"conv_{i}",
-                use_bias=self.use_bias,
                 strides=self.strides,
                 dilation=dilation,
                 groups=self.groups,
@@ -66,9 +64,9 @@ class SelectiveKernel(NormModule, kw_only=True):
             x,
             convs,
             [norm(name=f"conv_norm_{i}") for i in range(len(dilations))],
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
             norm(name="reduce_norm"),
-            self._dense(len(dilations) * features, "select", use_bias=self.use_bias),
+            self._dense(len(dilations) * features, "select"),
             activation_fn=self.activation_fn,
             return_gate=True,
         )
@@ -79,9 +77,8 @@ class SplitAttention(NormModule, kw_only=True):
     """A convolution with attention over its splits; see `flax_attn.nnx.SplitAttention`.
 
     Example:
-      >>> conv = linen.SplitAttention(out_features=64, strides=2, use_running_average=True)
-      >>> conv.init_with_output(key, jnp.ones((2, 8, 8, 32)))[0].shape
-      (2, 4, 4, 64)
+      >>> linen.SplitAttention(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     out_features: int | None = None
@@ -117,7 +114,6 @@ class SplitAttention(NormModule, kw_only=True):
             self.radix * features,
             self.kernel_size,
             "conv",
-            use_bias=self.use_bias,
             strides=self.strides,
             dilation=self.dilation,
             groups=self.radix * self.groups,
@@ -126,9 +122,9 @@ class SplitAttention(NormModule, kw_only=True):
             x,
             conv,
             norm(name="conv_norm"),
-            self._conv(hidden, 1, "reduce", groups=self.groups),
+            self._conv(hidden, 1, "reduce", groups=self.groups, use_bias=True),
             norm(name="reduce_norm"),
-            self._conv(self.radix * features, 1, "expand", groups=self.groups),
+            self._conv(self.radix * features, 1, "expand", groups=self.groups, use_bias=True),
             radix=self.radix,
             groups=self.groups,
             activation_fn=self.activation_fn,

@@ -27,8 +27,8 @@ class LargeKernelAttention(LayerModule, kw_only=True):
     """Large kernel attention; see `flax_attn.nnx.LargeKernelAttention`.
 
     Example:
-      >>> linen.LargeKernelAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.LargeKernelAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int = 5
@@ -40,18 +40,15 @@ class LargeKernelAttention(LayerModule, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
         check_large_kernel_attention(self.kernel_size, self.dilated_kernel_size, self.dilation)
-        local_conv = self._conv(
-            features, self.kernel_size, "local_conv", use_bias=self.use_bias, groups=features
-        )
+        local_conv = self._conv(features, self.kernel_size, "local_conv", groups=features)
         dilated_conv = self._conv(
             features,
             self.dilated_kernel_size,
             "dilated_conv",
-            use_bias=self.use_bias,
             dilation=self.dilation,
             groups=features,
         )
-        project = self._dense(features, "project", use_bias=self.use_bias)
+        project = self._dense(features, "project")
         return self._scale(x, large_kernel_attention_gate(x, local_conv, dilated_conv, project))
 
 
@@ -59,9 +56,8 @@ class SeparableLargeKernelAttention(LayerModule, kw_only=True):
     """Large kernel attention by strips; see `flax_attn.nnx.SeparableLargeKernelAttention`.
 
     Example:
-      >>> attention = linen.SeparableLargeKernelAttention()
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.SeparableLargeKernelAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int = 23
@@ -71,14 +67,14 @@ class SeparableLargeKernelAttention(LayerModule, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
         local, dilated, dilation = separable_kernel_sizes(self.kernel_size)
-        strip = functools.partial(self._conv, features, use_bias=self.use_bias, groups=features)
+        strip = functools.partial(self._conv, features, groups=features)
         gate = separable_large_kernel_attention_gate(
             x,
             strip((1, local), "local_row"),
             strip((local, 1), "local_column"),
             strip((1, dilated), "dilated_row", dilation=dilation),
             strip((dilated, 1), "dilated_column", dilation=dilation),
-            self._dense(features, "project", use_bias=self.use_bias),
+            self._dense(features, "project"),
         )
         return self._scale(x, gate)
 
@@ -87,8 +83,8 @@ class LargeSelectiveKernel(LayerModule, kw_only=True):
     """Large selective kernels; see `flax_attn.nnx.LargeSelectiveKernel`.
 
     Example:
-      >>> linen.LargeSelectiveKernel().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.LargeSelectiveKernel().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_sizes: Sequence[int] = (5, 7)
@@ -102,7 +98,6 @@ class LargeSelectiveKernel(LayerModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
-        use_bias = self.use_bias
         hidden, kernels = large_selective_kernel_sizes(
             features,
             self.reduction,
@@ -113,17 +108,15 @@ class LargeSelectiveKernel(LayerModule, kw_only=True):
         )
         convs, reduces = [], []
         for i, (size, dilation) in enumerate(kernels):
-            conv = self._conv(
-                features, size, f"conv_{i}", use_bias=use_bias, dilation=dilation, groups=features
-            )
+            conv = self._conv(features, size, f"conv_{i}", dilation=dilation, groups=features)
             convs.append(conv)
-            reduces.append(self._dense(hidden, f"reduce_{i}", use_bias=use_bias))
+            reduces.append(self._dense(hidden, f"reduce_{i}"))
         gate = large_selective_kernel_gate(
             x,
             convs,
             reduces,
-            self._conv(len(kernels), self.select_kernel_size, "select", use_bias=use_bias),
-            self._dense(features, "project", use_bias=use_bias),
+            self._conv(len(kernels), self.select_kernel_size, "select"),
+            self._dense(features, "project"),
             gate_fn=self.gate_fn,
         )
         return self._scale(x, gate)
@@ -133,9 +126,8 @@ class ContextAnchorAttention(NormModule, kw_only=True):
     """Context anchor attention; see `flax_attn.nnx.ContextAnchorAttention`.
 
     Example:
-      >>> attention = linen.ContextAnchorAttention(use_running_average=True)
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.ContextAnchorAttention(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int = 11
@@ -155,8 +147,8 @@ class ContextAnchorAttention(NormModule, kw_only=True):
             x,
             self._dense(features, "project_in", use_bias=project_bias),
             norm and norm(name="norm_in"),
-            self._conv(features, (1, size), "row", use_bias=self.use_bias, groups=features),
-            self._conv(features, (size, 1), "column", use_bias=self.use_bias, groups=features),
+            self._conv(features, (1, size), "row", groups=features),
+            self._conv(features, (size, 1), "column", groups=features),
             self._dense(features, "project_out", use_bias=project_bias),
             norm and norm(name="norm_out"),
             pool_size=self.pool_size,
@@ -170,8 +162,8 @@ class FocalModulation(LayerModule, kw_only=True):
     """Focal modulation; see `flax_attn.nnx.FocalModulation`.
 
     Example:
-      >>> linen.FocalModulation().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.FocalModulation().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_levels: int = 2
@@ -186,7 +178,7 @@ class FocalModulation(LayerModule, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
         sizes = kernel_sizes(self.num_levels, self.kernel_size, self.kernel_growth)
-        gate = self._dense(self.num_levels + 1, "gate", use_bias=self.use_bias)
+        gate = self._dense(self.num_levels + 1, "gate")
 
         def sown_gate(x: jax.Array) -> jax.Array:
             gates = gate(x)
@@ -194,15 +186,15 @@ class FocalModulation(LayerModule, kw_only=True):
 
         return focal_modulation(
             x,
-            self._dense(features, "query", use_bias=self.use_bias),
-            self._dense(features, "context", use_bias=self.use_bias),
+            self._dense(features, "query"),
+            self._dense(features, "context"),
             sown_gate,
             [
                 self._conv(features, size, f"conv_{i}", use_bias=False, groups=features)
                 for i, size in enumerate(sizes)
             ],
-            self._dense(features, "modulate", use_bias=self.use_bias),
-            self._dense(features, "out"),
+            self._dense(features, "modulate"),
+            self._dense(features, "out", use_bias=True),
             norm=None if self.norm is None else self.norm(name="norm"),
             normalize_modulator=self.normalize_modulator,
             activation_fn=self.activation_fn,

@@ -71,37 +71,32 @@ class LayerModule(Module, kw_only=True):
     """A module that has layers of Flax.
 
     Attributes:
+      use_bias: If True, the layers have biases.
       dtype: dtype of the layers' computation; None infers it from input and parameters, as in Flax.
         Pooled statistics, scores and weights are float32 anyway. `norm` has a dtype of its own.
       param_dtype: dtype of the parameters.
       kernel_init: Initializer of the kernels.
-      bias_init: Initializer of the biases, if there are any.
+      bias_init: Initializer of the biases.
     """
 
+    use_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
 
-    @property
-    def _layer_options(self) -> dict[str, Any]:
-        names = [field.name for field in dataclasses.fields(LayerModule)]
-        return {name: getattr(self, name) for name in names if name not in ("parent", "name")}
+    def _options(self, **own: Any) -> dict[str, Any]:
+        """The options of a layer: its own where they are given, otherwise those of the module."""
+        names = ("use_bias", "dtype", "param_dtype", "kernel_init", "bias_init")
+        return {name: getattr(self, name) for name in names} | own
 
-    def _dense(self, features: int, name: str, *, use_bias: bool = True, **options: Any) -> Dense:
+    def _dense(self, features: int, name: str, **options: Any) -> Dense:
         """A dense layer of the last axis."""
-        return Dense(features, use_bias=use_bias, name=name, **{**self._layer_options, **options})
+        return Dense(features, name=name, **self._options(**options))
 
-    def _general(
-        self,
-        features: int | tuple[int, int],
-        name: str,
-        *,
-        axis: int | tuple[int, int] = -1,
-        use_bias: bool = True,
-    ) -> DenseGeneral:
+    def _general(self, features: int | tuple[int, int], name: str, **options: Any) -> DenseGeneral:
         """A dense layer of several axes: from features to heads `[..., N, D]`, or back."""
-        return DenseGeneral(features, axis, use_bias=use_bias, name=name, **self._layer_options)
+        return DenseGeneral(features, name=name, **self._options(**options))
 
     def _conv(
         self,
@@ -109,24 +104,19 @@ class LayerModule(Module, kw_only=True):
         kernel_size: int | Sequence[int],
         name: str,
         *,
-        use_bias: bool = True,
-        strides: int = 1,
         dilation: int = 1,
         groups: int = 1,
-        padding: int | None = None,
+        **options: Any,
     ) -> Conv:
         """A convolution. One size is that of a square kernel; by default the kernel is centred."""
         sizes = kernel_size if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
         return Conv(
             features,
             sizes,
-            strides=strides,
-            kernel_dilation=dilation,
-            padding=[dilation * (n // 2) for n in sizes] if padding is None else padding,
-            feature_group_count=groups,
-            use_bias=use_bias,
             name=name,
-            **self._layer_options,
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            **{"padding": [dilation * (n // 2) for n in sizes]} | self._options(**options),
         )
 
 

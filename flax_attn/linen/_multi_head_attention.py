@@ -102,9 +102,8 @@ class MultiHeadAttention(Module):
     ) -> jax.Array:
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
-        The arguments are those of `flax_attn.nnx.MultiHeadAttention`, but for the keys: dropout uses
-        `dropout_rng`, by default `make_rng("dropout")`. `deterministic` may be given here or as the
-        attribute, not both.
+        See `flax_attn.nnx.MultiHeadAttention`. The key of dropout is `dropout_rng`, by default
+        `make_rng("dropout")`. `deterministic` is given here or as the attribute, not both.
         """
         if isinstance(self.dtype, int):  # the second argument of the NNX module
             raise TypeError(

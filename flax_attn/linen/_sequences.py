@@ -1,5 +1,6 @@
 """Additive attention and learned positions, as Linen modules."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ class AdditiveAttention(LayerModule):
       (2, 1, 4)
     """
 
-    hidden_features: int
+    hidden_features: int  # type: ignore[misc]  # mypy overlooks kw_only below
+    use_bias: bool = dataclasses.field(default=False, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -32,9 +34,9 @@ class AdditiveAttention(LayerModule):
             query,
             key,
             value,
-            self._dense(self.hidden_features, "query", use_bias=False),
-            self._dense(self.hidden_features, "key", use_bias=False),
-            self._dense(1, "score", use_bias=False),
+            self._dense(self.hidden_features, "query"),
+            self._dense(self.hidden_features, "key"),
+            self._dense(1, "score"),
             mask=mask,
             return_weights=True,
         )

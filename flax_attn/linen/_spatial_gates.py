@@ -26,8 +26,8 @@ class SpatialAttention(LayerModule, kw_only=True):
     """Spatial attention; see `flax_attn.nnx.SpatialAttention`.
 
     Example:
-      >>> linen.SpatialAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.SpatialAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int = 3
@@ -41,7 +41,7 @@ class SpatialAttention(LayerModule, kw_only=True):
         size = check_odd("SpatialAttention", self.kernel_size)
         gate = spatial_attention_gate(
             x,
-            self._conv(1, size, "conv", use_bias=self.use_bias),
+            self._conv(1, size, "conv"),
             norm=None if self.norm is None else self.norm(name="norm"),
             order=self.order,
             gate_fn=self.gate_fn,
@@ -79,8 +79,8 @@ class AttentionGate(LayerModule, kw_only=True):
             x,
             gating,
             self._normalised(theta),
-            self._normalised(self._dense(hidden, "phi", use_bias=self.use_bias)),
-            self._normalised(self._dense(1, "psi", use_bias=self.use_bias)),
+            self._normalised(self._dense(hidden, "phi")),
+            self._normalised(self._dense(1, "psi")),
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
         )
@@ -97,9 +97,8 @@ class CoordinateAttention(NormModule, kw_only=True):
     """Coordinate attention; see `flax_attn.nnx.CoordinateAttention`.
 
     Example:
-      >>> attention = linen.CoordinateAttention(use_running_average=True)
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.CoordinateAttention(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     reduction: int = 32
@@ -114,18 +113,14 @@ class CoordinateAttention(NormModule, kw_only=True):
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         x, features = self._image(x)
         hidden = reduced_features(
-            "CoordinateAttention",
-            features,
-            self.reduction,
-            self.hidden_features,
-            least=self.min_features,
+            "CoordinateAttention", features, self.reduction, self.hidden_features, self.min_features
         )
         gates = coordinate_attention_gate(
             x,
-            self._dense(hidden, "reduce", use_bias=self.use_bias),
+            self._dense(hidden, "reduce"),
             self._norm(use_running_average)(name="norm"),
-            self._dense(features, "expand_height", use_bias=self.use_bias),
-            self._dense(features, "expand_width", use_bias=self.use_bias),
+            self._dense(features, "expand_height"),
+            self._dense(features, "expand_width"),
             activation_fn=self.activation_fn,
             gate_fn=self.gate_fn,
         )
@@ -136,8 +131,8 @@ class EfficientLocalAttention(LayerModule, kw_only=True):
     """Efficient local attention; see `flax_attn.nnx.EfficientLocalAttention`.
 
     Example:
-      >>> linen.EfficientLocalAttention().init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.EfficientLocalAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int = 7
@@ -152,13 +147,7 @@ class EfficientLocalAttention(LayerModule, kw_only=True):
         check_efficient_local_attention(
             features, self.kernel_size, self.group_size, self.num_groups
         )
-        conv = self._conv(
-            features,
-            (self.kernel_size,),
-            "conv",
-            use_bias=self.use_bias,
-            groups=features // self.group_size,
-        )
+        conv = self._conv(features, (self.kernel_size,), "conv", groups=features // self.group_size)
         norm = nn.GroupNorm(
             self.num_groups,
             epsilon=1e-5,
@@ -176,9 +165,8 @@ class TripletAttention(NormModule, kw_only=True):
     """Triplet attention; see `flax_attn.nnx.TripletAttention`.
 
     Example:
-      >>> attention = linen.TripletAttention(use_running_average=True)
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.TripletAttention(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     kernel_size: int = 7
@@ -193,7 +181,7 @@ class TripletAttention(NormModule, kw_only=True):
         norm = self._norm(use_running_average)
         layers: dict[str, Any] = {}
         for plane in ("cw", "hc", "hw") if self.use_spatial else ("cw", "hc"):
-            layers[f"conv_{plane}"] = self._conv(1, size, f"conv_{plane}", use_bias=self.use_bias)
+            layers[f"conv_{plane}"] = self._conv(1, size, f"conv_{plane}")
             layers[f"norm_{plane}"] = norm(name=f"norm_{plane}")
         y, gate = triplet_attention_and_gate(x, **layers, gate_fn=self.gate_fn)
         return self._sown(y, gate=gate)
@@ -203,8 +191,8 @@ class SimAM(Module, kw_only=True):
     """SimAM; see `flax_attn.nnx.SimAM`.
 
     Example:
-      >>> linen.SimAM().apply({}, jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> linen.SimAM().apply({}, x).shape
+      (2, 8, 8, 64)
     """
 
     e_lambda: float = 1e-4

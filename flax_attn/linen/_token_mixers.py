@@ -26,8 +26,7 @@ class AttentionPool(LayerModule, kw_only=True):
     """Attention pooling; see `flax_attn.nnx.AttentionPool`.
 
     Example:
-      >>> pool = linen.AttentionPool(out_features=10)
-      >>> pool.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
+      >>> linen.AttentionPool(out_features=10).init_with_output(key, x)[0].shape
       (2, 10)
     """
 
@@ -46,10 +45,10 @@ class AttentionPool(LayerModule, kw_only=True):
         return attention_pool(
             x,
             self.param("positions", self.position_init, shape, self.param_dtype),
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
-            self._general(out_features, "out", axis=(-2, -1), use_bias=self.use_bias),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
+            self._general(out_features, "out", axis=(-2, -1)),
             attention=self._attention(sow_weights),
         )
 
@@ -58,9 +57,8 @@ class SpatialReductionAttention(LayerModule, kw_only=True):
     """Spatial-reduction attention; see `flax_attn.nnx.SpatialReductionAttention`.
 
     Example:
-      >>> attention = linen.SpatialReductionAttention(num_heads=4)
-      >>> attention.init_with_output(key, jnp.ones((2, 8, 8, 16)))[0].shape
-      (2, 8, 8, 16)
+      >>> linen.SpatialReductionAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int = 8
@@ -77,14 +75,14 @@ class SpatialReductionAttention(LayerModule, kw_only=True):
         heads = (self.num_heads, spatial_reduction_head_dim(features, self.num_heads, size))
         reduce = norm = None
         if size > 1 or self.pool_size is not None:
-            reduce = self._conv(features, size, "reduce", strides=size, padding=0)
+            reduce = self._conv(features, size, "reduce", strides=size, padding=0, use_bias=True)
             norm = self.norm(name="norm")
         return spatial_reduction_attention(
             x,
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
-            self._general(features, "out", axis=(-2, -1)),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
+            self._general(features, "out", axis=(-2, -1), use_bias=True),
             reduce=reduce,
             norm=norm,
             pool_size=self.pool_size,
@@ -97,9 +95,8 @@ class CrossCovarianceAttention(LayerModule, kw_only=True):
     """Cross-covariance attention; see `flax_attn.nnx.CrossCovarianceAttention`.
 
     Example:
-      >>> attention = linen.CrossCovarianceAttention(num_heads=4)
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.CrossCovarianceAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int = 8
@@ -115,10 +112,10 @@ class CrossCovarianceAttention(LayerModule, kw_only=True):
         ones = nn.initializers.ones_init()
         y, weights = cross_covariance_attention(
             x,
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
-            self._general(features, "out", axis=(-2, -1)),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
+            self._general(features, "out", axis=(-2, -1), use_bias=True),
             self.param("temperature", ones, (self.num_heads,), self.param_dtype),
             return_weights=True,
         )
@@ -129,9 +126,8 @@ class OutlookAttention(LayerModule, kw_only=True):
     """Outlook attention; see `flax_attn.nnx.OutlookAttention`.
 
     Example:
-      >>> attention = linen.OutlookAttention(num_heads=4)
-      >>> attention.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.OutlookAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int = 8
@@ -142,11 +138,12 @@ class OutlookAttention(LayerModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, features = self._image(x)
+        scores = num_scores(features, self.num_heads, self.kernel_size)
         y, weights = outlook_attention(
             x,
-            self._dense(num_scores(features, self.num_heads, self.kernel_size), "score"),
-            self._dense(features, "value", use_bias=self.use_bias),
-            self._dense(features, "out"),
+            self._dense(scores, "score", use_bias=True),
+            self._dense(features, "value"),
+            self._dense(features, "out", use_bias=True),
             num_heads=self.num_heads,
             kernel_size=self.kernel_size,
             stride=self.stride,
@@ -159,9 +156,8 @@ class SeparableAttention(LayerModule, kw_only=True):
     """Separable self-attention; see `flax_attn.nnx.SeparableAttention`.
 
     Example:
-      >>> attention = linen.SeparableAttention(patch_size=2)
-      >>> attention.init_with_output(key, jnp.ones((2, 8, 6, 16)))[0].shape
-      (2, 8, 6, 16)
+      >>> linen.SeparableAttention(patch_size=2).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     patch_size: int = 1
@@ -173,10 +169,10 @@ class SeparableAttention(LayerModule, kw_only=True):
         x, features = self._image(x)
         y, weights = separable_attention(
             x,
-            self._dense(1, "score", use_bias=self.use_bias),
-            self._dense(features, "key", use_bias=self.use_bias),
-            self._dense(features, "value", use_bias=self.use_bias),
-            self._dense(features, "out", use_bias=self.use_bias),
+            self._dense(1, "score"),
+            self._dense(features, "key"),
+            self._dense(features, "value"),
+            self._dense(features, "out"),
             patch_size=self.patch_size,
             activation_fn=self.activation_fn,
             return_weights=True,
@@ -188,9 +184,8 @@ class LambdaLayer(NormModule, kw_only=True):
     """The lambda layer; see `flax_attn.nnx.LambdaLayer`.
 
     Example:
-      >>> layer = linen.LambdaLayer(use_running_average=True)
-      >>> layer.init_with_output(key, jnp.ones((2, 7, 7, 16)))[0].shape
-      (2, 7, 7, 16)
+      >>> linen.LambdaLayer(use_running_average=True).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int = 4
@@ -208,10 +203,10 @@ class LambdaLayer(NormModule, kw_only=True):
         norm = self._norm(use_running_average)
         return lambda_layer(
             x,
-            self._dense(self.num_heads * self.key_features, "query", use_bias=self.use_bias),
+            self._dense(self.num_heads * self.key_features, "query"),
             norm(name="query_norm"),
-            self._dense(self.key_features, "key", use_bias=self.use_bias),
-            self._dense(value_features, "value", use_bias=self.use_bias),
+            self._dense(self.key_features, "key"),
+            self._dense(value_features, "value"),
             norm(name="value_norm"),
-            self._conv(self.key_features, self.kernel_size, "position"),
+            self._conv(self.key_features, self.kernel_size, "position", use_bias=True),
         )

@@ -15,9 +15,8 @@ class WindowAttention(LayerModule, kw_only=True):
     """Window attention; see `flax_attn.nnx.WindowAttention`.
 
     Example:
-      >>> attention = linen.WindowAttention(shift_size=3)
-      >>> attention.init_with_output(key, jnp.ones((2, 14, 14, 64)))[0].shape
-      (2, 14, 14, 64)
+      >>> linen.WindowAttention(window_size=4, shift_size=2).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int | None = None
@@ -38,10 +37,10 @@ class WindowAttention(LayerModule, kw_only=True):
             table = self.param("relative_bias", self.relative_bias_init, shape, self.param_dtype)
         return window_attention(
             x,
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
-            self._general(features, "out", axis=(-2, -1)),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
+            self._general(features, "out", axis=(-2, -1), use_bias=True),
             relative_bias=table,
             window_size=self.window_size,
             shift_size=self.shift_size,
@@ -54,8 +53,8 @@ class GridAttention(LayerModule, kw_only=True):
     """Grid attention; see `flax_attn.nnx.GridAttention`.
 
     Example:
-      >>> linen.GridAttention().init_with_output(key, jnp.ones((2, 14, 14, 64)))[0].shape
-      (2, 14, 14, 64)
+      >>> linen.GridAttention(grid_size=4).init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int | None = None
@@ -74,10 +73,10 @@ class GridAttention(LayerModule, kw_only=True):
             table = self.param("relative_bias", self.relative_bias_init, shape, self.param_dtype)
         return grid_attention(
             x,
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
-            self._general(features, "out", axis=(-2, -1)),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
+            self._general(features, "out", axis=(-2, -1), use_bias=True),
             relative_bias=table,
             grid_size=self.grid_size,
             attention=self._attention(sow_weights),
@@ -88,8 +87,8 @@ class HaloAttention(LayerModule, kw_only=True):
     """Halo attention; see `flax_attn.nnx.HaloAttention`.
 
     Example:
-      >>> linen.HaloAttention().init_with_output(key, jnp.ones((2, 8, 8, 32)))[0].shape
-      (2, 8, 8, 32)
+      >>> linen.HaloAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int = 8
@@ -109,9 +108,9 @@ class HaloAttention(LayerModule, kw_only=True):
         heads, shape = (self.num_heads, head_dim), (2 * window - 1, head_dim)
         return halo_attention(
             x,
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
             self.param("relative_height", self.position_init, shape, self.param_dtype),
             self.param("relative_width", self.position_init, shape, self.param_dtype),
             block_size=self.block_size,
@@ -126,8 +125,8 @@ class BottleneckAttention(LayerModule, kw_only=True):
     """Bottleneck attention; see `flax_attn.nnx.BottleneckAttention`.
 
     Example:
-      >>> linen.BottleneckAttention().init_with_output(key, jnp.ones((2, 8, 8, 32)))[0].shape
-      (2, 8, 8, 32)
+      >>> linen.BottleneckAttention().init_with_output(key, x)[0].shape
+      (2, 8, 8, 64)
     """
 
     num_heads: int = 4
@@ -148,9 +147,9 @@ class BottleneckAttention(LayerModule, kw_only=True):
 
         return bottleneck_attention(
             x,
-            self._general(heads, "query", use_bias=self.use_bias),
-            self._general(heads, "key", use_bias=self.use_bias),
-            self._general(heads, "value", use_bias=self.use_bias),
+            self._general(heads, "query"),
+            self._general(heads, "key"),
+            self._general(heads, "value"),
             table("relative_height", height),
             table("relative_width", width),
             scale_positions=self.scale_positions,

@@ -20,8 +20,8 @@ A class describes the rest, its parameters, and what it sows: values are sown as
 inside `nnx.capture` only, `nnx.capture(model, nnx.Intermediate)(x)`. Large weights are sown with
 `sow_weights=True`, which raises outside `nnx.capture`.
 
-The examples assume `import jax.numpy as jnp`, `from flax_attn import nnx` and
-`rngs = flax.nnx.Rngs(0)`.
+The examples assume `from flax_attn import nnx`, `import jax.numpy as jnp`,
+`rngs = flax.nnx.Rngs(0)` and an image `x = jnp.ones((2, 8, 8, 64))`.
 """
 
 from flax_attn.attention import attention_fn as attention_fn

@@ -35,8 +35,8 @@ class SqueezeExcite(Module):
       use_bias: If True, the layers have biases, as in the released models of the paper.
 
     Example:
-      >>> nnx.SqueezeExcite(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.SqueezeExcite(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class SqueezeExcite(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("SqueezeExcite", in_features, reduction, hidden_features)
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.reduce = layers.linear(in_features, hidden)
+        self.expand = layers.linear(hidden, in_features)
         self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,8 +75,8 @@ class EffectiveSqueezeExcite(Module):
       use_bias: If True, the layer has a bias.
 
     Example:
-      >>> nnx.EffectiveSqueezeExcite(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.EffectiveSqueezeExcite(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class EffectiveSqueezeExcite(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
-        self.project = layers.linear(in_features, in_features, use_bias=use_bias)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
+        self.project = layers.linear(in_features, in_features)
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -101,14 +101,14 @@ class EffectiveSqueezeExcite(Module):
 class ECA(Module):
     """Efficient channel attention, `flax_attn.vision.eca`.
 
-    Parameter `conv`, without a bias. Sows `gate` `[*B, 1, 1, C]`.
+    Parameter `conv`. Sows `gate` `[*B, 1, 1, C]`.
 
     Args:
       kernel_size: k, odd; `eca_kernel_size(C)` of the paper by default.
 
     Example:
-      >>> nnx.ECA(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.ECA(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -116,13 +116,14 @@ class ECA(Module):
         in_features: int,
         *,
         kernel_size: int | None = None,
+        use_bias: bool = False,
         gate_fn: Activation = jax.nn.sigmoid,
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         size = as_kernel_size(in_features, kernel_size)
-        self.conv = layers.conv(1, 1, (size,), use_bias=False)
+        self.conv = layers.conv(1, 1, (size,))
         self.gate_fn = gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,8 +142,8 @@ class ChannelAttention(Module):
       use_bias: If True, the layers have biases, as in the released models of the paper.
 
     Example:
-      >>> nnx.ChannelAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.ChannelAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -157,10 +158,10 @@ class ChannelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("ChannelAttention", in_features, reduction, hidden_features)
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.reduce = layers.linear(in_features, hidden)
+        self.expand = layers.linear(hidden, in_features)
         self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -178,8 +179,8 @@ class FrequencyChannelAttention(Module):
     Parameters `reduce`, `expand`; the cosines are constants. Sows `gate` `[*B, 1, 1, C]`.
 
     Example:
-      >>> nnx.FrequencyChannelAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.FrequencyChannelAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -196,12 +197,12 @@ class FrequencyChannelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features(
             "FrequencyChannelAttention", in_features, reduction, hidden_features
         )
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.reduce = layers.linear(in_features, hidden)
+        self.expand = layers.linear(hidden, in_features)
         self.frequencies = frequencies
         self.dct_size = dct_size
         self.activation_fn, self.gate_fn = activation_fn, gate_fn
@@ -228,8 +229,8 @@ class GatedChannelTransform(Module):
     as the identity. Sows `gate` `[*B, 1, 1, C]`, the factor 1 + tanh(e n + β).
 
     Example:
-      >>> nnx.GatedChannelTransform(16)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.GatedChannelTransform(64)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -271,8 +272,8 @@ class GatherExcite(Module):
       use_bias: If True, the perceptron has biases; the convolutions have none.
 
     Example:
-      >>> nnx.GatherExcite(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.GatherExcite(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -289,7 +290,7 @@ class GatherExcite(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         convs = gathering_convs(gather, extent)
         for i, shape in enumerate(convs):
             conv = layers.conv(
@@ -300,8 +301,8 @@ class GatherExcite(Module):
         self.reduce = self.expand = nnx.data(None)
         if reduction is not None:
             hidden = reduced_features("GatherExcite", in_features, reduction, None)
-            self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
-            self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
+            self.reduce = layers.linear(in_features, hidden)
+            self.expand = layers.linear(hidden, in_features)
         self.extent = as_extent(extent)
         self.num_convs = len(convs)
         self.activation_fn, self.gate_fn = activation_fn, gate_fn

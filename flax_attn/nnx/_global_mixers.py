@@ -37,8 +37,8 @@ class NonLocal(Module):
         starts as the identity.
 
     Example:
-      >>> nnx.NonLocal(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.NonLocal(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -54,21 +54,17 @@ class NonLocal(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("NonLocal", in_features, reduction, hidden_features)
-        self.query = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.key = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.value = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.out = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.query = layers.linear(in_features, hidden)
+        self.key = layers.linear(in_features, hidden)
+        self.value = layers.linear(in_features, hidden)
+        self.out = layers.linear(hidden, in_features)
         self.norm = layers.norm(norm, in_features)
-        self.subsample = subsample
-        self.scale = scale
+        self.subsample, self.scale = subsample, scale
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from place to place of an image `[*B, H, W, C]`.
-
-        With `sow_weights`, sows `attention_weights` `[*B, H·W, H'·W']`.
-        """
+        """Attend within `[*B, H, W, C]`; may sow `attention_weights` `[*B, H·W, H'·W']`."""
         self._check(x)
         result = non_local(
             x,
@@ -96,8 +92,8 @@ class GlobalContext(Module):
       expand_kernel_init: Initializer of the kernel of `expand`. Zeros start as the identity.
 
     Example:
-      >>> nnx.GlobalContext(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.GlobalContext(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -115,18 +111,15 @@ class GlobalContext(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("GlobalContext", in_features, reduction, hidden_features)
         self.score = nnx.data(None)
         if use_attention:
-            self.score = layers.linear(in_features, 1, use_bias=use_bias, dot_general=sum_of_one)
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+            self.score = layers.linear(in_features, 1, dot_general=sum_of_one)
+        self.reduce = layers.linear(in_features, hidden)
         self.norm = layers.norm(norm, hidden)
-        self.expand = layers.linear(
-            hidden, in_features, use_bias=use_bias, kernel_init=expand_kernel_init
-        )
-        self.combine = combine
-        self.activation_fn = activation_fn
+        self.expand = layers.linear(hidden, in_features, kernel_init=expand_kernel_init)
+        self.combine, self.activation_fn = combine, activation_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Give an image `[*B, H, W, C]` its context."""
@@ -151,8 +144,8 @@ class PositionAttention(Module):
     module starts as the identity.
 
     Example:
-      >>> nnx.PositionAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.PositionAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -165,11 +158,11 @@ class PositionAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("PositionAttention", in_features, reduction, hidden_features)
-        self.query = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.key = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.query = layers.linear(in_features, hidden)
+        self.key = layers.linear(in_features, hidden)
+        self.value = layers.linear(in_features, in_features)
         self.gamma = layers.constant(0)
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
@@ -188,8 +181,8 @@ class ChannelAffinityAttention(Module):
     `attention_weights` `[*B, C, C]`.
 
     Example:
-      >>> nnx.ChannelAffinityAttention(16)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.ChannelAffinityAttention(64)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -216,8 +209,8 @@ class CrissCrossAttention(Module):
     module starts as the identity.
 
     Example:
-      >>> nnx.CrissCrossAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.CrissCrossAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -231,19 +224,16 @@ class CrissCrossAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("CrissCrossAttention", in_features, reduction, hidden_features)
-        self.query = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.key = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.query = layers.linear(in_features, hidden)
+        self.key = layers.linear(in_features, hidden)
+        self.value = layers.linear(in_features, in_features)
         self.gamma = layers.constant(0)
         self.recurrence = recurrence
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each place of an image `[*B, H, W, C]` to its row and column.
-
-        With `sow_weights`, sows `attention_weights` `[*B, H, W, H + W]` of each step.
-        """
+        """Attend to rows and columns; may sow `attention_weights` `[*B, H, W, H + W]`."""
         self._check(x)
         result = criss_cross_attention(
             x,
@@ -267,8 +257,8 @@ class DoubleAttention(Module):
       num_descriptors: S; R by default.
 
     Example:
-      >>> nnx.DoubleAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.DoubleAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -282,14 +272,14 @@ class DoubleAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden, descriptors = double_attention_features(
             in_features, reduction, hidden_features, num_descriptors
         )
-        self.value = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.gather = layers.linear(in_features, descriptors, use_bias=use_bias)
-        self.distribute = layers.linear(in_features, descriptors, use_bias=use_bias)
-        self.out = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.value = layers.linear(in_features, hidden)
+        self.gather = layers.linear(in_features, descriptors)
+        self.distribute = layers.linear(in_features, descriptors)
+        self.out = layers.linear(hidden, in_features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gather and distribute the features of an image `[*B, H, W, C]`."""
@@ -311,8 +301,8 @@ class ExternalAttention(Module):
       use_bias: If True, `query` has a bias; the other layers have none.
 
     Example:
-      >>> nnx.ExternalAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.ExternalAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -326,9 +316,9 @@ class ExternalAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         check_positive("ExternalAttention", "memory_size", memory_size)
-        self.query = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.query = layers.linear(in_features, in_features)
         self.key = layers.linear(in_features, memory_size, use_bias=False)
         self.value = layers.linear(memory_size, in_features, use_bias=False)
         self.out = layers.linear(in_features, in_features, use_bias=False)

@@ -22,7 +22,7 @@ from flax_attn.vision import (
     shuffle_attention_gate,
     spatial_group_enhance_gate,
 )
-from flax_attn.vision._bam import bam_features
+from flax_attn.vision._bam import check_bam
 from flax_attn.vision._polarized_attention import Layout, polarized_attention_features
 from flax_attn.vision._scse import Combine, scse_and_gate
 from flax_attn.vision._shuffle_attention import channel_shuffle
@@ -41,8 +41,8 @@ class CBAM(Module):
       norm: Makes the normalisation of the spatial map; None for none.
 
     Example:
-      >>> nnx.CBAM(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.CBAM(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class BAM(Module):
       num_convs: Number of dilated convolutions; they follow a pointwise one.
 
     Example:
-      >>> nnx.BAM(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.BAM(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -117,20 +117,19 @@ class BAM(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
-        hidden = bam_features(
-            in_features, reduction, hidden_features, kernel_size, dilation, num_convs
-        )
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
+        check_bam(kernel_size, dilation, num_convs)
+        hidden = reduced_features("BAM", in_features, reduction, hidden_features)
+        self.reduce = layers.linear(in_features, hidden)
         self.reduce_norm = layers.norm(norm, hidden)
-        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
-        self.conv_0 = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.expand = layers.linear(hidden, in_features)
+        self.conv_0 = layers.linear(in_features, hidden)
         for i in range(1, num_convs + 1):
-            conv = layers.conv(hidden, hidden, kernel_size, use_bias=use_bias, dilation=dilation)
+            conv = layers.conv(hidden, hidden, kernel_size, dilation=dilation)
             setattr(self, f"conv_{i}", conv)
         for i in range(num_convs + 1):
             setattr(self, f"conv_norm_{i}", layers.norm(norm, hidden))
-        self.project = layers.linear(hidden, 1, use_bias=use_bias)
+        self.project = layers.linear(hidden, 1)
         self.num_convs = num_convs
         self.combine = combine
         self.activation_fn, self.gate_fn = activation_fn, gate_fn
@@ -159,8 +158,8 @@ class SCSE(Module):
     Parameters `reduce`, `expand`, `project`. Sows `gate` `[*B, H, W, C]`, both gates combined.
 
     Example:
-      >>> nnx.SCSE(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.SCSE(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -176,11 +175,11 @@ class SCSE(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features("SCSE", in_features, reduction, hidden_features)
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.expand = layers.linear(hidden, in_features, use_bias=use_bias)
-        self.project = layers.linear(in_features, 1, use_bias=use_bias, dot_general=dot_of_one)
+        self.reduce = layers.linear(in_features, hidden)
+        self.expand = layers.linear(hidden, in_features)
+        self.project = layers.linear(in_features, 1, dot_general=dot_of_one)
         self.combine = combine
         self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
@@ -211,8 +210,8 @@ class PolarizedAttention(Module):
         `functools.partial(nnx.LayerNorm, epsilon=1e-5)`; None for none.
 
     Example:
-      >>> nnx.PolarizedAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.PolarizedAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -228,16 +227,15 @@ class PolarizedAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = polarized_attention_features(in_features, reduction, hidden_features)
-        self.channel_query = layers.linear(in_features, 1, use_bias=use_bias)
-        self.channel_value = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.channel_expand = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.channel_query = layers.linear(in_features, 1)
+        self.channel_value = layers.linear(in_features, hidden)
+        self.channel_expand = layers.linear(hidden, in_features)
         self.channel_norm = layers.norm(norm, in_features)
-        self.spatial_query = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.spatial_value = layers.linear(in_features, hidden, use_bias=use_bias)
-        self.layout = layout
-        self.gate_fn = gate_fn
+        self.spatial_query = layers.linear(in_features, hidden)
+        self.spatial_value = layers.linear(in_features, hidden)
+        self.layout, self.gate_fn = layout, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
@@ -267,8 +265,8 @@ class SpatialGroupEnhance(Module):
       bias_init: Initializer of the bias.
 
     Example:
-      >>> nnx.SpatialGroupEnhance(64, rngs=rngs)(jnp.ones((2, 7, 7, 64))).shape
-      (2, 7, 7, 64)
+      >>> nnx.SpatialGroupEnhance(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -287,8 +285,7 @@ class SpatialGroupEnhance(Module):
         group_features("SpatialGroupEnhance", in_features, groups)
         self.scale = layers.param(scale_init, groups)
         self.bias = layers.param(bias_init, groups)
-        self.epsilon = epsilon
-        self.gate_fn = gate_fn
+        self.epsilon, self.gate_fn = epsilon, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""
@@ -312,8 +309,8 @@ class ShuffleAttention(Module):
       bias_init: Initializer of the biases of both gates; that of the normalisation starts at 0.
 
     Example:
-      >>> nnx.ShuffleAttention(128, rngs=rngs)(jnp.ones((2, 7, 7, 128))).shape
-      (2, 7, 7, 128)
+      >>> nnx.ShuffleAttention(64, groups=8, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -336,8 +333,7 @@ class ShuffleAttention(Module):
         self.norm_bias = layers.param(nnx.initializers.zeros, part)
         self.spatial_scale = layers.param(scale_init, part)
         self.spatial_bias = layers.param(bias_init, part)
-        self.epsilon = epsilon
-        self.gate_fn = gate_fn
+        self.epsilon, self.gate_fn = epsilon, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]` and shuffle its channels."""
@@ -367,8 +363,8 @@ class EfficientMultiScaleAttention(Module):
       use_bias: If True, both convolutions have biases.
 
     Example:
-      >>> nnx.EfficientMultiScaleAttention(64, rngs=rngs)(jnp.ones((2, 7, 7, 64))).shape
-      (2, 7, 7, 64)
+      >>> nnx.EfficientMultiScaleAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -383,15 +379,14 @@ class EfficientMultiScaleAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         part = group_features("EfficientMultiScaleAttention", in_features, groups)
         size = check_odd("EfficientMultiScaleAttention", kernel_size)
-        self.pointwise = layers.linear(part, part, use_bias=use_bias)
+        self.pointwise = layers.linear(part, part)
         self.norm_scale = layers.constant(1, part)
         self.norm_bias = layers.constant(0, part)
-        self.conv = layers.conv(part, part, size, use_bias=use_bias)
-        self.epsilon = epsilon
-        self.gate_fn = gate_fn
+        self.conv = layers.conv(part, part, size)
+        self.epsilon, self.gate_fn = epsilon, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale the places of an image `[*B, H, W, C]`."""

@@ -26,8 +26,7 @@ class SelectiveKernel(Module):
       reduction: R = max(min_features, C' // reduction).
 
     Example:
-      >>> conv = nnx.SelectiveKernel(32, out_features=64, strides=2, rngs=rngs)
-      >>> conv(jnp.ones((2, 8, 8, 32))).shape
+      >>> nnx.SelectiveKernel(64, strides=2, rngs=rngs)(x).shape
       (2, 4, 4, 64)
     """
 
@@ -49,7 +48,7 @@ class SelectiveKernel(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         features, hidden, dilations = selective_kernel_sizes(
             in_features,
             out_features=out_features,
@@ -66,16 +65,15 @@ class SelectiveKernel(Module):
                 in_features,
                 features,
                 kernel_size,
-                use_bias=use_bias,
                 strides=strides,
                 dilation=dilation,
                 groups=groups,
             )
             setattr(self, f"conv_{i}", conv)
             setattr(self, f"conv_norm_{i}", layers.norm(norm, features))
-        self.reduce = layers.linear(features, hidden, use_bias=use_bias)
+        self.reduce = layers.linear(features, hidden)
         self.reduce_norm = layers.norm(norm, hidden)
-        self.select = layers.linear(hidden, len(dilations) * features, use_bias=use_bias)
+        self.select = layers.linear(hidden, len(dilations) * features)
         self.num_kernels = len(dilations)
         self.activation_fn = activation_fn
 
@@ -109,8 +107,7 @@ class SplitAttention(Module):
       use_bias: If True, the convolution has a bias; `reduce` and `expand` always have one.
 
     Example:
-      >>> conv = nnx.SplitAttention(32, out_features=64, strides=2, rngs=rngs)
-      >>> conv(jnp.ones((2, 8, 8, 32))).shape
+      >>> nnx.SplitAttention(64, strides=2, rngs=rngs)(x).shape
       (2, 4, 4, 64)
     """
 
@@ -133,7 +130,7 @@ class SplitAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         features, hidden = split_attention_features(
             in_features,
             out_features=out_features,
@@ -150,15 +147,14 @@ class SplitAttention(Module):
             in_features,
             radix * features,
             kernel_size,
-            use_bias=use_bias,
             strides=strides,
             dilation=dilation,
             groups=radix * groups,
         )
         self.conv_norm = layers.norm(norm, radix * features)
-        self.reduce = layers.conv(features, hidden, 1, groups=groups)
+        self.reduce = layers.conv(features, hidden, 1, groups=groups, use_bias=True)
         self.reduce_norm = layers.norm(norm, hidden)
-        self.expand = layers.conv(hidden, radix * features, 1, groups=groups)
+        self.expand = layers.conv(hidden, radix * features, 1, groups=groups, use_bias=True)
         self.radix = radix
         self.groups = groups
         self.activation_fn = activation_fn

@@ -34,8 +34,8 @@ class LargeKernelAttention(Module):
       dilated_kernel_size: Size of the dilated kernel, odd.
 
     Example:
-      >>> nnx.LargeKernelAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.LargeKernelAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -49,21 +49,14 @@ class LargeKernelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         check_large_kernel_attention(kernel_size, dilated_kernel_size, dilation)
         features = in_features
-        self.local_conv = layers.conv(
-            features, features, kernel_size, use_bias=use_bias, groups=features
-        )
+        self.local_conv = layers.conv(features, features, kernel_size, groups=features)
         self.dilated_conv = layers.conv(
-            features,
-            features,
-            dilated_kernel_size,
-            use_bias=use_bias,
-            dilation=dilation,
-            groups=features,
+            features, features, dilated_kernel_size, dilation=dilation, groups=features
         )
-        self.project = layers.linear(features, features, use_bias=use_bias)
+        self.project = layers.linear(features, features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
@@ -82,8 +75,8 @@ class SeparableLargeKernelAttention(Module):
       kernel_size: Size of the kernel that the strips replace: 7, 11, 23, 35, 41 or 53.
 
     Example:
-      >>> nnx.SeparableLargeKernelAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.SeparableLargeKernelAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -95,16 +88,14 @@ class SeparableLargeKernelAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         local, dilated, dilation = separable_kernel_sizes(kernel_size)
-        strip = functools.partial(
-            layers.conv, in_features, in_features, use_bias=use_bias, groups=in_features
-        )
+        strip = functools.partial(layers.conv, in_features, in_features, groups=in_features)
         self.local_row = strip((1, local))
         self.local_column = strip((local, 1))
         self.dilated_row = strip((1, dilated), dilation=dilation)
         self.dilated_column = strip((dilated, 1), dilation=dilation)
-        self.project = layers.linear(in_features, in_features, use_bias=use_bias)
+        self.project = layers.linear(in_features, in_features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
@@ -131,8 +122,8 @@ class LargeSelectiveKernel(Module):
       select_kernel_size: Size of the kernel of `select`, odd.
 
     Example:
-      >>> nnx.LargeSelectiveKernel(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.LargeSelectiveKernel(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -149,23 +140,18 @@ class LargeSelectiveKernel(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden, kernels = large_selective_kernel_sizes(
             in_features, reduction, hidden_features, kernel_sizes, dilations, select_kernel_size
         )
         for i, (size, dilation) in enumerate(kernels):
             conv = layers.conv(
-                in_features,
-                in_features,
-                size,
-                use_bias=use_bias,
-                dilation=dilation,
-                groups=in_features,
+                in_features, in_features, size, dilation=dilation, groups=in_features
             )
             setattr(self, f"conv_{i}", conv)
-            setattr(self, f"reduce_{i}", layers.linear(in_features, hidden, use_bias=use_bias))
-        self.select = layers.conv(2, len(kernels), select_kernel_size, use_bias=use_bias)
-        self.project = layers.linear(hidden, in_features, use_bias=use_bias)
+            setattr(self, f"reduce_{i}", layers.linear(in_features, hidden))
+        self.select = layers.conv(2, len(kernels), select_kernel_size)
+        self.project = layers.linear(hidden, in_features)
         self.num_kernels = len(kernels)
         self.gate_fn = gate_fn
 
@@ -197,8 +183,8 @@ class ContextAnchorAttention(Module):
         `norm=None, activation_fn=lambda u: u` is the form of the released networks.
 
     Example:
-      >>> nnx.ContextAnchorAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.ContextAnchorAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -214,14 +200,14 @@ class ContextAnchorAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         size = check_odd("ContextAnchorAttention", kernel_size)
         check_odd("ContextAnchorAttention", pool_size, "pool_size")
         features, project_bias = in_features, use_bias and norm is None
         self.project_in = layers.linear(features, features, use_bias=project_bias)
         self.norm_in = layers.norm(norm, features)
-        self.row = layers.conv(features, features, (1, size), use_bias=use_bias, groups=features)
-        self.column = layers.conv(features, features, (size, 1), use_bias=use_bias, groups=features)
+        self.row = layers.conv(features, features, (1, size), groups=features)
+        self.column = layers.conv(features, features, (size, 1), groups=features)
         self.project_out = layers.linear(features, features, use_bias=project_bias)
         self.norm_out = layers.norm(norm, features)
         self.pool_size = pool_size
@@ -259,8 +245,8 @@ class FocalModulation(Module):
       use_bias: If True, the layers have biases. The convolutions never have, `out` always has.
 
     Example:
-      >>> nnx.FocalModulation(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.FocalModulation(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -277,16 +263,16 @@ class FocalModulation(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         features, sizes = in_features, kernel_sizes(num_levels, kernel_size, kernel_growth)
-        self.query = layers.linear(features, features, use_bias=use_bias)
-        self.context = layers.linear(features, features, use_bias=use_bias)
-        self.gate = layers.linear(features, num_levels + 1, use_bias=use_bias)
+        self.query = layers.linear(features, features)
+        self.context = layers.linear(features, features)
+        self.gate = layers.linear(features, num_levels + 1)
         for i, size in enumerate(sizes):
             conv = layers.conv(features, features, size, use_bias=False, groups=features)
             setattr(self, f"conv_{i}", conv)
-        self.modulate = layers.linear(features, features, use_bias=use_bias)
-        self.out = layers.linear(features, features)
+        self.modulate = layers.linear(features, features)
+        self.out = layers.linear(features, features, use_bias=True)
         self.norm = layers.norm(norm, features)
         self.num_levels = num_levels
         self.normalize_modulator = normalize_modulator

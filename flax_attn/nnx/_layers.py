@@ -63,7 +63,7 @@ class LayerOptions(TypedDict, total=False):
         Pooled statistics, scores and weights are float32 anyway. `norm` has a dtype of its own.
       param_dtype: dtype of the parameters, float32 by default.
       kernel_init: Initializer of the kernels, `lecun_normal()` by default.
-      bias_init: Initializer of the biases, if there are any, `zeros_init()` by default.
+      bias_init: Initializer of the biases, `zeros_init()` by default.
     """
 
     dtype: Dtype | None
@@ -73,15 +73,11 @@ class LayerOptions(TypedDict, total=False):
 
 
 class Layers:
-    """Makes the layers of a module, with the module's options and keys.
+    """Makes the layers of a module with its keys and options, where a layer has none of its own."""
 
-    Args:
-      module: The module's name, for errors.
-      rngs: Keys of the parameters.
-      **options: The options of the layers.
-    """
-
-    def __init__(self, module: str, rngs: nnx.Rngs, **options: Unpack[LayerOptions]):
+    def __init__(
+        self, module: str, rngs: nnx.Rngs, use_bias: bool, **options: Unpack[LayerOptions]
+    ):
         for name in options.keys() - LayerOptions.__annotations__.keys():
             raise TypeError(f"{module}.__init__() got an unexpected keyword argument {name!r}")
         if not isinstance(rngs, nnx.Rngs):
@@ -91,22 +87,16 @@ class Layers:
             )
         self.module = module
         self.rngs = rngs
-        self.options = options
+        self.options: dict[str, Any] = {"use_bias": use_bias, "rngs": rngs, **options}
+        self.param_dtype = options.get("param_dtype", jnp.float32)
 
-    def linear(
-        self, in_features: int, out_features: int, *, use_bias: bool = True, **options: Any
-    ) -> Linear:
+    def linear(self, in_features: int, out_features: int, **options: Any) -> Linear:
         """A linear layer of the last axis."""
-        options = {**self.options, **options}
-        return Linear(in_features, out_features, use_bias=use_bias, rngs=self.rngs, **options)
+        return Linear(in_features, out_features, **self.options | options)
 
-    def general(
-        self, in_features: Size, out_features: Size, *, axis: Size = -1, use_bias: bool = True
-    ) -> LinearGeneral:
+    def general(self, in_features: Size, out_features: Size, **options: Any) -> LinearGeneral:
         """A linear layer of several axes: from features to heads `[..., N, D]`, or back."""
-        return LinearGeneral(
-            in_features, out_features, axis=axis, use_bias=use_bias, rngs=self.rngs, **self.options
-        )
+        return LinearGeneral(in_features, out_features, **self.options | options)
 
     def conv(
         self,
@@ -114,11 +104,9 @@ class Layers:
         out_features: int,
         kernel_size: int | Sequence[int],
         *,
-        use_bias: bool = True,
-        strides: int = 1,
         dilation: int = 1,
         groups: int = 1,
-        padding: int | None = None,
+        **options: Any,
     ) -> Conv:
         """A convolution. One size is that of a square kernel; by default the kernel is centred."""
         sizes = kernel_size if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
@@ -126,13 +114,9 @@ class Layers:
             in_features,
             out_features,
             sizes,
-            strides=strides,
             kernel_dilation=dilation,
-            padding=[dilation * (n // 2) for n in sizes] if padding is None else padding,
             feature_group_count=groups,
-            use_bias=use_bias,
-            rngs=self.rngs,
-            **self.options,
+            **{"padding": [dilation * (n // 2) for n in sizes]} | self.options | options,
         )
 
     def norm(self, norm: Callable[..., Any] | None, features: int) -> Any:
@@ -147,9 +131,8 @@ class Layers:
 
     def param(self, initializer: Initializer, *shape: int) -> nnx.Param[jax.Array]:
         """A parameter of its own, outside of layers."""
-        dtype = self.options.get("param_dtype", jnp.float32)
-        return nnx.Param(initializer(self.rngs.params(), shape, dtype))
+        return nnx.Param(initializer(self.rngs.params(), shape, self.param_dtype))
 
     def constant(self, number: float, *shape: int) -> nnx.Param[jax.Array]:
         """A parameter that starts as one number everywhere, and takes no key."""
-        return nnx.Param(jnp.full(shape, number, self.options.get("param_dtype", jnp.float32)))
+        return nnx.Param(jnp.full(shape, number, self.param_dtype))

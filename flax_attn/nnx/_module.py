@@ -23,14 +23,18 @@ class Module(nnx.Module):
     in_features: int | None = None
 
     def _layers_for(
-        self, in_features: int | None, rngs: nnx.Rngs, **options: Unpack[LayerOptions]
+        self,
+        in_features: int | None,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        **options: Unpack[LayerOptions],
     ) -> Layers:
         """Store the channels of the input; returns what makes the layers."""
         module = type(self).__name__
         if in_features is not None:
             check_positive(module, "in_features", in_features)
         self.in_features = in_features
-        return Layers(module, rngs, **options)
+        return Layers(module, rngs, use_bias, **options)
 
     def _check(self, x: jax.Array) -> None:
         """Raise unless the input has the channels that the module was made for."""

@@ -44,39 +44,21 @@ class MultiHeadAttention(Module):
     `value`, `out`, and with `normalize_qk` `query_ln`, `key_ln`), so that weights move both ways.
     The widths of queries, keys, values, heads and output need not be equal.
 
+    Arguments of Flax's class that are not described here have its meaning.
+
     Args:
-      num_heads: N, the number of query heads.
-      in_features: Width of the queries' input.
-      qkv_features: N · D; `in_features` by default.
-      out_features: Width of the output; `in_features` by default.
       num_kv_heads: K, the number of key and value heads; N by default.
-      in_kv_features: Width of the keys' input; `in_features` by default.
       in_value_features: Width of the values' input; `in_kv_features` by default.
       head_dim: D, if not `qkv_features // num_heads`.
       value_head_dim: Dv; D by default.
-      dtype: dtype of the computation; None infers it from inputs and parameters.
-      param_dtype: dtype of the parameters.
-      broadcast_dropout: If True, batch elements and heads share one dropout pattern, as in Flax.
-      dropout_rate: Probability of dropping an attention weight, in [0, 1).
+      precision: Precision of all dot products.
       deterministic: If True, dropout is disabled. It must be given with a positive rate; `eval()`
         and `train()` set it.
-      precision: Precision of all dot products.
-      kernel_init: Initializer of the kernels.
-      out_kernel_init: Initializer of the kernel of `out`; `kernel_init` by default.
-      bias_init: Initializer of the biases.
-      out_bias_init: Initializer of the bias of `out`; `bias_init` by default.
-      use_bias: If True, the projections have biases.
       attention_fn: Attention on heads, called with `query, key, value` and those keywords of
         `flax_attn.dot_product_attention` that are set.
       decode: Not in this version: only None or False.
-      normalize_qk: If True, the projected queries and keys are normalised.
-      qkv_promote_dtype: Promotes the inputs and parameters of the query, key and value projections.
-      out_promote_dtype: Promotes those of the output projection.
-      ln_promote_dtype: Promotes those of the normalisations.
-      qkv_dot_general: Dot product of the query, key and value projections.
-      out_dot_general: Dot product of the output projection.
-      qkv_dot_general_cls: Makes `qkv_dot_general`.
-      out_dot_general_cls: Makes `out_dot_general`.
+      qkv_dot_general_cls: Makes `qkv_dot_general`, the dot product of the three projections.
+      out_dot_general_cls: Makes `out_dot_general`, the dot product of the output projection.
       scale: Factor of the dot products; 1/√D by default.
       normalizer: From scores to weights.
       implementation: As in `flax_attn.dot_product_attention`.
@@ -85,14 +67,6 @@ class MultiHeadAttention(Module):
         axis.
       batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`.
         Dropout then drops the same weights as on one device.
-      rngs: Keys of the parameters, and of dropout.
-      keep_rngs: If True, the module keeps the dropout keys; if False, they are passed at each call.
-      kernel_metadata: Metadata of the kernels, such as their sharding.
-      out_kernel_metadata: Metadata of the kernel of `out`; `kernel_metadata` by default.
-      bias_metadata: Metadata of the biases.
-      out_bias_metadata: Metadata of the bias of `out`; `bias_metadata` by default.
-      query_ln_scale_metadata: Metadata of the scale of `query_ln`.
-      key_ln_scale_metadata: Metadata of the scale of `key_ln`.
 
     Example:
       >>> nnx.MultiHeadAttention(4, 32, rngs=rngs)(jnp.ones((2, 10, 32)), is_causal=True).shape

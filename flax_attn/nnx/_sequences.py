@@ -16,7 +16,7 @@ from flax_attn.positions import learned
 class AdditiveAttention(Module):
     """Additive (Bahdanau) attention, `flax_attn.additive_attention`.
 
-    Parameters `query`, `key`, `score`, without biases. Sows `attention_weights` `[*B, T, S]`.
+    Parameters `query`, `key`, `score`. Sows `attention_weights` `[*B, T, S]`.
 
     Args:
       in_features: Dq, the width of the queries.
@@ -35,15 +35,16 @@ class AdditiveAttention(Module):
         hidden_features: int,
         *,
         in_kv_features: int | None = None,
+        use_bias: bool = False,
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         if in_kv_features is None:
             in_kv_features = in_features
-        self.query = layers.linear(in_features, hidden_features, use_bias=False)
-        self.key = layers.linear(in_kv_features, hidden_features, use_bias=False)
-        self.score = layers.linear(hidden_features, 1, use_bias=False)
+        self.query = layers.linear(in_features, hidden_features)
+        self.key = layers.linear(in_kv_features, hidden_features)
+        self.score = layers.linear(hidden_features, 1)
 
     def __call__(
         self, query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None

@@ -35,8 +35,8 @@ class SpatialAttention(Module):
         none.
 
     Example:
-      >>> nnx.SpatialAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.SpatialAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class SpatialAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         size = check_odd("SpatialAttention", kernel_size)
-        self.conv = layers.conv(2, 1, size, use_bias=use_bias)
+        self.conv = layers.conv(2, 1, size)
         self.norm = layers.norm(norm, 1)
         self.order = tuple(order)
         self.gate_fn = gate_fn
@@ -100,14 +100,14 @@ class AttentionGate(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = attention_gate_features(in_features, reduction, hidden_features, strides)
         self.gating_features = in_features if gating_features is None else gating_features
         self.theta = layers.conv(
             in_features, hidden, strides, use_bias=False, strides=strides, padding=0
         )
-        self.phi = layers.linear(self.gating_features, hidden, use_bias=use_bias)
-        self.psi = layers.linear(hidden, 1, use_bias=use_bias)
+        self.phi = layers.linear(self.gating_features, hidden)
+        self.psi = layers.linear(hidden, 1)
         self.theta_norm = layers.norm(norm, hidden)
         self.phi_norm = layers.norm(norm, hidden)
         self.psi_norm = layers.norm(norm, 1)
@@ -143,8 +143,8 @@ class CoordinateAttention(Module):
       reduction: R = max(min_features, C // reduction).
 
     Example:
-      >>> nnx.CoordinateAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.CoordinateAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -161,14 +161,14 @@ class CoordinateAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         hidden = reduced_features(
-            "CoordinateAttention", in_features, reduction, hidden_features, least=min_features
+            "CoordinateAttention", in_features, reduction, hidden_features, min_features
         )
-        self.reduce = layers.linear(in_features, hidden, use_bias=use_bias)
+        self.reduce = layers.linear(in_features, hidden)
         self.norm = layers.norm(norm, hidden)
-        self.expand_height = layers.linear(hidden, in_features, use_bias=use_bias)
-        self.expand_width = layers.linear(hidden, in_features, use_bias=use_bias)
+        self.expand_height = layers.linear(hidden, in_features)
+        self.expand_width = layers.linear(hidden, in_features)
         self.activation_fn, self.gate_fn = activation_fn, gate_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -200,8 +200,8 @@ class EfficientLocalAttention(Module):
       use_bias: If True, the convolution has a bias.
 
     Example:
-      >>> nnx.EfficientLocalAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.EfficientLocalAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -216,14 +216,10 @@ class EfficientLocalAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         check_efficient_local_attention(in_features, kernel_size, group_size, num_groups)
         self.conv = layers.conv(
-            in_features,
-            in_features,
-            (kernel_size,),
-            use_bias=use_bias,
-            groups=in_features // group_size,
+            in_features, in_features, (kernel_size,), groups=in_features // group_size
         )
         self.norm = nnx.GroupNorm(
             in_features,
@@ -262,8 +258,8 @@ class TripletAttention(Module):
         update has weight 0.01.
 
     Example:
-      >>> nnx.TripletAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.TripletAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -278,15 +274,15 @@ class TripletAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         size = check_odd("TripletAttention", kernel_size)
-        self.conv_cw = layers.conv(2, 1, size, use_bias=use_bias)
+        self.conv_cw = layers.conv(2, 1, size)
         self.norm_cw = layers.norm(norm, 1)
-        self.conv_hc = layers.conv(2, 1, size, use_bias=use_bias)
+        self.conv_hc = layers.conv(2, 1, size)
         self.norm_hc = layers.norm(norm, 1)
         self.conv_hw = self.norm_hw = nnx.data(None)
         if use_spatial:
-            self.conv_hw = layers.conv(2, 1, size, use_bias=use_bias)
+            self.conv_hw = layers.conv(2, 1, size)
             self.norm_hw = layers.norm(norm, 1)
         self.gate_fn = gate_fn
 
@@ -315,8 +311,8 @@ class SimAM(Module):
       e_lambda: λ, which keeps the quotient finite in a constant channel.
 
     Example:
-      >>> nnx.SimAM(16)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.SimAM(64)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -326,8 +322,7 @@ class SimAM(Module):
         e_lambda: float = 1e-4,
         rngs: nnx.Rngs | None = None,
     ):
-        self.in_features = in_features
-        self.e_lambda = e_lambda
+        self.in_features, self.e_lambda = in_features, e_lambda
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""

@@ -37,7 +37,7 @@ class AttentionPool(Module):
       position_init: Initializer of the positions; variance 1 / C by default, as in CLIP.
 
     Example:
-      >>> nnx.AttentionPool(16, (7, 7), out_features=10, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
+      >>> nnx.AttentionPool(64, (8, 8), out_features=10, rngs=rngs)(x).shape
       (2, 10)
     """
 
@@ -53,15 +53,15 @@ class AttentionPool(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         height, width = as_pair("AttentionPool", "input_size", input_size, 1)
         heads = (num_heads, head_features("AttentionPool", in_features, num_heads))
         out_features = output_features("AttentionPool", in_features, out_features)
         self.positions = layers.param(position_init, 1 + height * width, in_features)
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
-        self.out = layers.general(heads, out_features, axis=(-2, -1), use_bias=use_bias)
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
+        self.out = layers.general(heads, out_features, axis=(-2, -1))
         self.input_size = (height, width)
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
@@ -98,8 +98,8 @@ class SpatialReductionAttention(Module):
       norm: Makes the normalisation after `reduce`.
 
     Example:
-      >>> nnx.SpatialReductionAttention(16, rngs=rngs)(jnp.ones((2, 8, 8, 16))).shape
-      (2, 8, 8, 16)
+      >>> nnx.SpatialReductionAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -115,25 +115,23 @@ class SpatialReductionAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         size = reduction
         heads = (num_heads, spatial_reduction_head_dim(in_features, num_heads, size))
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
-        self.out = layers.general(heads, in_features, axis=(-2, -1))
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
+        self.out = layers.general(heads, in_features, axis=(-2, -1), use_bias=True)
         self.reduce = self.norm = nnx.data(None)
         if size > 1 or pool_size is not None:
-            self.reduce = layers.conv(in_features, in_features, size, strides=size, padding=0)
+            self.reduce = layers.conv(
+                in_features, in_features, size, strides=size, padding=0, use_bias=True
+            )
             self.norm = layers.norm(norm, in_features)
-        self.pool_size = pool_size
-        self.activation_fn = activation_fn
+        self.pool_size, self.activation_fn = pool_size, activation_fn
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each place of an image `[*B, H, W, C]` to the reduced image.
-
-        With `sow_weights`, sows `attention_weights` `[*B, N, T, S]`.
-        """
+        """Attend to the reduced image; may sow `attention_weights` `[*B, N, T, S]`."""
         self._check(x)
         return spatial_reduction_attention(
             x,
@@ -159,8 +157,8 @@ class CrossCovarianceAttention(Module):
       use_bias: If True, queries, keys and values have biases; `out` always has one.
 
     Example:
-      >>> nnx.CrossCovarianceAttention(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.CrossCovarianceAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -172,12 +170,12 @@ class CrossCovarianceAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         heads = (num_heads, head_features("CrossCovarianceAttention", in_features, num_heads))
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
-        self.out = layers.general(heads, in_features, axis=(-2, -1))
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
+        self.out = layers.general(heads, in_features, axis=(-2, -1), use_bias=True)
         self.temperature = layers.constant(1, num_heads)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -205,8 +203,8 @@ class OutlookAttention(Module):
       use_bias: If True, the values have a bias; the other layers always have one.
 
     Example:
-      >>> nnx.OutlookAttention(16, num_heads=4, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.OutlookAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -220,10 +218,11 @@ class OutlookAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
-        self.score = layers.linear(in_features, num_scores(in_features, num_heads, kernel_size))
-        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
-        self.out = layers.linear(in_features, in_features)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
+        scores = num_scores(in_features, num_heads, kernel_size)
+        self.score = layers.linear(in_features, scores, use_bias=True)
+        self.value = layers.linear(in_features, in_features)
+        self.out = layers.linear(in_features, in_features, use_bias=True)
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.stride = stride
@@ -250,8 +249,8 @@ class SeparableAttention(Module):
     Parameters `score`, `key`, `value`, `out`. Sows `attention_weights` `[*B, H, W, 1]`.
 
     Example:
-      >>> nnx.SeparableAttention(16, patch_size=2, rngs=rngs)(jnp.ones((2, 8, 6, 16))).shape
-      (2, 8, 6, 16)
+      >>> nnx.SeparableAttention(64, patch_size=2, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -264,13 +263,12 @@ class SeparableAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
-        self.score = layers.linear(in_features, 1, use_bias=use_bias)
-        self.key = layers.linear(in_features, in_features, use_bias=use_bias)
-        self.value = layers.linear(in_features, in_features, use_bias=use_bias)
-        self.out = layers.linear(in_features, in_features, use_bias=use_bias)
-        self.patch_size = patch_size
-        self.activation_fn = activation_fn
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
+        self.score = layers.linear(in_features, 1)
+        self.key = layers.linear(in_features, in_features)
+        self.value = layers.linear(in_features, in_features)
+        self.out = layers.linear(in_features, in_features)
+        self.patch_size, self.activation_fn = patch_size, activation_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`."""
@@ -300,8 +298,8 @@ class LambdaLayer(Module):
       use_bias: If True, queries, keys and values have biases; the convolution always has one.
 
     Example:
-      >>> nnx.LambdaLayer(16, rngs=rngs)(jnp.ones((2, 7, 7, 16))).shape
-      (2, 7, 7, 16)
+      >>> nnx.LambdaLayer(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -316,15 +314,15 @@ class LambdaLayer(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         value_features = lambda_layer_features(in_features, num_heads, key_features, kernel_size)
         query_features = num_heads * key_features
-        self.query = layers.linear(in_features, query_features, use_bias=use_bias)
+        self.query = layers.linear(in_features, query_features)
         self.query_norm = layers.norm(norm, query_features)
-        self.key = layers.linear(in_features, key_features, use_bias=use_bias)
-        self.value = layers.linear(in_features, value_features, use_bias=use_bias)
+        self.key = layers.linear(in_features, key_features)
+        self.value = layers.linear(in_features, value_features)
         self.value_norm = layers.norm(norm, value_features)
-        self.position = layers.conv(1, key_features, kernel_size)
+        self.position = layers.conv(1, key_features, kernel_size, use_bias=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Mix the places of an image `[*B, H, W, C]`."""

@@ -26,8 +26,8 @@ class WindowAttention(Module):
       relative_bias_init: Initializer of the table.
 
     Example:
-      >>> nnx.WindowAttention(64, shift_size=3, rngs=rngs)(jnp.ones((2, 14, 14, 64))).shape
-      (2, 14, 14, 64)
+      >>> nnx.WindowAttention(64, window_size=4, shift_size=2, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class WindowAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         heads = heads_of_32("WindowAttention", in_features, num_heads)
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
-        self.out = layers.general(heads, in_features, axis=(-2, -1))
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
+        self.out = layers.general(heads, in_features, axis=(-2, -1), use_bias=True)
         if use_relative_bias:
             rows = num_offsets("WindowAttention", "window_size", window_size)
             self.relative_bias = layers.param(relative_bias_init, rows, heads[0])
@@ -59,10 +59,7 @@ class WindowAttention(Module):
         self.use_relative_bias = use_relative_bias
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend within the windows of an image `[*B, H, W, C]`.
-
-        With `sow_weights`, sows `attention_weights` `[*B, windows, N, M², M²]`.
-        """
+        """Attend within windows; may sow `attention_weights` `[*B, windows, N, M², M²]`."""
         self._check(x)
         return window_attention(
             x,
@@ -90,8 +87,8 @@ class GridAttention(Module):
       relative_bias_init: Initializer of the table.
 
     Example:
-      >>> nnx.GridAttention(64, rngs=rngs)(jnp.ones((2, 14, 14, 64))).shape
-      (2, 14, 14, 64)
+      >>> nnx.GridAttention(64, grid_size=4, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -106,23 +103,19 @@ class GridAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         heads = heads_of_32("GridAttention", in_features, num_heads)
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
-        self.out = layers.general(heads, in_features, axis=(-2, -1))
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
+        self.out = layers.general(heads, in_features, axis=(-2, -1), use_bias=True)
         if use_relative_bias:
             rows = num_offsets("GridAttention", "grid_size", grid_size)
             self.relative_bias = layers.param(relative_bias_init, rows, heads[0])
-        self.grid_size = grid_size
-        self.use_relative_bias = use_relative_bias
+        self.grid_size, self.use_relative_bias = grid_size, use_relative_bias
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend within the grids of an image `[*B, H, W, C]`.
-
-        With `sow_weights`, sows `attention_weights` `[*B, grids, N, G², G²]`.
-        """
+        """Attend within grids; may sow `attention_weights` `[*B, grids, N, G², G²]`."""
         self._check(x)
         return grid_attention(
             x,
@@ -147,8 +140,8 @@ class HaloAttention(Module):
       position_init: Initializer of the tables; variance 1 / D by default.
 
     Example:
-      >>> nnx.HaloAttention(32, rngs=rngs)(jnp.ones((2, 8, 8, 32))).shape
-      (2, 8, 8, 32)
+      >>> nnx.HaloAttention(64, rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -165,12 +158,12 @@ class HaloAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         head_dim, window = halo_attention_sizes(in_features, num_heads, block_size, halo_size)
         heads = (num_heads, head_dim)
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
         self.relative_height = layers.param(position_init, 2 * window - 1, head_dim)
         self.relative_width = layers.param(position_init, 2 * window - 1, head_dim)
         self.block_size = block_size
@@ -179,10 +172,7 @@ class HaloAttention(Module):
         self.mask_padding = mask_padding
 
     def __call__(self, x: jax.Array, *, sow_weights: bool = False) -> jax.Array:
-        """Attend from each block of an image `[*B, H, W, C]` to its surroundings.
-
-        With `sow_weights`, sows `attention_weights` `[*B, blocks, N, block_size², w²]`.
-        """
+        """Attend from blocks; may sow `attention_weights` `[*B, blocks, N, block_size², w²]`."""
         self._check(x)
         return halo_attention(
             x,
@@ -211,8 +201,8 @@ class BottleneckAttention(Module):
       position_init: Initializer of the tables; variance 1 / D by default.
 
     Example:
-      >>> nnx.BottleneckAttention(32, (8, 8), rngs=rngs)(jnp.ones((2, 8, 8, 32))).shape
-      (2, 8, 8, 32)
+      >>> nnx.BottleneckAttention(64, (8, 8), rngs=rngs)(x).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(
@@ -227,13 +217,13 @@ class BottleneckAttention(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        layers = self._layers_for(in_features, rngs, **layer_options)
+        layers = self._layers_for(in_features, rngs, use_bias, **layer_options)
         height, width = as_pair("BottleneckAttention", "input_size", input_size, 1)
         head_dim = head_features("BottleneckAttention", in_features, num_heads)
         heads = (num_heads, head_dim)
-        self.query = layers.general(in_features, heads, use_bias=use_bias)
-        self.key = layers.general(in_features, heads, use_bias=use_bias)
-        self.value = layers.general(in_features, heads, use_bias=use_bias)
+        self.query = layers.general(in_features, heads)
+        self.key = layers.general(in_features, heads)
+        self.value = layers.general(in_features, heads)
         self.relative_height = layers.param(position_init, 2 * height - 1, head_dim)
         self.relative_width = layers.param(position_init, 2 * width - 1, head_dim)
         self.scale_positions = scale_positions

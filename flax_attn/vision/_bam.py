@@ -12,7 +12,6 @@ from flax_attn._checks import (
     check_at_least,
     check_odd,
     check_positive,
-    reduced_features,
     statistics_dtype,
 )
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
@@ -146,16 +145,8 @@ def bam_gate(
     return (1 + gate).astype(x.dtype)
 
 
-def bam_features(
-    features: int,
-    reduction: int,
-    hidden_features: int | None,
-    kernel_size: int,
-    dilation: int,
-    num_convs: int,
-) -> int:
-    """R of the modules."""
+def check_bam(kernel_size: int, dilation: int, num_convs: int) -> None:
+    """Check the sizes of the convolutions of the modules."""
     check_odd("BAM", kernel_size)
     check_positive("BAM", "dilation", dilation)
     check_at_least("BAM", "num_convs", num_convs, 0)
-    return reduced_features("BAM", features, reduction, hidden_features)
