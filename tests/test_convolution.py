@@ -11,7 +11,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from flax_attn._cpu.convolution import _form, convolve
+from flax_attn._cpu.convolution import convolve, find_rewrite
+from flax_attn._cpu.rewrites import Convolution
 from tests.compilation import AS_USERS
 from tests.tolerances import GRADIENT, assert_close
 
@@ -53,7 +54,17 @@ def both(strides, padding, settings):
 
 
 def form(x, kernel, strides=(1, 1), padding="SAME", **settings):
-    return _form(x, kernel, strides, padding, {"dimension_numbers": LAYOUT, **settings})
+    known = {
+        "lhs_dilation": None,
+        "rhs_dilation": None,
+        "dimension_numbers": LAYOUT,
+        "feature_group_count": 1,
+        "batch_group_count": 1,
+        "precision": None,
+        "preferred_element_type": None,
+        "others": (),
+    }
+    return find_rewrite(Convolution(strides, padding, **{**known, **settings}), x, kernel)
 
 
 def assert_same(ours, theirs, transform):

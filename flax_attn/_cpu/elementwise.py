@@ -1,4 +1,9 @@
-"""Functions of an image and of fields that are broadcast to it, entry by entry."""
+"""Elementwise functions of an image and broadcast arrays, without copies of the image.
+
+Applying a gate is the common case. Reverse mode of the plain formula keeps the gate broadcast to
+the image, and an image of bfloat16 in float32. XLA for CPUs also stores what the gradients of
+several gates share.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,58 +12,72 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn._checks import is_wide, spread, statistics_dtype
-from flax_attn._cpu.barriers import apart
+from flax_attn._cpu.barriers import separate
+from flax_attn._cpu.switch import is_enabled
 
 
-def elementwise(function: Callable[..., jax.Array], *numbers: float) -> Callable[..., jax.Array]:
-    """The function of an image and of fields, which have size 1 where they are constant.
+def elementwise(function: Callable[..., jax.Array], **numbers: float) -> Callable[..., jax.Array]:
+    """Make `apply(x, *fields) = function(x, *fields, **numbers)` of an elementwise function.
 
-    `function(x, *fields, *numbers)` computes each entry from those at its place, and is given
-    arrays of at least float32; the result has the dtype of x. Reverse mode sums the gradients of
-    the fields in at least float32 too, which that of JAX does not, and keeps nothing but x and the
-    fields. The sums need no copies on CPUs if the derivatives are made of arithmetic, without
-    comparisons and without other numbers than `numbers`: these XLA would spread over an image.
+    The fields have size 1 where they are constant. `function` computes in at least float32, and the
+    result has the dtype of x. Gradients of the fields are summed in at least float32. Reverse mode
+    keeps x and the fields only.
+
+    XLA for CPUs sums the gradients without copies of the image if the derivatives of `function` are
+    arithmetic: no comparisons, and no constants other than `numbers`. It would store those as
+    images.
+
+    Args:
+      function: Computes each entry from the entries at the same place.
+      **numbers: Constants of `function`, by name.
     """
 
-    def narrow(x: jax.Array, *fields: jax.Array) -> jax.Array:
+    def plain(x: jax.Array, *fields: jax.Array) -> jax.Array:
         dtype = statistics_dtype(x.dtype)
-        operands = (x, *apart(*fields))  # which are spread over the image anew
-        return function(*(a.astype(dtype) for a in operands), *numbers).astype(x.dtype)
+        return function(*(a.astype(dtype) for a in (x, *fields)), **numbers).astype(x.dtype)
 
-    apply = jax.custom_jvp(narrow)
+    @jax.custom_jvp
+    def rewritten(x: jax.Array, *fields: jax.Array) -> jax.Array:
+        return plain(x, *separate(*fields))  # broadcasts the fields anew
 
-    @apply.defjvp
+    @rewritten.defjvp
     def _(
         primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        return apply(*primals), _change(function, numbers, tangents, *primals)
+        return rewritten(*primals), _tangent(function, tuple(numbers.items()), tangents, *primals)
+
+    def apply(x: jax.Array, *fields: jax.Array) -> jax.Array:
+        return (rewritten if is_enabled() else plain)(x, *fields)
 
     return apply
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-@functools.partial(jax.checkpoint, static_argnums=(0, 1))
-def _change(
+@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once, however many layers use it
+@functools.partial(jax.checkpoint, static_argnums=(0, 1))  # keeps x and the fields only
+def _tangent(
     function: Callable[..., jax.Array],
-    numbers: tuple[float, ...],
+    numbers: tuple[tuple[str, float], ...],
     tangents: tuple[jax.Array, ...],
     *primals: jax.Array,
 ) -> jax.Array:
-    """What small changes of its arguments do to an elementwise function."""
-    image = primals[0]
+    """The sum of the tangents of `function` with respect to each argument."""
+    image, count = primals[0], len(primals)
+    names = [name for name, _ in numbers]
 
     def wide(array: jax.Array) -> jax.Array:  # its transpose is a sum
         return spread(array.astype(statistics_dtype(image.dtype)), image)
 
-    def part(i: int, arrays: Sequence[jax.Array], tangent: jax.Array) -> jax.Array:
+    def term(i: int, arrays: Sequence[jax.Array], tangent: jax.Array) -> jax.Array:
+        constants = dict(zip(names, arrays[count:], strict=True))
+
         def of_one(array: jax.Array) -> jax.Array:
-            return function(*arrays[:i], array, *arrays[i + 1 :])
+            return function(*arrays[:i], array, *arrays[i + 1 : count], **constants)
 
         return jax.jvp(of_one, (arrays[i],), (wide(tangent),))[1].astype(image.dtype)
 
-    operands = (*primals, *(jnp.full((1,) * image.ndim, n, jnp.float32) for n in numbers))
-    parts = []
+    operands = (*primals, *(jnp.full((1,) * image.ndim, n, jnp.float32) for _, n in numbers))
+    terms = []
     for i, tangent in enumerate(tangents):
-        operands = apart(*operands)  # nothing of the size of the image is kept for the next
-        parts.append(part(i, [wide(a) for a in operands], tangent))
-    return functools.reduce(lambda a, b: (a if is_wide(a) else apart(a)[0]) + b, parts)
+        operands = separate(*operands)  # no image-sized array is shared with the next term
+        terms.append(term(i, [wide(a) for a in operands], tangent))
+    return functools.reduce(lambda a, b: (a if is_wide(a) else separate(a)[0]) + b, terms)

@@ -1,78 +1,124 @@
-"""Convolutions among very few channels as sums of shifted images."""
+"""Convolutions with very few channels in and out, as sums of shifted images.
+
+CBAM's 7×7 convolution of two channels to one is an example. XLA for CPUs takes ten times as long
+for it as for the sum (jaxlib 0.10.2 to 0.12.0).
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn._cpu.geometry import Geometry, as_wide, once_for_a_size, total, zeros
+from flax_attn._cpu.rewrites import (
+    Convolution,
+    Function,
+    Shifts,
+    add_up,
+    as_shifts,
+    as_wide,
+    choose_on_cpus,
+    traced_once,
+    zeros_like_result,
+)
+
+MAX_PRODUCTS = 4  # of channels in and channels out
 
 
-@once_for_a_size
-def shifts(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Σ_ijc k_ijco ⊙ x_c shifted by i and j."""
-    height, width = geometry.size(image, kernel)
+class FewChannels(NamedTuple):
+    """A convolution as a sum of shifted channels, one row of the kernel after another."""
+
+    convolution: Convolution
+    shifts: Shifts
+
+    def choose(self, plain: Function, rewritten: Function) -> Function:
+        return choose_on_cpus(plain, rewritten)
+
+    def value(self, image: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _sum_of_shifted(self.shifts, image, kernel)
+
+    def by_image(self, image: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _sum_of_padded(self.shifts, image, kernel)
+
+    def by_kernel(self, image: jax.Array, kernel: jax.Array) -> jax.Array:
+        return self.convolution.plain(image, kernel)
+
+
+def rewrite_few_channels(
+    convolution: Convolution, image: jax.Array, kernel: jax.Array
+) -> FewChannels | None:
+    """The rewrite, for a convolution of stride 1 with few channels in and out."""
+    shifts = as_shifts(convolution, image, kernel)
+    few = kernel.shape[-2] * kernel.shape[-1] <= MAX_PRODUCTS
+    if shifts is None or convolution.feature_group_count != 1 or not few:
+        return None
+    return FewChannels(convolution, shifts)
+
+
+@traced_once
+def _sum_of_shifted(shifts: Shifts, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Σ_ijc k[i, j, c] ⊙ x[..., c] shifted by i and j."""
+    height, width = shifts.size(image, kernel)
     rows, columns, channels, out = kernel.shape
-    wide, weights = as_wide(image, kernel)
-    planes = jnp.moveaxis(geometry.padded(wide), -1, 0)
-    down, right = geometry.dilation
+    image, kernel = as_wide(image, kernel)
+    planes_CBHW = jnp.moveaxis(shifts.padded(image), -1, 0)
+    down, right = shifts.dilation
 
     def of_row(i: jax.Array | int) -> jax.Array:
-        seen = lax.dynamic_slice_in_dim(planes, i * down, height, axis=2)
-        row = lax.dynamic_index_in_dim(weights, i, keepdims=False)
+        seen = lax.dynamic_slice_in_dim(planes_CBHW, i * down, height, axis=2)
+        row = lax.dynamic_index_in_dim(kernel, i, keepdims=False)
         shifted = [
             (j, c, lax.slice_in_dim(plane, j * right, j * right + width, axis=2))
             for c, plane in enumerate(_unstack(seen, channels))
             for j in range(columns)
         ]
         return jnp.stack(
-            [total(_entry(row, j, c, o) * x for j, c, x in shifted) for o in range(out)]
+            [add_up(_weight(row, j, c, o) * x for j, c, x in shifted) for o in range(out)]
         )
 
-    nothing = zeros(jnp.stack([planes[0, :, :height, :width]] * out), weights)
-    summed = lax.fori_loop(0, rows, lambda i, so_far: so_far + of_row(i), nothing)
-    return jnp.moveaxis(summed, 0, -1).astype(geometry.dtype)
+    zeros = zeros_like_result(jnp.stack([planes_CBHW[0, :, :height, :width]] * out), kernel)
+    y_OBHW = lax.fori_loop(0, rows, lambda i, total: total + of_row(i), zeros)
+    return jnp.moveaxis(y_OBHW, 0, -1).astype(shifts.dtype)
 
 
-@once_for_a_size
-def pieces(geometry: Geometry, image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The same as a sum of padded images, of which JAX's transpose is a sum of shifted ones."""
+@traced_once
+def _sum_of_padded(shifts: Shifts, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same as a sum of padded channels, of which the transpose is a sum of shifted ones."""
     rows, columns, channels, out = kernel.shape
-    wide, weights = as_wide(image, kernel)
-    planes = _unstack(jnp.moveaxis(wide, -1, 0), channels)
-    (down, right), (below, beside) = geometry.dilation, geometry.reach(kernel)
-    room = jnp.pad(planes[0], ((0, 0), (0, below), (0, beside)))
-    nothing = zeros(jnp.stack([room] * out), weights)
-    zero, whole = jnp.zeros((), wide.dtype), (0, 0, 0)
+    image, kernel = as_wide(image, kernel)
+    planes = _unstack(jnp.moveaxis(image, -1, 0), channels)
+    (down, right), (below, beside) = shifts.dilation, shifts.reach(kernel)
+    space = jnp.pad(planes[0], ((0, 0), (0, below), (0, beside)))
+    zeros = zeros_like_result(jnp.stack([space] * out), kernel)
+    zero, unpadded = jnp.zeros((), image.dtype), (0, 0, 0)
 
-    def piece(weight: jax.Array, plane: jax.Array, j: int) -> jax.Array:
+    def padded(weight: jax.Array, plane: jax.Array, j: int) -> jax.Array:
         left = right * j
-        return lax.pad(weight * plane, zero, (whole, whole, (beside - left, left, 0)))
+        return lax.pad(weight * plane, zero, (unpadded, unpadded, (beside - left, left, 0)))
 
     @jax.checkpoint
-    def add_row(so_far: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        row = lax.dynamic_index_in_dim(weights, i, keepdims=False)
-        pieces = [
-            total(
-                piece(_entry(row, j, c, o), plane, j)
+    def add_row(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        row = lax.dynamic_index_in_dim(kernel, i, keepdims=False)
+        of_row = [
+            add_up(
+                padded(_weight(row, j, c, o), plane, j)
                 for c, plane in enumerate(planes)
                 for j in range(columns)
             )
             for o in range(out)
         ]
         start = below - down * i
-        return (
-            so_far + lax.dynamic_update_slice_in_dim(nothing, jnp.stack(pieces), start, axis=2),
-            None,
-        )
+        placed = lax.dynamic_update_slice_in_dim(zeros, jnp.stack(of_row), start, axis=2)
+        return total + placed, None
 
-    summed, _ = lax.scan(add_row, nothing, jnp.arange(rows))
-    return geometry.cut(jnp.moveaxis(summed, 0, -1), kernel)
+    full_OBHW, _ = lax.scan(add_row, zeros, jnp.arange(rows))
+    return shifts.crop(jnp.moveaxis(full_OBHW, 0, -1), kernel)
 
 
 def _unstack(stacked: jax.Array, count: int) -> list[jax.Array]:
     return [lax.index_in_dim(stacked, i, keepdims=False) for i in range(count)]
 
 
-def _entry(weights: jax.Array, *place: int) -> jax.Array:
-    """One weight for a plane (as `weights[place]` is, which JAX traces slowly)."""
-    return lax.reshape(lax.slice(weights, place, [i + 1 for i in place]), (1, 1, 1))
+def _weight(row: jax.Array, *place: int) -> jax.Array:
+    """`row[place]` with the rank of a plane, by operations that JAX traces quickly."""
+    return lax.reshape(lax.slice(row, place, [i + 1 for i in place]), (1, 1, 1))

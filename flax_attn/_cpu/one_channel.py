@@ -1,22 +1,27 @@
-"""Products to one channel, as sums where XLA for CPUs would copy an image for them."""
+"""Products of an image with a kernel of one output channel, as weighted sums.
+
+XLA for CPUs has no matrix product of bfloat16: it converts the image to float32 first and stores
+that. A sum over the channels needs no copy.
+"""
 
 from typing import Any
 
 import jax
 from jax import lax
 
-from flax_attn._checks import statistics_dtype
+from flax_attn._checks import is_wide
+from flax_attn._cpu.switch import is_enabled
 from flax_attn._cpu.weighted_sum import weighted_sum
 
 
 def dot_of_one(
     lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **settings: Any
 ) -> jax.Array:
-    """`jax.lax.dot_general` with a kernel `[C, 1]`, for Flax's layers.
+    """`jax.lax.dot_general` with a kernel `[C, 1]`; a sum where the product would copy the image.
 
-    XLA for CPUs has no such product of bfloat16 and converts the image first; a sum needs no copy.
+    A product of float32 stays one: it is faster.
     """
-    if statistics_dtype(lhs.dtype) == lhs.dtype:
+    if is_wide(lhs):
         return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
     return sum_of_one(lhs, rhs, dimension_numbers, **settings)
 
@@ -24,13 +29,14 @@ def dot_of_one(
 def sum_of_one(
     lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **settings: Any
 ) -> jax.Array:
-    """The same as a sum in every dtype.
+    """`jax.lax.dot_general` with a kernel `[C, 1]`; a sum in every dtype.
 
-    On CPUs it takes longer than a product of float32, but no copy of an image that is computed on
-    the way.
+    In float32 it takes longer than a product. But XLA fuses a sum with the computation of the image
+    before it, which a product would need stored.
     """
-    # A sum in float32 has any precision, but not another dtype or sharding.
-    if {name for name, value in settings.items() if value is not None} - {"precision"}:
+    # A sum in float32 serves any precision, but no other result dtype or sharding.
+    given = {name for name, value in settings.items() if value is not None}
+    if not is_enabled() or given - {"precision"}:
         return lax.dot_general(lhs, rhs, dimension_numbers, **settings)
     weights = rhs[:, 0].reshape((1,) * (lhs.ndim - 1) + (-1,))
     return weighted_sum(lhs, weights, -1).astype(lhs.dtype)

@@ -1,4 +1,7 @@
-"""Σ x ⊙ w without a copy of x."""
+"""Weighted sums over an image, without a copy of the image for the gradients.
+
+Reverse mode of the plain formula keeps the weights broadcast to the image and the image in float32.
+"""
 
 import functools
 
@@ -6,43 +9,48 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn._checks import spread, statistics_dtype
-from flax_attn._cpu.barriers import apart
+from flax_attn._cpu.barriers import separate
+from flax_attn._cpu.switch import is_enabled
+
+Axes = int | tuple[int, ...]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def weighted_sum(x: jax.Array, weights: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+def weighted_sum(x: jax.Array, weights: jax.Array, axis: Axes) -> jax.Array:
     """Σ x ⊙ w over some axes, which stay with size 1, in at least float32.
 
-    The weights have size 1 where they are constant. Reverse mode keeps nothing but the two.
+    Args:
+      x: The image.
+      weights: w, of size 1 along the axes where it is constant.
+      axis: The axes that are summed over.
     """
-    return _sum_of_products(axis, *apart(x, weights))
+    return (_weighted_sum if is_enabled() else _plain)(x, weights, axis)
 
 
-@weighted_sum.defjvp
-def _weighted_sum_jvp(
-    axis: int | tuple[int, ...],
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    return weighted_sum(*primals, axis), _change_of_sum(axis, *tangents, *primals)
-
-
-@functools.partial(jax.jit, static_argnums=0)  # traced once, however many layers have it
-@functools.partial(jax.checkpoint, static_argnums=0)
-def _change_of_sum(
-    axis: int | tuple[int, ...],
-    dx: jax.Array,
-    dweights: jax.Array,
-    x: jax.Array,
-    weights: jax.Array,
-) -> jax.Array:
-    x, weights = apart(x, weights)
-    of_weights = _sum_of_products(axis, x, dweights)
-    # Apart, so that their cotangent is not spread over an image for both.
-    return of_weights + apart(_sum_of_products(axis, dx, weights))[0]
-
-
-def _sum_of_products(axis: int | tuple[int, ...], x: jax.Array, weights: jax.Array) -> jax.Array:
+def _plain(x: jax.Array, weights: jax.Array, axis: Axes) -> jax.Array:
     dtype = statistics_dtype(x.dtype)
     wide = spread(weights.astype(dtype), x)
     return jnp.sum(x.astype(dtype) * wide, axis=axis, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _weighted_sum(x: jax.Array, weights: jax.Array, axis: Axes) -> jax.Array:
+    x, weights = separate(x, weights)
+    return _plain(x, weights, axis)
+
+
+@_weighted_sum.defjvp
+def _weighted_sum_jvp(
+    axis: Axes, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return _weighted_sum(*primals, axis), _tangent(axis, *tangents, *primals)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once, however many layers use it
+@functools.partial(jax.checkpoint, static_argnums=0)  # keeps x and w only
+def _tangent(
+    axis: Axes, dx: jax.Array, dweights: jax.Array, x: jax.Array, weights: jax.Array
+) -> jax.Array:
+    x, weights = separate(x, weights)
+    by_weights = _plain(x, dweights, axis)
+    # A barrier, so that the two terms do not share a cotangent broadcast to the image.
+    return by_weights + separate(_plain(dx, weights, axis))[0]

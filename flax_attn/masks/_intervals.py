@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import Literal
 
+from flax_attn._jax import literal_value, open_jaxpr
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
 from flax_attn.masks._bounds import (
@@ -63,7 +62,7 @@ def interpret(mask: Mask, q: Record, k: Record, blocks: Blocks | None = None) ->
         return mask.block_truth(q, k, blocks)
     jaxpr, values = _trace(mask, q, k)
     (out,) = _walk(jaxpr, values, met=[])
-    (shape,) = [atom.aval.shape for atom in _open(jaxpr)[0].outvars]
+    (shape,) = [atom.aval.shape for atom in open_jaxpr(jaxpr)[0].outvars]
     rank = max(x[0].ndim for side in (q, k) for x in side._fields.values())
     pairs = len(shape) == rank and all(n in (1, m) for n, m in zip(shape[-2:], TOKENS, strict=True))
     if not isinstance(out, Truth) or not (shape == () or pairs):
@@ -194,23 +193,16 @@ def _stand_in(value: Value, axes: tuple[int, ...]) -> Any:
     return jax.ShapeDtypeStruct(tuple(shape), value[0].dtype)
 
 
-def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants: jax 0.10 keeps them in a `ClosedJaxpr`, 0.12 in the jaxpr."""
-    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
-
-
 def _walk(closed: Any, inputs: Sequence[Value], met: list[str]) -> list[Value | None]:
     """Interpret the equations of a jaxpr; `met` gets the names of primitives without a rule."""
-    jaxpr, constants = _open(closed)
+    jaxpr, constants = open_jaxpr(closed)
     known: dict[Any, Value | None] = {}
     known.update(zip(jaxpr.constvars, map(point, constants), strict=True))
     known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Any:
-        if isinstance(atom, Literal):
-            dtype = atom.aval.dtype  # type: ignore[attr-defined]
-            return point(jnp.asarray(np.asarray(atom.val), dtype))
-        return known[atom]
+        value = literal_value(atom)
+        return known[atom] if value is None else point(jnp.asarray(value, atom.aval.dtype))
 
     for eqn in jaxpr.eqns:
         values = [read(atom) for atom in eqn.invars]
@@ -276,5 +268,5 @@ def _is_division(eqn: Any, values: list[Any], function: Callable[..., Any]) -> b
         else jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=atom.aval.weak_type)
         for value, atom in zip(values, eqn.invars, strict=True)
     ]
-    reference = _open(jax.make_jaxpr(function)(*stand_ins))[0].eqns
+    reference = open_jaxpr(jax.make_jaxpr(function)(*stand_ins))[0].eqns
     return len(reference) == 1 and str(reference[0].params["jaxpr"]) == str(eqn.params["jaxpr"])

@@ -6,10 +6,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn._cpu.weighted_sum import weighted_sum
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import add, apply_gate
-from flax_attn.vision._pooling import spatial_mean
+from flax_attn.vision._pooling import spatial_mean, weighted_sum
 
 
 def global_context(

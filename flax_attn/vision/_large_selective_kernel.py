@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Activation, Map, check_odd, dilated_kernels, reduced_features
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_gate
-from flax_attn.vision._pooling import largest, mean
+from flax_attn.vision._pooling import maximum, mean
 
 
 def large_selective_kernel(
@@ -101,7 +101,7 @@ def large_selective_kernel_gate(
         check_returned("large_selective_kernel", f"reduces[{i}]", scales[i], shape, "[*B, H, W, R]")
 
     channels = jnp.concatenate(scales, axis=-1)
-    pooled = jnp.stack([mean(channels, -1), largest(channels, -1)], axis=-1)
+    pooled = jnp.stack([mean(channels, -1), maximum(channels, -1)], axis=-1)
     masks = gate_fn(select(pooled))
     check_returned(
         "large_selective_kernel", "select", masks, (*x.shape[:-1], len(convs)), "[*B, H, W, P]"

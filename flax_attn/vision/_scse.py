@@ -1,14 +1,14 @@
 """Concurrent spatial and channel squeeze-and-excitation (scSE)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
-from flax_attn._cpu.barriers import again
+from flax_attn._cpu.arithmetic import larger
+from flax_attn._cpu.barriers import reread
 from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_sum, gate_sum
@@ -129,32 +129,21 @@ def _gates(
     check_reduced("scse", hidden)
     channel = gate_fn(expand(hidden))
     check_returned("scse", "expand", channel, pooled.shape, "[*B, C]")
-    spatial = gate_fn(project(again(x, channel)))
+    spatial = gate_fn(project(reread(x, channel)))
     check_returned("scse", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
     dtype = statistics_dtype(x.dtype)
     return channel[..., None, None, :].astype(dtype), spatial.astype(dtype)
 
 
-def _larger_gate(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
-    # The larger where x is positive, the smaller where it is negative, and half of each at 0, where
-    # the scaled images tie and a maximum shares its gradient between them.
+def _larger(x: jax.Array, channel: jax.Array, spatial: jax.Array, *, half: Any) -> jax.Array:
+    return larger(x * channel, x * spatial, half)
+
+
+def _gate_of_larger(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
+    # The larger gate where x is positive, the smaller one where it is negative. At 0 the scaled
+    # images tie and share the gradient: the mean of the gates.
     return (channel + spatial + jnp.sign(x) * jnp.abs(channel - spatial)) / 2
 
 
-@jax.custom_jvp
-def _larger(a: jax.Array, b: jax.Array, half: jax.Array | float) -> jax.Array:
-    return jnp.maximum(a, b)
-
-
-@_larger.defjvp
-def _larger_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
-    (a, b, half), (da, db, _) = primals, tangents
-    first = lax.stop_gradient(jnp.sign(a - b))  # 1, −1, or 0 where they share the gradient
-    return _larger(*primals), half * (da + db + first * (da - db))
-
-
-_SCALED = {
-    "max": elementwise(lambda x, c, s, half: _larger(x * c, x * s, half), 0.5),
-    "add": apply_sum,
-}
-_JOINED = {"max": elementwise(_larger_gate), "add": gate_sum}
+_SCALED = {"max": elementwise(_larger, half=0.5), "add": apply_sum}
+_JOINED = {"max": elementwise(_gate_of_larger), "add": gate_sum}

@@ -6,9 +6,9 @@ import jax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
-from flax_attn._cpu.weighted_sum import weighted_sum
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_gate
+from flax_attn.vision._pooling import weighted_sum
 
 
 def separable_attention(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_gate
-from flax_attn.vision._pooling import largest, mean
+from flax_attn.vision._pooling import maximum, mean
 
 Pooling = Literal["mean", "max"]
 
@@ -74,7 +74,7 @@ def spatial_attention_gate(
         )
     pooled = {
         "mean": mean(x, -1)[..., None],
-        "max": largest(x, -1)[..., None],
+        "max": maximum(x, -1)[..., None],
     }
     convolved = conv(jnp.concatenate([pooled[name] for name in order], axis=-1))
     check_returned("spatial_attention", "conv", convolved, (*x.shape[:-1], 1), "[*B, H, W, 1]")

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_sum, gate_sum
-from flax_attn.vision._pooling import largest, mean
+from flax_attn.vision._pooling import maximum, mean
 
 
 def triplet_attention(
@@ -139,5 +139,5 @@ def _gates(
 
 def _pool(x: Array, axis: int) -> Array:
     """The maximum and the mean over an axis, side by side in a new last one."""
-    maximum = largest(x, axis)
-    return jnp.stack([maximum, mean(x, axis, maximum)], axis=-1)
+    top = maximum(x, axis)
+    return jnp.stack([top, mean(x, axis, top)], axis=-1)

@@ -10,10 +10,10 @@ from flax import nnx as flax_nnx
 from jax import lax
 
 from flax_attn import nnx, vision
+from flax_attn._cpu.maximum import maximum
 from flax_attn._cpu.one_channel import dot_of_one
 from flax_attn._cpu.weighted_sum import weighted_sum
 from flax_attn.vision._gates import add, apply_gate, apply_sum
-from flax_attn.vision._pooling import largest
 from tests.compilation import AS_USERS
 from tests.mechanisms import (
     facts,
@@ -91,7 +91,7 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
     """LLVM joins the product with a difference, which is then not 0 at the maximum."""
     x = jnp.asarray(draw(4, 5, 7, 8), dtype)
     factor = jnp.asarray(0.7, dtype)
-    gradient = jax.grad(lambda x: jnp.sum(largest(x * factor, axis)))
+    gradient = jax.grad(lambda x: jnp.sum(maximum(x * factor, axis)))
     found = jax.jit(gradient).lower(x).compile(compiler_options=AS_USERS)(x)
     expected = jax.grad(lambda x: jnp.sum(jnp.max(x * factor, axis).astype(jnp.float32)))(x)
     assert_close(found, expected, GRADIENT[dtype])
@@ -99,7 +99,7 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
 
 def test_the_maximum_may_be_infinite():
     x = jnp.asarray([[jnp.inf, 1.0], [-jnp.inf, -jnp.inf], [3.0, 3.0]])
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(largest(x, -1))))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(maximum(x, -1))))(x)
     np.testing.assert_array_equal(gradient, [[1, 0], [0.5, 0.5], [0.5, 0.5]])
 
 
@@ -108,7 +108,7 @@ def test_the_count_of_ties_keeps_no_map_of_comparisons():
     x = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
 
     def run(cotangent, x):
-        value, pull = jax.vjp(lambda x: largest(x, (-3, -2)), x)
+        value, pull = jax.vjp(lambda x: maximum(x, (-3, -2)), x)
         return value, pull(cotangent)
 
     assert temporaries(run, jax.ShapeDtypeStruct((8, 256), jnp.float32), x) < 0.01
@@ -227,11 +227,11 @@ def test_what_keeps_no_copies_has_the_derivatives_of_the_formula(name, x64):
 @pytest.mark.parametrize("axis", [-1, (-3, -2)])
 def test_ties_share_the_gradient_of_the_maximum(axis, x64):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 4, 5, 3)), jnp.float64)
-    found = largest(x, axis)
+    found = maximum(x, axis)
     np.testing.assert_array_equal(found, x.max(axis))
     cotangent = jnp.asarray(draw(*found.shape))
     (expected,) = jax.vjp(lambda x: jnp.max(x, axis), x)[1](cotangent)
-    (actual,) = jax.vjp(lambda x: largest(x, axis), x)[1](cotangent)
+    (actual,) = jax.vjp(lambda x: maximum(x, axis), x)[1](cotangent)
     assert_close(actual, expected, GRADIENT["float64"])
 
 

@@ -9,14 +9,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flax_attn.vision import _pooling
+from flax_attn._cpu import row_sums
 from flax_attn.vision._pooling import spatial_mean
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
 
 @pytest.fixture
 def small_is_large(monkeypatch):
-    monkeypatch.setattr(_pooling, "LARGE", 1)
+    monkeypatch.setattr(row_sums, "MIN_SIZE", 1)
 
 
 def image(shape, seed=0):
@@ -38,7 +38,7 @@ def loss(mean, x):
 )
 def test_the_mean_of_a_large_image_is_that_of_numpy(shape):
     x = image(shape) + 1
-    assert _pooling._neighbours(x) > 1
+    assert row_sums.places_per_row(x) > 1
     assert_close(spatial_mean(jnp.asarray(x)), np.mean(x, (-3, -2), np.float64), 1e-6)
 
 
@@ -53,7 +53,7 @@ def test_the_mean_of_a_large_image_is_that_of_numpy(shape):
     ids=str,
 )
 def test_small_ones_and_those_of_long_rows_are_left_to_xla(shape, dtype):
-    assert _pooling._neighbours(jax.ShapeDtypeStruct(shape, dtype)) == 1
+    assert row_sums.places_per_row(jax.ShapeDtypeStruct(shape, dtype)) == 1
 
 
 @pytest.mark.usefixtures("small_is_large")
