@@ -101,8 +101,6 @@ class SplitAttention(Module):
     channel.
 
     Args:
-      radix: S, the number of splits.
-      groups: K, the number of cardinal groups; the convolution has K · S groups.
       reduction: R = max(min_features, C · S // reduction).
       use_bias: If True, the convolution has a bias; `reduce` and `expand` always have one.
 

@@ -29,7 +29,6 @@ from flax_attn._modules import (
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
-from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._module import Module
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
@@ -57,8 +56,10 @@ class MultiHeadAttention(Module):
       attention_fn: Attention on heads, called with `query, key, value` and those keywords of
         `flax_attn.dot_product_attention` that are set.
       decode: Not in this version: only None or False.
-      qkv_dot_general_cls: Makes `qkv_dot_general`, the dot product of the three projections.
-      out_dot_general_cls: Makes `out_dot_general`, the dot product of the output projection.
+      qkv_dot_general: Dot product of the query, key and value projections.
+      out_dot_general: Dot product of the output projection.
+      qkv_dot_general_cls: Makes `qkv_dot_general`.
+      out_dot_general_cls: Makes `out_dot_general`.
       scale: Factor of the dot products; 1/√D by default.
       normalizer: From scores to weights.
       implementation: As in `flax_attn.dot_product_attention`.
@@ -120,26 +121,25 @@ class MultiHeadAttention(Module):
         query_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
         key_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
     ):
-        self.in_features = in_features
         refuse_decode(decode)
         check_dropout_rate(dropout_rate)
+        layers = self._layers_for(
+            in_features,
+            rngs,
+            use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+        )
         sizes = head_sizes(
             in_features, num_heads, num_kv_heads, qkv_features, head_dim, value_head_dim, axis_name
         )
         in_kv_features = in_features if in_kv_features is None else in_kv_features
         in_value_features = in_kv_features if in_value_features is None else in_value_features
-        linear = functools.partial(
-            LinearGeneral,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            rngs=rngs,
-        )
         project = functools.partial(
-            linear,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
+            layers.general,
+            precision=precision,
             promote_dtype=qkv_promote_dtype,
             dot_general=qkv_dot_general,
             dot_general_cls=qkv_dot_general_cls,
@@ -162,10 +162,11 @@ class MultiHeadAttention(Module):
             norm(scale_metadata=query_ln_scale_metadata) if normalize_qk else None
         )
         self.key_ln = nnx.data(norm(scale_metadata=key_ln_scale_metadata) if normalize_qk else None)
-        self.out = linear(
+        self.out = layers.general(
             (num_heads, sizes.value_head_dim),
             output_features(in_features, out_features),
             axis=(-2, -1),
+            precision=precision,
             kernel_init=out_kernel_init or kernel_init,
             bias_init=out_bias_init or bias_init,
             promote_dtype=out_promote_dtype,

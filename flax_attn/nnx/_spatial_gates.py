@@ -307,9 +307,6 @@ class SimAM(Module):
 
     No parameters. Sows `gate` `[*B, H, W, C]`.
 
-    Args:
-      e_lambda: λ, which keeps the quotient finite in a constant channel.
-
     Example:
       >>> nnx.SimAM(64)(x).shape
       (2, 8, 8, 64)
