@@ -34,8 +34,8 @@ def additive_attention(
 
     O_t = Σ_s p_ts V_s,   p_t = softmax_s(w · tanh(W_q Q_t + W_k K_s))
 
-    Queries and keys may have different widths. The hidden layer is computed for each pair: O(T · S ·
-    M) memory.
+    Queries and keys may have different widths. The hidden layer exists for each pair, which takes
+    O(T · S · M) memory.
 
     Args:
       query: Queries `[*B, T, Dq]`.
