@@ -1,4 +1,4 @@
-"""Pooling over axes of an image, over windows, and over bins of equal size."""
+"""Pooling over axes, over windows, and over bins."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,11 @@ __all__ = [
 
 
 def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Array:
-    """Mean over some axes, in at least float32, computed after the arrays `after`."""
+    """Mean over some axes, in at least float32.
+
+    Where another statistic of the same image is given as `after`, it is computed before the mean,
+    and XLA for CPUs reads the image twice instead of converting it to float32 once and storing it.
+    """
     return jnp.mean(reread(x, *after), axis=axis, dtype=statistics_dtype(x.dtype))
 
 
@@ -39,7 +43,7 @@ def spatial_max(x: jax.Array) -> jax.Array:
 
 
 def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:
-    """Sums over size × size places around every stride-th, zeros outside; an odd size."""
+    """Sums over windows of size × size places with a stride, padded by zeros. The size is odd."""
     batch, reach = x.ndim - 3, size // 2
     return lax.reduce_window(
         x,
@@ -52,7 +56,7 @@ def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:
 
 
 def even_bins(length: int, bins: int, dtype: jnp.dtype) -> jax.Array:
-    """The matrix `[bins, length]` of which row i averages the places of bin i.
+    """The matrix `[bins, length]` whose row i averages the places of bin i.
 
     Bin i reaches from ⌊i L / P⌋ to ⌈(i + 1) L / P⌉: bins overlap where P does not divide L, as in
     PyTorch's adaptive pooling. The length may be symbolic.
