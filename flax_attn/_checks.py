@@ -121,10 +121,10 @@ def expand_rank(array: jax.Array, ndim: int) -> jax.Array:
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
-def spread(array: jax.Array, like: jax.Array, last: int | None = None) -> jax.Array:
-    """The array broadcast to an image's shape, with a last axis of another size if one is given.
+def broadcast_like(array: jax.Array, like: jax.Array, last: int | None = None) -> jax.Array:
+    """The array broadcast to the shape of another, or to that shape with a last axis of `last`.
 
-    On an explicit mesh it is divided as the image is; otherwise its gradient would be gathered.
+    On an explicit mesh it is divided as `like` is. Without that, its gradient would be gathered.
     """
     shape = like.shape if last is None else (*like.shape[:-1], last)
     sharding = jax.typeof(like).sharding

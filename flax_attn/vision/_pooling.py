@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn._checks import is_wide, statistics_dtype
+from flax_attn._checks import statistics_dtype
 from flax_attn._cpu.barriers import reread
 from flax_attn._cpu.maximum import maximum
-from flax_attn._cpu.row_sums import spatial_sum
 from flax_attn._cpu.weighted_sum import weighted_sum
 
 __all__ = [
@@ -32,9 +31,7 @@ def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Ar
 
 def spatial_mean(x: jax.Array) -> jax.Array:
     """Mean over height and width: `[*B, H, W, C]` -> `[*B, C]`, in at least float32."""
-    if not is_wide(x):
-        return mean(x, (-3, -2))
-    return spatial_sum(x) / (x.shape[-3] * x.shape[-2])
+    return mean(x, (-3, -2))
 
 
 def spatial_max(x: jax.Array) -> jax.Array:

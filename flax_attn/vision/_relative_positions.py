@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flax_attn._checks import spread, statistics_dtype
+from flax_attn._checks import broadcast_like, statistics_dtype
 from flax_attn.coords import Coords
 
 Size = tuple[int, int]
@@ -81,7 +81,7 @@ def with_relative_positions(
         ],
         axis=-1,
     )
-    units = spread(units[:, None], key, sum(keys))
+    units = broadcast_like(units[:, None], key, sum(keys))
     return (
         jnp.concatenate([query, positions], axis=-1),
         jnp.concatenate([key, units], axis=-1),
