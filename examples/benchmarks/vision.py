@@ -52,7 +52,6 @@ PyTorch comes with `pip install "flax-attn[peers]"`.
 import argparse
 import contextlib
 import functools
-import inspect
 import statistics
 import sys
 import time
@@ -186,15 +185,12 @@ def build(name: str, shape: tuple[int, ...], seed: int, dtype: jnp.dtype) -> nnx
     """The module, in evaluation mode, and parameters in the dtype of the image."""
     mechanism = MECHANISMS[name]
     cls: Callable[..., nnx.Module] = getattr(flax_attn.nnx, mechanism.module)
-    known: dict[str, Any] = {
-        "in_features": shape[-1],
-        "input_size": shape[1:3],
-        "rngs": nnx.Rngs(seed),
-        "dtype": dtype,
-        "param_dtype": dtype,
-    }
-    names = inspect.signature(cls.__init__).parameters
-    module = cls(**{n: x for n, x in known.items() if n in names}, **mechanism.options)
+    options: dict[str, Any] = {**mechanism.options}
+    if name != "simam":  # it has no parameters
+        options |= {"dtype": dtype, "param_dtype": dtype}
+    if name == "bottleneck_attention":
+        options["input_size"] = shape[1:3]
+    module = cls(shape[-1], **options, rngs=nnx.Rngs(seed))
     module.eval()
     return module
 

@@ -3,7 +3,14 @@
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, as_floating, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    as_floating,
+    check_positive,
+    reduced_features,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._resize import resize_bilinear
@@ -131,3 +138,11 @@ def _check_grid(x: jax.Array, grid: jax.Array) -> None:
             f"{list(x.shape[-3:-1])}, got [H', W'] = {list(grid.shape[-3:-1])}. "
             f"Use a smaller stride."
         )
+
+
+def attention_gate_features(
+    features: int, reduction: int, hidden_features: int | None, strides: int
+) -> int:
+    """R of the modules."""
+    check_positive("AttentionGate", "strides", strides)
+    return reduced_features("AttentionGate", features, reduction, hidden_features)

@@ -6,7 +6,14 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    check_at_least,
+    check_odd,
+    check_positive,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -135,3 +142,10 @@ def bam_gate(
     spatial = spatial.astype(channel.dtype)
     gate = gate_fn(channel + spatial if combine == "add" else channel * spatial)
     return (1 + gate).astype(x.dtype)
+
+
+def check_bam(kernel_size: int, dilation: int, num_convs: int) -> None:
+    """Check the sizes of the convolutions of the modules."""
+    check_odd("BAM", kernel_size)
+    check_positive("BAM", "dilation", dilation)
+    check_at_least("BAM", "num_convs", num_convs, 0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, statistics_dtype
+from flax_attn._checks import Map, check_positive, reduced_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._tokens import check_projected
 
@@ -80,3 +80,12 @@ def _product(subscripts: str, weights: jax.Array, features: jax.Array) -> jax.Ar
     weights = weights.astype(features.dtype)
     total = jnp.einsum(subscripts, weights, features, preferred_element_type=dtype)
     return total.astype(features.dtype)
+
+
+def double_attention_features(
+    features: int, reduction: int, hidden_features: int | None, num_descriptors: int | None
+) -> tuple[int, int]:
+    """R and S of the modules."""
+    hidden = reduced_features("DoubleAttention", features, reduction, hidden_features)
+    descriptors = hidden if num_descriptors is None else num_descriptors
+    return hidden, check_positive("DoubleAttention", "num_descriptors", descriptors)

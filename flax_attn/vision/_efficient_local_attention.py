@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, check_multiple, check_odd
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import mean
@@ -77,3 +77,12 @@ def efficient_local_attention_gate(
         return jnp.expand_dims(gate, axis).astype(x.dtype)
 
     return strip_gate(-2, "[*B, H, C]"), strip_gate(-3, "[*B, W, C]")
+
+
+def check_efficient_local_attention(
+    features: int, kernel_size: int, group_size: int, num_groups: int
+) -> None:
+    """Check the sizes of the modules."""
+    check_odd("EfficientLocalAttention", kernel_size)
+    check_multiple("EfficientLocalAttention", "C", features, "group_size", group_size)
+    check_multiple("EfficientLocalAttention", "C", features, "num_groups", num_groups)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -147,44 +147,6 @@ def check_extent(name: str, extent: int) -> int:
     return extent
 
 
-def as_extent(module: str, extent: Extent) -> Extent:
-    """The checked extent of a module, in Python integers."""
-    if isinstance(extent, tuple | list):
-        return as_pair(module, "extent", extent, 1)
-    return None if extent is None else check_extent(module, extent)
-
-
-def check_gather(module: str, gather: str) -> None:
-    """Raise unless `gather` is "mean" or "conv"."""
-    if gather not in ("mean", "conv"):
-        raise ValueError(f'{module}: gather must be "mean" or "conv", got {gather!r}.')
-
-
-def gathering_convs(module: str, extent: Extent) -> list[dict[str, Any]]:
-    """Kernel sizes, strides and padding of the convolutions that gather over `extent`."""
-    if extent is None:
-        raise ValueError(
-            f"{module}: extent must be a power of 2 or the (height, width) of the images if "
-            f"convolutions gather, got None. The kernel needs a known size."
-        )
-    if isinstance(extent, int):
-        count = int(math.log2(extent))
-        return [{"kernel_size": (3, 3), "strides": 2, "padding": 1}] * count
-    return [{"kernel_size": extent, "strides": 1, "padding": 0}]
-
-
-def mean_extent(module: str, x: jax.Array, extent: Extent) -> int | None:
-    """The extent for `gather_excite`; raise unless a whole image of a given size has that size."""
-    if extent is None or isinstance(extent, int):
-        return extent
-    if x.shape[-3:-1] != extent:
-        raise ValueError(
-            f"{module}: x must have [H, W] = {list(extent)}, the extent that the module was made "
-            f"for, got {list(x.shape)}."
-        )
-    return None
-
-
 def _by_convs(
     x: jax.Array, convs: Sequence[Map], norms: Sequence[Map], activation_fn: Activation
 ) -> jax.Array:
@@ -213,3 +175,47 @@ def _by_mean(x: jax.Array, extent: int | None) -> jax.Array:
     sums = functools.partial(window_sum, size=2 * extent - 1, stride=extent)
     places = jnp.ones((*x.shape[-3:-1], 1), wide.dtype)
     return sums(wide) / expand_rank(sums(places), x.ndim)
+
+
+def as_extent(extent: Extent) -> Extent:
+    """The extent of a module, checked and in Python's integers."""
+    if isinstance(extent, tuple | list):
+        return as_pair("GatherExcite", "extent", extent, 1)
+    return None if extent is None else check_extent("GatherExcite", extent)
+
+
+class Window(TypedDict):
+    """What a convolution of a module sees."""
+
+    kernel_size: int | tuple[int, int]
+    strides: int
+    padding: int
+
+
+def gathering_convs(gather: str, extent: Extent) -> list[Window]:
+    """The convolutions of a module that gather over `extent`; none if the mean gathers."""
+    if gather not in ("mean", "conv"):
+        raise ValueError(f'GatherExcite: gather must be "mean" or "conv", got {gather!r}.')
+    extent = as_extent(extent)
+    if gather == "mean":
+        return []
+    if extent is None:
+        raise ValueError(
+            "GatherExcite: extent must be a power of 2, or the (height, width) of the images, "
+            "where convolutions gather, got None. The kernels cover the extent."
+        )
+    if isinstance(extent, int):
+        return [{"kernel_size": 3, "strides": 2, "padding": 1}] * int(math.log2(extent))
+    return [{"kernel_size": extent, "strides": 1, "padding": 0}]
+
+
+def mean_extent(x: jax.Array, extent: Extent) -> int | None:
+    """The extent of a module as `gather_excite` takes it; x must have the size of a pair."""
+    if extent is None or isinstance(extent, int):
+        return extent
+    if x.shape[-3:-1] != extent:
+        raise ValueError(
+            f"GatherExcite: x must have [H, W] = {list(extent)}, the extent that the module was "
+            f"made for, got {list(x.shape)}."
+        )
+    return None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, as_integer
+from flax_attn._checks import Map, as_integer, check_at_least, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.coords import Coords
 from flax_attn.vision._checks import as_image
@@ -130,3 +130,13 @@ def _with_halo(x: jax.Array, block: int, halo: int) -> jax.Array:
     *batch, rows, height, columns, width, _, _ = x.shape
     x = jnp.swapaxes(x, -5, -4)
     return reshape_places(x, len(batch), rows * columns, height * width, last=2)
+
+
+def halo_attention_sizes(
+    features: int, num_heads: int, block_size: int, halo_size: int
+) -> tuple[int, int]:
+    """D and the window size w of the modules."""
+    head_dim = head_features("HaloAttention", features, num_heads)
+    block = check_positive("HaloAttention", "block_size", block_size)
+    halo = check_at_least("HaloAttention", "halo_size", halo_size, 0)
+    return head_dim, block + 2 * halo

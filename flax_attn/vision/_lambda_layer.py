@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, statistics_dtype
+from flax_attn._checks import Map, check_odd, check_positive, head_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 
 
@@ -105,3 +105,12 @@ def lambda_layer(
 def _to_planes(content_KD: jax.Array) -> jax.Array:
     """`[*B, K, D]` -> `[*B, D, 1, 1, K]`."""
     return jnp.swapaxes(content_KD, -1, -2)[..., :, None, None, :]
+
+
+def lambda_layer_features(
+    features: int, num_heads: int, key_features: int, kernel_size: int
+) -> int:
+    """The channels of the values in the modules."""
+    check_positive("LambdaLayer", "key_features", key_features)
+    check_odd("LambdaLayer", kernel_size)
+    return head_features("LambdaLayer", features, num_heads)

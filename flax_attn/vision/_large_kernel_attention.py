@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map
+from flax_attn._checks import Map, check_odd, check_positive
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_gate
 
@@ -63,3 +63,10 @@ def large_kernel_attention_gate(
     gate = project(dilated_conv(local_conv(x)))
     check_returned("large_kernel_attention", "project", gate, x.shape, "[*B, H, W, C]")
     return gate.astype(x.dtype)
+
+
+def check_large_kernel_attention(kernel_size: int, dilated_kernel_size: int, dilation: int) -> None:
+    """Check the sizes of the modules."""
+    check_odd("LargeKernelAttention", kernel_size)
+    check_odd("LargeKernelAttention", dilated_kernel_size, "dilated_kernel_size")
+    check_positive("LargeKernelAttention", "dilation", dilation)

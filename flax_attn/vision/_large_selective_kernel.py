@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, check_odd, dilated_kernels, reduced_features
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import maximum, mean
@@ -113,3 +113,18 @@ def large_selective_kernel_gate(
     gate = project(selected)
     check_returned("large_selective_kernel", "project", gate, x.shape, "[*B, H, W, C]")
     return gate.astype(x.dtype)
+
+
+def large_selective_kernel_sizes(
+    features: int,
+    reduction: int,
+    hidden_features: int | None,
+    kernel_sizes: Sequence[int],
+    dilations: Sequence[int],
+    select_kernel_size: int,
+) -> tuple[int, list[tuple[int, int]]]:
+    """R, and the size and dilation of each kernel, in the modules."""
+    module = "LargeSelectiveKernel"
+    check_odd(module, select_kernel_size, "select_kernel_size")
+    hidden = reduced_features(module, features, reduction, hidden_features)
+    return hidden, dilated_kernels(module, kernel_sizes, dilations)

@@ -147,3 +147,9 @@ def _fold(windows: jax.Array, size: int, stride: int, shape: tuple[int, ...]) ->
 
     padded = sum(map(placed, range(1, size**2)), placed(0))
     return padded[..., reach : reach + shape[0], reach : reach + shape[1], :]
+
+
+def num_scores(features: int, num_heads: int, kernel_size: int) -> int:
+    """N k⁴, the channels of the scores in the modules."""
+    head_features("OutlookAttention", features, num_heads)
+    return num_heads * check_odd("OutlookAttention", kernel_size) ** 4

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map, check_multiple, reduced_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -163,3 +163,11 @@ def _check_values(x: jax.Array, name: str, values: jax.Array) -> None:
             f"polarized_attention: {name} must return [*B, H, W, R] with *B, H, W = "
             f"{list(x.shape[:-1])} and R at least 1, got {list(values.shape)}."
         )
+
+
+def polarized_attention_features(features: int, reduction: int, hidden_features: int | None) -> int:
+    """R of the modules, which must be C / reduction exactly."""
+    hidden = reduced_features("PolarizedAttention", features, reduction, hidden_features)
+    if hidden_features is None:
+        check_multiple("PolarizedAttention", "C", features, "reduction", reduction)
+    return hidden

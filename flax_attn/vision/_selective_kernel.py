@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    check_dilations,
+    check_multiple,
+    check_odd,
+    check_positive,
+    output_features,
+    reduced_features,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -110,3 +120,26 @@ def selective_kernel(
         jnp.add, (apply_gate(path, gate[..., i, :, :, :]) for i, path in enumerate(paths))
     )
     return (y, gate) if return_gate else y
+
+
+def selective_kernel_sizes(
+    features: int,
+    *,
+    out_features: int | None,
+    kernel_size: int,
+    dilations: Sequence[int],
+    strides: int,
+    groups: int,
+    reduction: int,
+    min_features: int,
+    hidden_features: int | None,
+) -> tuple[int, int, list[int]]:
+    """C', R and the dilation of each kernel, in the modules."""
+    module = "SelectiveKernel"
+    out = output_features(module, features, out_features)
+    check_multiple(module, "C", features, "groups", groups)
+    check_multiple(module, "out_features", out, "groups", groups)
+    hidden = reduced_features(module, out, reduction, hidden_features, least=min_features)
+    check_odd(module, kernel_size)
+    check_positive(module, "strides", strides)
+    return out, hidden, check_dilations(module, dilations)

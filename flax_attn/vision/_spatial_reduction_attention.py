@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
+from flax_attn._checks import Activation, Map, check_positive, head_features, statistics_dtype
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._pooling import even_bins
@@ -110,3 +110,9 @@ def _adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     rows, columns = (even_bins(length, size, dtype) for length in x.shape[-3:-1])
     means = jnp.einsum("ph,...hwc,qw->...pqc", rows, x.astype(dtype), columns, precision="highest")
     return means.astype(x.dtype)
+
+
+def spatial_reduction_head_dim(features: int, num_heads: int, reduction: int) -> int:
+    """D of the modules."""
+    check_positive("SpatialReductionAttention", "reduction", reduction)
+    return head_features("SpatialReductionAttention", features, num_heads)

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    check_multiple,
+    check_odd,
+    check_positive,
+    output_features,
+    reduced_features,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
 from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
@@ -112,3 +121,32 @@ def split_attention(
     gate = gate.astype(x.dtype)
     y = jnp.sum(apply_gate(splits_HWSC, gate), axis=-2)
     return (y, gate) if return_gate else y
+
+
+def split_attention_features(
+    features: int,
+    *,
+    out_features: int | None,
+    radix: int,
+    groups: int,
+    kernel_size: int,
+    strides: int,
+    dilation: int,
+    reduction: int,
+    min_features: int,
+    hidden_features: int | None,
+) -> tuple[int, int]:
+    """C' and R of the modules."""
+    module = "SplitAttention"
+    out = output_features(module, features, out_features)
+    splits = check_positive(module, "radix", radix) * check_positive(module, "groups", groups)
+    check_multiple(module, "C", features, "radix · groups", splits)
+    check_multiple(module, "out_features", out, "groups", groups)
+    hidden = reduced_features(
+        module, features * radix, reduction, hidden_features, least=min_features
+    )
+    check_multiple(module, "hidden_features", hidden, "groups", groups)
+    check_odd(module, kernel_size)
+    check_positive(module, "strides", strides)
+    check_positive(module, "dilation", dilation)
+    return out, hidden

@@ -1,7 +1,5 @@
 """What gates keep and how exactly their gradients are summed, in programs as they are compiled."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +15,9 @@ from flax_attn.vision._gates import add, apply_gate, apply_sum
 from tests.compilation import AS_USERS
 from tests.mechanisms import (
     facts,
+    has_layers,
     load,
     mechanisms,
-    module_class,
     nnx_module,
     random_variables,
 )
@@ -48,10 +46,8 @@ def draw(*shape, seed=0):
 
 
 def build(name, dtype):
-    known = {"in_features": SHAPE[-1], "dtype": dtype, "rngs": flax_nnx.Rngs(0)}
-    cls = getattr(nnx, name)
-    asked = inspect.signature(cls.__init__).parameters
-    return flax_nnx.split(cls(**{n: value for n, value in known.items() if n in asked}))
+    options = {} if name == "SimAM" else {"dtype": dtype}
+    return flax_nnx.split(getattr(nnx, name)(SHAPE[-1], rngs=flax_nnx.Rngs(0), **options))
 
 
 def temporaries(function, *arguments):
@@ -155,10 +151,9 @@ def test_modules_in_bfloat16_sum_their_gradients_in_float32(name):
     x = np.random.default_rng(0).exponential(size=(1, height, width, features))
     x = jnp.asarray(x, jnp.bfloat16)
     variables = random_variables(name, features, dtype=np.float32)
-    asked = inspect.signature(module_class(nnx, name).__init__).parameters
 
     def gradient(dtype):
-        options = {"dtype": dtype} if "dtype" in asked else {}
+        options = {"dtype": dtype} if has_layers(name) else {}
         module = load(nnx_module(name, features, **options), variables)
         module.eval()
         graph, state = flax_nnx.split(module)
