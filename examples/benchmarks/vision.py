@@ -11,9 +11,9 @@ of ours): above 1, ours is faster. Both are called several times in a row, and t
 not timed.
 
 The floor of a forward pass is the time to read the image as often as the equation needs it, by
-JAX's mean, and to write it once, by a product with a number. SE can be below the floor, as its mean
-reads longer rows. Temporaries are what the compiled program allocates besides arguments and
-results, in percent of the image. Six backward passes keep at least five images.
+JAX's mean, and to write it once, by a product with a number. Temporaries are what the compiled
+program allocates besides arguments and results, in percent of the image. Six backward passes keep
+at least five images.
 
 On 2 cores of an AMD EPYC you will see, for large images, in terms of our time alone and six in a
 program, without and with gradients:

@@ -241,7 +241,7 @@ class GatedChannelTransform(Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        self.in_features = in_features
+        self._set_in_features(in_features)
         self.alpha = nnx.Param(jnp.ones(in_features, param_dtype))
         self.gamma = nnx.Param(jnp.zeros(in_features, param_dtype))
         self.beta = nnx.Param(jnp.zeros(in_features, param_dtype))

@@ -192,7 +192,7 @@ class ChannelAffinityAttention(Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        self.in_features = in_features
+        self._set_in_features(in_features)
         self.gamma = nnx.Param(jnp.zeros((), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:

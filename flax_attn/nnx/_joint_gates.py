@@ -60,7 +60,7 @@ class CBAM(Module):
         rngs: nnx.Rngs,
         **layer_options: Unpack[LayerOptions],
     ):
-        self.in_features = in_features
+        self._set_in_features(in_features)
         self.channel = ChannelAttention(
             in_features,
             reduction=reduction,

@@ -30,11 +30,14 @@ class Module(nnx.Module):
         **options: Unpack[LayerOptions],
     ) -> Layers:
         """Store the channels of the input; returns what makes the layers."""
-        module = type(self).__name__
+        self._set_in_features(in_features)
+        return Layers(type(self).__name__, rngs, use_bias, **options)
+
+    def _set_in_features(self, in_features: int | None) -> None:
+        """Store the channels of the input; None stands for any number."""
         if in_features is not None:
-            check_positive(module, "in_features", in_features)
+            check_positive(type(self).__name__, "in_features", in_features)
         self.in_features = in_features
-        return Layers(module, rngs, use_bias, **options)
 
     def _check(self, x: jax.Array) -> None:
         """Raise unless the input has the channels that the module was made for."""
