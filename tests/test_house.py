@@ -27,13 +27,14 @@ ROWS = [
     {"_cpu"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
-    {"attention", "vision", "linear"},
+    {"attention", "linear"},
+    {"vision"},
     {"caches", "sharded"},
     {"_modules"},
     {"linen", "nnx"},
     {"visualize"},
 ]
-ALLOWED = {("vision", "attention"), ("_record", "_pytree")}
+ALLOWED = {("_record", "_pytree")}
 OUTSIDE = {"flax": {"linen", "nnx"}, "matplotlib": {"visualize"}}
 
 
@@ -65,6 +66,19 @@ def test_a_module_imports_only_rows_above_its_own(path, package):
             assert fine, f"{path} imports {name}"
         elif top in OUTSIDE:
             assert package in OUTSIDE[top], f"{path} imports {name}"
+
+
+PRIVATE = ("jax._src", "jax.extend.core", "jax.interpreters", "jaxlib")
+PRIMITIVES = {"attention/_primitive", "attention/_core/primitive"}  # register their own
+
+
+@pytest.mark.parametrize(("path", "package"), list(modules()))
+def test_private_parts_of_jax_and_flax_are_touched_in_one_file(path, package):
+    if package == "_jax" or path.relative_to(ROOT).with_suffix("").as_posix() in PRIMITIVES:
+        return
+    for name in imported(path):
+        assert not name.startswith(PRIVATE), f"{path} imports {name}: put it into _jax.py"
+    assert "__captures__" not in path.read_text(), path
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ CASES = {
     "numbers in a relation": (
         lambda: attend(mask=masks.relation(lambda q, k: q.numbers == k.numbers)()),
         ValueError,
-        "do not show the numbers of tokens",
+        "hide the numbers of tokens",
     ),
     "zigzag": (lambda: zigzag(C, 2), ValueError, "multiple of 2 · shards = 4, got 5"),
     # plans

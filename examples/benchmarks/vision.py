@@ -11,10 +11,9 @@ same round, median over the rounds: above 1 ours is faster. Both are called seve
 and the first calls do not count.
 
 The floor of a forward pass is the time to read the image as often as the equation must, by JAX's
-mean, and to write it once, by a product with one number, alone and six times in one program. (SE
-can be below: its mean reads longer rows.) Temporaries are what the compiled program allocates
-besides arguments and results, in percent of the image; six backward passes keep five images at
-least.
+mean, and to write it once, by a product with one number, alone and six times in one program.
+Temporaries are what the compiled program allocates besides arguments and results, in percent of the
+image; six backward passes keep five images at least.
 
 On 2 cores of an AMD EPYC you will see, large images, alone and six in a program:
 

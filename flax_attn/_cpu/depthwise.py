@@ -1,7 +1,9 @@
 """Depthwise convolutions as sums of shifted images.
 
 XLA for CPUs computes a depthwise convolution, and above all the gradient of its kernel, in loops
-over single numbers: 10 to 30 times as long as the sum (jaxlib 0.10.2 to 0.12.0).
+over single numbers. For a 5×5 kernel on 64 channels it takes 20 times as long as the sum, and 4 to
+5 times with gradients (jaxlib 0.10.2 and 0.12.0). Large kernel attention is 8 to 19 times as fast
+with the rewrite, and 3 to 13 times with gradients.
 """
 
 import functools

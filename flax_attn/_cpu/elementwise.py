@@ -1,8 +1,9 @@
 """Elementwise functions of an image and broadcast arrays, without copies of the image.
 
-Applying a gate is the common case. Reverse mode of the plain formula keeps the gate broadcast to
-the image, and an image of bfloat16 in float32. XLA for CPUs also stores what the gradients of
-several gates share.
+Applying a gate is the common case. Reverse mode of the plain formula keeps an image of bfloat16 in
+float32, and XLA for CPUs stores what the gradients of several arguments share: 4 images more and
+1.8 times the time for one gate in bfloat16 (jaxlib 0.10.2 and 0.12.0). SimAM needs 3 images more in
+float32 and 8 in bfloat16.
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from flax_attn._checks import is_wide, spread, statistics_dtype
+from flax_attn._checks import broadcast_like, is_wide, statistics_dtype
 from flax_attn._cpu.barriers import separate
 from flax_attn._cpu.switch import is_enabled
 
@@ -65,7 +66,7 @@ def _tangent(
     names = [name for name, _ in numbers]
 
     def wide(array: jax.Array) -> jax.Array:  # its transpose is a sum
-        return spread(array.astype(statistics_dtype(image.dtype)), image)
+        return broadcast_like(array.astype(statistics_dtype(image.dtype)), image)
 
     def term(i: int, arrays: Sequence[jax.Array], tangent: jax.Array) -> jax.Array:
         constants = dict(zip(names, arrays[count:], strict=True))

@@ -1,7 +1,9 @@
 """Convolutions with very few channels in and out, as sums of shifted images.
 
-CBAM's 7×7 convolution of two channels to one is an example. XLA for CPUs takes ten times as long
-for it as for the sum (jaxlib 0.10.2 to 0.12.0).
+CBAM's 7×7 convolution of two channels to one is an example. In XLA for CPUs it takes 11 times as
+long as the sum, and 5 times with gradients (jaxlib 0.12.0; 3 and 2 times with 0.10.2). On images of
+64 channels the rewrite makes spatial attention 1.3 to 2.2 times as fast, triplet attention 1.3 to
+3.0 times.
 """
 
 from typing import NamedTuple

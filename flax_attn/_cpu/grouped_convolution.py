@@ -1,11 +1,13 @@
 """Convolutions of channel groups, as several convolutions without groups.
 
-XLA for CPUs computes the gradient of a grouped kernel in a loop over single numbers. It takes 10 to
-100 times as long as that of a convolution without groups (jaxlib 0.10.2 to 0.12.0).
+XLA for CPUs computes the gradient of a grouped kernel in a loop over single numbers. A convolution
+of 16 groups takes 58 times as long as the rewrite with gradients (jaxlib 0.12.0; 108 times with
+0.10.2), and 2 to 4 times without. The selective kernel is 2.4 times as fast with the rewrite, 80
+times with gradients; split attention 2 times and 2.4 to 3.9 times.
 
 On several devices the rewrite serves all platforms: for a grouped convolution XLA gathers the whole
 batch on each device, for one without groups it keeps the batch divided (seen up to jaxlib 0.12.0,
-https://github.com/openxla/xla/issues/47945).
+openxla/xla#47945).
 """
 
 import functools

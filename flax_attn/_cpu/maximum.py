@@ -1,8 +1,10 @@
 """The maximum over some axes of an image, without a copy of the image for the gradient.
 
 The gradient of `jnp.max` is shared by the entries that reach the maximum: it compares all entries,
-counts the equal ones and divides. XLA for CPUs does not fuse a comparison into a sum; it stores the
-comparisons as an image. Here the ties are counted by arithmetic.
+counts the equal ones and divides. XLA for CPUs does not fuse a comparison into a sum: it stores the
+comparisons as an image. Here the ties are counted by arithmetic. The plain formula needs 2 images
+more in bfloat16 and 4.6 times the time (jaxlib 0.10.2 and 0.12.0), CBAM twice the time, and in
+float32 1 image more.
 """
 
 import functools

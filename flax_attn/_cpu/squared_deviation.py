@@ -1,7 +1,7 @@
 """Sums of squared deviations from a mean, without a copy of the image in bfloat16.
 
-XLA for CPUs stores an image of bfloat16 in float32 if the mean and the deviations need it, and so
-does reverse mode (2 images more with jaxlib 0.10.2 to 0.12.0).
+The mean and the deviations both need the image in float32, which XLA for CPUs stores, and so does
+reverse mode: 2 images more in bfloat16 (jaxlib 0.10.2 and 0.12.0).
 """
 
 import jax
@@ -12,7 +12,10 @@ from flax_attn._cpu.switch import is_enabled
 
 
 def squared_deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """Σ_{H,W} (x − mean)², `[*B, 1, 1, C]` in the dtype of the mean over height and width."""
+    """Σ_{H,W} (x − mean)², `[*B, 1, 1, C]` in the dtype of the mean.
+
+    `mean` must be the mean of x over height and width: its own derivative cancels and is left out.
+    """
     return (_squared_deviation if is_enabled() else _plain)(x, mean)
 
 
@@ -35,7 +38,7 @@ def _squared_deviation_jvp(
 
 @jax.checkpoint
 def _tangent(dx: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
-    # The tangent of the mean cancels: Σ (x − mean) = 0.
+    # Without the tangent of the mean: it is multiplied by Σ (x − mean) = 0.
     x, mean = separate(x, mean)
     terms = 2 * (x.astype(mean.dtype) - mean) * dx.astype(mean.dtype)
     return jnp.sum(terms, axis=(-3, -2), keepdims=True)

@@ -1,6 +1,8 @@
 """Weighted sums over an image, without a copy of the image for the gradients.
 
-Reverse mode of the plain formula keeps the weights broadcast to the image and the image in float32.
+Reverse mode of the plain formula keeps the image in float32, and XLA for CPUs stores the weights
+broadcast to the image. With gradients that is 1 image more in float32 and 4 in bfloat16, and 2.4
+times the time (jaxlib 0.10.2 and 0.12.0). The global context block takes 2 to 3.5 times as long.
 """
 
 import functools
@@ -8,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from flax_attn._checks import spread, statistics_dtype
+from flax_attn._checks import broadcast_like, statistics_dtype
 from flax_attn._cpu.barriers import separate
 from flax_attn._cpu.switch import is_enabled
 
@@ -28,7 +30,7 @@ def weighted_sum(x: jax.Array, weights: jax.Array, axis: Axes) -> jax.Array:
 
 def _plain(x: jax.Array, weights: jax.Array, axis: Axes) -> jax.Array:
     dtype = statistics_dtype(x.dtype)
-    wide = spread(weights.astype(dtype), x)
+    wide = broadcast_like(weights.astype(dtype), x)
     return jnp.sum(x.astype(dtype) * wide, axis=axis, keepdims=True)
 
 

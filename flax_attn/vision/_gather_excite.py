@@ -16,7 +16,7 @@ from flax_attn.vision._pooling import window_sum
 from flax_attn.vision._resize import resize_nearest
 from flax_attn.vision._windows import as_pair
 
-# A power of 2, the height and width of the whole image, or the whole image whatever its size.
+# A power of 2, the (height, width) of the whole image, or None for the whole image at any size.
 Extent = int | tuple[int, int] | None
 
 
@@ -31,35 +31,35 @@ def gather_excite(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Gather-excite: scale each channel of each place by what its wider neighbourhood says of it.
+    """Gather-excite: gate each channel of each place by its wider neighbourhood.
 
     y = x ⊙ σ(resize(excite(gather(x))))
 
-    GE-θ⁻ gathers by means of (2e − 1)×(2e − 1) places every e places, over as many of them as lie
-    in the image, and learns nothing. GE-θ gathers by `convs`, depthwise and each followed by its
-    normalisation: log₂ e of stride 2, or one kernel as large as the image; ReLU stands between
-    them. GE-θ⁺ also excites by expand(ReLU(reduce(ReLU(·)))), in the paper with R = C / 16. Its
-    first ReLU, which only convolutions have before `reduce`, is that of the released networks; timm
-    has none there. What is gathered returns to the grid of x by nearest neighbours: row i is row
-    ⌊i · h / H⌋. With the mean over the whole image and `reduce`, `expand`, this is
-    squeeze-and-excitation.
+    GE-θ⁻ has no parameters. It gathers by the mean over (2e − 1)×(2e − 1) windows with stride e;
+    the mean counts only places inside the image. GE-θ gathers by `convs`: log₂ e depthwise
+    convolutions of stride 2, or one kernel as large as the image, each followed by its
+    normalisation, with ReLU between them. GE-θ⁺ also excites by expand(ReLU(reduce(ReLU(·)))), in
+    the paper with R = C / 16. The inner ReLU follows the convolutions only, as in the released
+    networks; timm has none there. The gathered image is resized to the grid of x by nearest
+    neighbours: row i is row ⌊i · h / H⌋. With the mean over the whole image and with `reduce` and
+    `expand`, this is squeeze-and-excitation.
 
     Args:
       x: Image `[*B, H, W, C]`.
-      convs: Maps, the first from `[*B, H, W, C]`, the last to `[*B, h, w, C]`; none for the mean.
-      norms: Maps of what `convs` return, one for each of them.
-      reduce: Map from `[*B, h, w, C]` to `[*B, h, w, R]`; None for no perceptron.
-      expand: Map from `[*B, h, w, R]` to `[*B, h, w, C]`, with `reduce`.
-      extent: e of the mean, a power of 2; None for the whole image. `convs` have their own.
+      convs: Maps, the first from `[*B, H, W, C]`, the last to `[*B, h, w, C]`; empty for the mean.
+      norms: Maps of the outputs of `convs`, one for each.
+      reduce: Map from `[*B, h, w, C]` to `[*B, h, w, R]`, or None for no excitation.
+      expand: Map from `[*B, h, w, R]` to `[*B, h, w, C]`, given with `reduce`.
+      extent: e of the mean, a power of 2; None for the whole image, and with `convs`.
       activation_fn: Between the convolutions, between them and `reduce`, and after `reduce`.
-      gate_fn: From what is gathered and excited to the gate.
+      gate_fn: σ, from the excited values to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, `extent` is not a power of 2 or stands beside `convs`,
-        `convs` and `norms` do not pair up, `reduce` and `expand` do not come together, R is 0, or a
+      ValueError: If `x` is not an image, `extent` is not a power of 2 or given with `convs`,
+        `convs` and `norms` do not pair up, only one of `reduce` and `expand` is given, R is 0, or a
         map returns another shape.
       TypeError: If `x` is not a floating-point array.
 
@@ -105,7 +105,7 @@ def gather_excite_gate(
 ) -> Float[Array, "*B #H #W C"]:
     """The gate of `gather_excite` in the dtype of x.
 
-    It is `[*B, H, W, C]`, or `[*B, 1, 1, C]` if the whole image is gathered.
+    Shape `[*B, H, W, C]`, or `[*B, 1, 1, C]` if the whole image is gathered.
     """
     x = as_image(
         "gather_excite",
@@ -123,8 +123,8 @@ def gather_excite_gate(
         )
     if convs and extent is not None:
         raise ValueError(
-            f"gather_excite: extent must be None where convs gather, got {extent}. Theirs is "
-            f"2 to the power of their number."
+            f"gather_excite: extent must be None if convs are given, got {extent}. The extent of "
+            f"convs is 2 to the power of their number."
         )
     gathered = _by_convs(x, convs, norms, activation_fn) if convs else _by_mean(x, extent)
     if reduce is not None and expand is not None:
@@ -134,13 +134,13 @@ def gather_excite_gate(
         check_returned("gather_excite", "expand", excited, gathered.shape, "[*B, h, w, C]")
         gathered = excited
     elif reduce is not None or expand is not None:
-        raise ValueError("gather_excite: reduce and expand must come together, got only one.")
+        raise ValueError("gather_excite: reduce and expand must be given together, got only one.")
     gate = gate_fn(gathered).astype(x.dtype)
     return gate if gate.shape[-3:-1] == (1, 1) else resize_nearest(gate, x.shape[-3:-1])
 
 
 def check_extent(name: str, extent: int) -> int:
-    """The extent, if it is a power of 2 that gathers more than one place."""
+    """The extent; raise unless it is a power of 2 and at least 2."""
     extent = as_integer(name, "extent", extent)
     if extent < 2 or extent & (extent - 1):
         raise ValueError(f"{name}: extent must be a power of 2, at least 2, got {extent}.")

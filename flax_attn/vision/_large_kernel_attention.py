@@ -10,14 +10,14 @@ from flax_attn.vision._gates import apply_gate
 def large_kernel_attention(
     x: Float[Array, "*B H W C"], local_conv: Map, dilated_conv: Map, project: Map
 ) -> Float[Array, "*B H W C"]:
-    """Large kernel attention: each value is scaled by what a wide neighbourhood says of it.
+    """Large kernel attention: gate each entry by a convolution over a wide neighbourhood.
 
     a = project(dilated_conv(local_conv(x))),   y = x ⊙ a
 
-    A large depthwise kernel is made of a small one, a dilated one and a pointwise map: 5×5, 7×7
-    with dilation 3 and 1×1, which stand for 21×21 in the paper and reach 23×23 places. a is not
-    bounded: neither the paper nor its released code puts a sigmoid or a softmax after it. There it
-    stands in the middle of a block, x + out(LKA(GELU(in(x)))).
+    A large kernel is decomposed into a small depthwise kernel, a dilated depthwise kernel and a
+    pointwise map. In the paper they are 5×5, 7×7 with dilation 3, and 1×1: they replace a 21×21
+    kernel and reach 23×23 places. a is not bounded: the paper and its released code apply no
+    sigmoid and no softmax. They use LKA inside a block, x + out(LKA(GELU(in(x)))).
 
     Args:
       x: Image `[*B, H, W, C]`.

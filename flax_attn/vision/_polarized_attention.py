@@ -26,18 +26,18 @@ def polarized_attention(
     layout: Layout = "parallel",
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Polarized self-attention: a softmax over places gates channels, one over channels places.
+    """Polarized self-attention: a softmax over places gates channels, and vice versa.
 
     g_c(x) = σ(norm(expand(Σ_{H,W} softmax_{H,W}(q_c(x)) ⊙ v_c(x))))
     g_s(x) = σ(Σ_R softmax_R(mean_{H,W} q_s(x)) ⊙ v_s(x))
     parallel:     y = g_c(x) ⊙ x + g_s(x) ⊙ x
     sequential:   y = g_s(u) ⊙ u,   u = g_c(x) ⊙ x
 
-    All five maps are pointwise, with R = C / 2. The released parallel code takes the softmax of the
-    spatial branch over the places, after the product with the values; σ of that is 1/2 almost
-    everywhere. Its sequential code does the same to the values, and puts a bottleneck with a layer
-    normalisation in the place of `channel_expand`, which is a matter of that map. Other versions
-    normalise what `channel_expand` returns: `channel_norm`.
+    All five maps are pointwise, with R = C / 2. The released parallel code applies the softmax of
+    the spatial branch over the places, after the product with the values; its σ is 1/2 almost
+    everywhere. The released sequential code does the same to the values, and has a bottleneck with
+    layer normalisation as `channel_expand`. Other versions normalise the output of
+    `channel_expand`: `channel_norm`.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -46,16 +46,17 @@ def polarized_attention(
       channel_expand: Map from `[*B, R]` to `[*B, C]`.
       spatial_query: q_s, map from `[*B, H, W, C]` to `[*B, H, W, R]`.
       spatial_value: v_s, map from `[*B, H, W, C]` to `[*B, H, W, R]`.
-      channel_norm: Map of `[*B, C]`; None for none.
-      layout: Whether the branches read the same image, or the spatial one what the other returns.
-      gate_fn: From the attended values to the gates.
+      channel_norm: Map of `[*B, C]`, or None.
+      layout: "parallel" if both branches read x, "sequential" if the spatial branch reads the
+        output of the channel branch.
+      gate_fn: σ, from the attended values to the gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, R is 0, a map returns another shape, or the layout is not
-        one of the two.
+      ValueError: If `x` is not an image, R is 0, a map returns another shape, or `layout` is
+        neither of the two.
       TypeError: If `x` is not a floating-point array.
 
     Example:

@@ -1,13 +1,12 @@
-"""Pooling over axes of an image, over windows, and over bins of equal size."""
+"""Pooling over axes, over windows, and over bins."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn._checks import is_wide, statistics_dtype
+from flax_attn._checks import statistics_dtype
 from flax_attn._cpu.barriers import reread
 from flax_attn._cpu.maximum import maximum
-from flax_attn._cpu.row_sums import spatial_sum
 from flax_attn._cpu.weighted_sum import weighted_sum
 
 __all__ = [
@@ -22,15 +21,17 @@ __all__ = [
 
 
 def mean(x: jax.Array, axis: int | tuple[int, ...], *after: jax.Array) -> jax.Array:
-    """Mean over some axes, in at least float32, computed after the arrays `after`."""
+    """Mean over some axes, in at least float32.
+
+    Where another statistic of the same image is given as `after`, it is computed before the mean,
+    and XLA for CPUs reads the image twice instead of converting it to float32 once and storing it.
+    """
     return jnp.mean(reread(x, *after), axis=axis, dtype=statistics_dtype(x.dtype))
 
 
 def spatial_mean(x: jax.Array) -> jax.Array:
     """Mean over height and width: `[*B, H, W, C]` -> `[*B, C]`, in at least float32."""
-    if not is_wide(x):
-        return mean(x, (-3, -2))
-    return spatial_sum(x) / (x.shape[-3] * x.shape[-2])
+    return mean(x, (-3, -2))
 
 
 def spatial_max(x: jax.Array) -> jax.Array:
@@ -39,7 +40,7 @@ def spatial_max(x: jax.Array) -> jax.Array:
 
 
 def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:
-    """Sums over size × size places around every stride-th, zeros outside; an odd size."""
+    """Sums over windows of size × size places with a stride, padded by zeros. The size is odd."""
     batch, reach = x.ndim - 3, size // 2
     return lax.reduce_window(
         x,
@@ -52,7 +53,7 @@ def window_sum(x: jax.Array, size: int, stride: int = 1) -> jax.Array:
 
 
 def even_bins(length: int, bins: int, dtype: jnp.dtype) -> jax.Array:
-    """The matrix `[bins, length]` of which row i averages the places of bin i.
+    """The matrix `[bins, length]` whose row i averages the places of bin i.
 
     Bin i reaches from ⌊i L / P⌋ to ⌈(i + 1) L / P⌉: bins overlap where P does not divide L, as in
     PyTorch's adaptive pooling. The length may be symbolic.

@@ -27,23 +27,23 @@ def scse(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """scSE: the image scaled by channel and the image scaled by place, whichever is larger.
+    """scSE: gate the channels and gate the places, and combine the two.
 
     g_c = σ(expand(ReLU(reduce(mean_{H,W} x)))),   g_s = σ(project(x))
     y = max(g_c ⊙ x, g_s ⊙ x)   or   g_c ⊙ x + g_s ⊙ x
 
-    The paper adds (`combine="add"`), as many re-implementations do. A longer version
-    (arXiv:1808.08127) compares ways to join the two, and the released code takes the maximum. There
-    R = C / 2; some re-implementations take C / 16.
+    The paper adds (`combine="add"`), as do many re-implementations. Its longer version
+    (arXiv:1808.08127) compares ways to combine the two, and the released code takes the maximum, by
+    default here. R = C / 2 in both; some re-implementations take C / 16.
 
     Args:
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[*B, C]` to `[*B, R]`.
       expand: Map from `[*B, R]` to `[*B, C]`.
       project: Map from `[*B, H, W, C]` to `[*B, H, W, 1]`.
-      combine: How the two scaled images are joined.
+      combine: How the two scaled images are combined.
       activation_fn: Between `reduce` and `expand`.
-      gate_fn: From what the maps return to both gates.
+      gate_fn: σ of both gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -82,8 +82,8 @@ def scse_gate(
 ) -> Float[Array, "*B H W C"]:
     """The factor of `scse`, `[*B, H, W, C]` in the dtype of x.
 
-    g_c + g_s to add. For the maximum, the larger gate where x is positive and the smaller one where
-    it is negative.
+    To add, it is g_c + g_s. For the maximum, it is the larger gate where x is positive and the
+    smaller gate where x is negative.
     """
     gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
     return _JOINED[combine](x, *gates)
@@ -98,7 +98,7 @@ def scse_and_gate(
     activation_fn: Activation,
     gate_fn: Activation,
 ) -> tuple[jax.Array, jax.Array]:
-    """What both return."""
+    """`scse` and `scse_gate` of the same gates."""
     gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
     return _SCALED[combine](x, *gates), _JOINED[combine](x, *gates)
 
@@ -112,7 +112,7 @@ def _gates(
     activation_fn: Activation,
     gate_fn: Activation,
 ) -> tuple[jax.Array, jax.Array]:
-    """The gate of the channels `[*B, 1, 1, C]`, and that of the places `[*B, H, W, 1]`."""
+    """The channel gate `[*B, 1, 1, C]` and the spatial gate `[*B, H, W, 1]`."""
     x = as_image(
         "scse",
         x,

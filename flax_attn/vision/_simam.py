@@ -1,4 +1,4 @@
-"""SimAM, attention without parameters."""
+"""SimAM: attention without parameters."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from flax_attn.vision._pooling import spatial_mean
 
 
 def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
-    """SimAM: what stands out from its channel counts more. There is nothing to learn.
+    """SimAM: gate each entry by its deviation from the channel's mean. It has no parameters.
 
     d = (x − mean_{H,W} x)²,   v = Σ_{H,W} d / (H W − 1),   y = x ⊙ σ(d / (4 (v + λ)) + ½)
 
     Args:
       x: Image `[*B, H, W, C]` of at least two places.
-      e_lambda: λ, which keeps the quotient finite in a constant channel.
+      e_lambda: λ; keeps the quotient finite in a constant channel.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, or has one place only (its variance is undefined), or
+      ValueError: If `x` is not an image, or has only one place (its variance is undefined), or
         `e_lambda` is not above 0.
       TypeError: If `x` is not a floating-point array.
 
@@ -51,7 +51,7 @@ def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[
 
 
 def simam_and_gate(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
-    """Both, of one mean and variance."""
+    """`simam` and `simam_gate` of the same statistics."""
     x = as_image("simam", x)
     statistics = _statistics(x, e_lambda)
     return _scale(x, *statistics), _gate(x, *statistics)
