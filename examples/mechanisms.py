@@ -24,7 +24,7 @@ import flax_attn.nnx
 from flax_attn import vision
 
 SIZES = {"B": 3, "H": 6, "W": 5, "C": 128}
-# Images that the default windows of these divide.
+# Images whose sides are multiples of the default windows.
 PLACES = {"grid_attention": (14, 7), "halo_attention": (16, 8), "window_attention": (14, 7)}
 SIZED = ("attention_pool", "bottleneck_attention")  # parameters depend on the size of the image
 COSTS = Path(__file__).with_name("mechanism_costs.json")
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 def mechanisms() -> dict[str, Callable[..., jax.Array]]:
-    """The functions of `flax_attn.vision` that take an image x, apart from gates and weights."""
+    """The functions of `flax_attn.vision` of an image x, except for gates and weights."""
     return {
         name: function
         for name, function in inspect.getmembers(vision, inspect.isfunction)
@@ -91,7 +91,7 @@ def in_letters(shape: tuple[int, ...]) -> str:
 
 
 def gates(sown: Mapping[str, Any]) -> Iterator[str]:
-    """The shape of every gate; a pair of factors is joined by ×."""
+    """The shape of every gate; the shapes of a pair of factors are joined by ×."""
     for name in sorted(sown):
         if name == "gate":
             for gate in sown[name]:
@@ -124,7 +124,7 @@ def row(mechanism: str, function: Callable[..., jax.Array]) -> Row:
         _, sown = nnx.capture(module, nnx.Intermediate)(*images)
         return nnx.to_pure_dict(nnx.state(module, nnx.Param)), nnx.to_pure_dict(sown)
 
-    weights, sown = jax.eval_shape(run)  # only the shapes are asked for
+    weights, sown = jax.eval_shape(run)  # only shapes are needed
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
     shapes = " and ".join(gates(sown))
     costs = json.loads(COSTS.read_text())[mechanism]

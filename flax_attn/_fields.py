@@ -32,7 +32,7 @@ def as_segments(segment_ids: Any) -> Any:
 
 
 def as_booleans(name: str, values: Any) -> Any:
-    """An array of booleans."""
+    """Convert to an array, and check that it is boolean."""
     if not hasattr(values, "dtype"):
         values = jnp.asarray(values)
     if values.dtype != jnp.bool_:
@@ -76,8 +76,8 @@ def check_index(index: Any, length: int) -> Any:
         index = np.asarray(index, None if index else np.int32)
     if not hasattr(index, "dtype"):
         raise TypeError(
-            f"Coords: an index must be a slice of the tokens or an array of numbers, got "
-            f"{index!r}. For other axes use jax.tree.map(lambda x: x[...], coords)."
+            f"Coords: an index must be a slice or an array of integers, got {index!r}. To index "
+            f"other axes write jax.tree.map(lambda x: x[...], coords)."
         )
     if index.dtype == jnp.bool_:
         raise TypeError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-DECISIONS = (
+BRANCHING_ERRORS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -79,14 +79,14 @@ def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: An
         return function(*inputs, **parameters)
     except (ValueError, TypeError) as error:
         texts = ("truth value of an array", "Only scalar arrays", "Only integer scalar arrays")
-        undecided = any(text in str(error) for text in texts)
-        if not undecided and not isinstance(error, DECISIONS):
+        branches = any(text in str(error) for text in texts)
+        if not branches and not isinstance(error, BRANCHING_ERRORS):
             raise
         raise TypeError(
-            f"{name_of(function)}: a {kind} works on many tokens at once, so its arrays have no "
-            f"single value. Write (a) & (b), (a) | (b), ~(a) for and, or, not; (a <= b) & (b <= c) "
-            f"for a <= b <= c; jnp.where for if; jnp.maximum and jnp.minimum for max and min; jnp "
-            f"for np."
+            f"{name_of(function)}: a {kind} must not branch on the value of an array, as it works "
+            f"on many tokens at once. Write (a) & (b), (a) | (b), ~(a) for and, or, not; "
+            f"(a <= b) & (b <= c) for a <= b <= c; jnp.where for if; jnp.maximum and jnp.minimum "
+            f"for max and min; jnp for np."
         ) from error
 
 

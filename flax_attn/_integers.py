@@ -30,7 +30,7 @@ def integers(name: str, value: Any, fix: str = "") -> Any:
     Args:
       name: Its name in messages, such as `"Coords: positions"`.
       value: An array, or numbers in lists.
-      fix: The last sentence of messages.
+      fix: The last sentence of error messages.
 
     Raises:
       TypeError: If they are not integers.
@@ -43,7 +43,7 @@ def integers(name: str, value: Any, fix: str = "") -> Any:
         if value.size == 0:
             value = value.astype(np.int32)
         if value.dtype.kind == "O" and all(type(x) is int for x in value.flat):
-            return value  # Python numbers beyond 64 bits
+            return value  # Python integers beyond 64 bits
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got {value.dtype}.{fix and ' ' + fix}")
     return value
@@ -53,9 +53,9 @@ def as_bound(name: str, value: Any, fix: str = "") -> jax.Array:
     """Integers as int32, saturated at its limits.
 
     Args:
-      name: What messages call it.
+      name: Name for error messages.
       value: An array, or numbers in lists.
-      fix: The last sentence of messages.
+      fix: The last sentence of error messages.
 
     Raises:
       TypeError: If they are not integers.
@@ -67,9 +67,9 @@ def as_ids(name: str, value: Any, fix: str = "Number them from 0.") -> jax.Array
     """Integers as int32. Traced integers of a wider dtype keep it.
 
     Args:
-      name: What messages call it.
+      name: Name for error messages.
       value: An array, or numbers in lists.
-      fix: The last sentence of messages.
+      fix: The last sentence of error messages.
 
     Raises:
       TypeError: If they are not integers.

@@ -109,7 +109,7 @@ def _hash(x: Any) -> int:
 
 
 def show(x: Any) -> str:
-    """`Window(left=255, right=0)`; an array as its dtype and shape."""
+    """The repr of a dataclass, `Window(left=255, right=0)`. Arrays are shown as dtype and shape."""
     parts = []
     for field in dataclasses.fields(x):
         value = getattr(x, field.name)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+from flax_attn._pytree import pytree, static
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@pytree
 class Record:
     """Coordinates of tokens as attributes, which broadcast against those of the other side.
 
@@ -15,9 +15,12 @@ class Record:
     queries also has `head_ids`, the global number of each query head.
     """
 
+    _fields: dict[str, Any]
+    _side: str = static()
+
     def __init__(self, side: str, fields: Mapping[str, Any]) -> None:
-        self._side = side
-        self._fields = dict(fields)
+        object.__setattr__(self, "_side", side)
+        object.__setattr__(self, "_fields", dict(fields))
 
     def __getattr__(self, name: str) -> Any:
         fields = self.__dict__.get("_fields", {})
@@ -33,23 +36,11 @@ class Record:
             )
         raise MissingFieldError(
             f"the {self._side} coordinates have no {name!r}, only {', '.join(fields) or 'nothing'}."
-            f" Give {self._side}_coords: {_FIXES.get(name, _FEATURE.format(name=name))}."
+            f" Pass {self._side}_coords={_FIXES.get(name, _FEATURE.format(name=name))}."
         )
 
     def __repr__(self) -> str:
         return f"Record({self._side}: {', '.join(self._fields)})"
-
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """Children with their names, for JAX."""
-        names = tuple(self._fields)
-        children = [(jax.tree_util.GetAttrKey(name), self._fields[name]) for name in names]
-        return children, (self._side, names)
-
-    @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> "Record":
-        """The record of children, for JAX."""
-        side, names = aux
-        return cls(side, dict(zip(names, children, strict=True)))
 
 
 class MissingFieldError(ValueError, AttributeError):

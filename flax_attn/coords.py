@@ -81,7 +81,7 @@ class PerHead:
     values: Float[Array, "*B T N"] | Int[Array, "*B T N"]
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@pytree
 class Coords:
     """The fields of tokens: positions, segments, validity, and features that you name.
 
@@ -112,6 +112,12 @@ class Coords:
       Array([7, 8, 9], dtype=int32)
     """
 
+    positions: Any
+    segment_ids: Any
+    valid: Any
+    features: dict[str, Any]
+    numbers: Any
+
     def __init__(
         self,
         positions: Int[Array, "*#B T"],
@@ -123,18 +129,20 @@ class Coords:
     ) -> None:
         if isinstance(positions, Coords):
             raise TypeError("Coords: positions must be integers, got Coords. Use it as it is.")
-        self.positions = as_positions(positions)
-        self.segment_ids = None if segment_ids is None else as_segments(segment_ids)
-        self.valid = None if valid is None else as_booleans("valid", valid)
-        self.features = {}
+        segment_ids = None if segment_ids is None else as_segments(segment_ids)
+        valid = None if valid is None else as_booleans("valid", valid)
         for name, values in features.items():
             if hasattr(Coords, name) or name in RESERVED:
                 raise ValueError(f"Coords: a feature must not be called {name!r}. Rename it.")
             array = values.values if isinstance(values, PerHead) else values
             array = as_feature(name, array)
-            self.features[name] = PerHead(array) if isinstance(values, PerHead) else array
+            features[name] = PerHead(array) if isinstance(values, PerHead) else array
+        object.__setattr__(self, "positions", as_positions(positions))
+        object.__setattr__(self, "segment_ids", segment_ids)
+        object.__setattr__(self, "valid", valid)
+        object.__setattr__(self, "features", features)
         self._check()
-        self.numbers = self._numbers(numbers)
+        object.__setattr__(self, "numbers", self._numbers(numbers))
 
     def _check(self) -> None:
         if self.positions.ndim == 0:
@@ -214,18 +222,6 @@ class Coords:
     def __repr__(self) -> str:
         parts = [f"{name}={show_value(values)}" for name, values in self.fields().items()]
         return f"Coords({', '.join(parts)})"
-
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """See `jax.tree_util.register_pytree_with_keys_class`."""
-        names = ("positions", "segment_ids", "valid", "features", "numbers")
-        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
-
-    @classmethod
-    def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> "Coords":
-        """See `jax.tree_util.register_pytree_with_keys_class`."""
-        self = object.__new__(cls)
-        self.positions, self.segment_ids, self.valid, self.features, self.numbers = children
-        return self
 
     @classmethod
     def arange(cls, length: int, offset: int | Int[Array, "..."] = 0) -> "Coords":

@@ -296,8 +296,9 @@ class Entmax(Normalizer):
     Example:
       >>> import jax.numpy as jnp, numpy as np
       >>> from flax_attn.normalizers import Entmax
-      >>> weights, _ = Entmax(alpha=2.0).normalize(jnp.array([[1.0, 0.5, -3.0]]))
-      >>> print(np.asarray(weights, np.float64).round(3))
+      >>> scores = jnp.array([[[1.0, 0.5, -3.0]]])  # [N, T, S]
+      >>> weights, _ = Entmax(alpha=2.0).normalize(scores)
+      >>> print(np.asarray(weights[0], np.float64).round(3))
       [[0.75 0.25 0.  ]]
 
     References:
@@ -340,7 +341,7 @@ def _entmax(scores: jax.Array, alpha: float) -> jax.Array:
     def weights(tau: jax.Array) -> jax.Array:
         return jnp.maximum(z - tau, 0) ** power
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) / 2
         too_low = jnp.sum(weights(middle), axis=-1, keepdims=True) >= 1
@@ -380,8 +381,9 @@ class TopK(Normalizer):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn.normalizers import TopK
-      >>> TopK(2).normalize(jnp.array([[1.0, 1.0, -3.0]]))[0]
-      Array([[0.5, 0.5, 0. ]], dtype=float32)
+      >>> scores = jnp.array([[[1.0, 1.0, -3.0]]])  # [N, T, S]
+      >>> TopK(2).normalize(scores)[0]
+      Array([[[0.5, 0.5, 0. ]]], dtype=float32)
 
     References:
       Zhao et al., "Explicit Sparse Transformer: Concentrated Attention Through Explicit Selection",

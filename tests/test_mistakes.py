@@ -163,7 +163,7 @@ CASES = {
         r"got booleans.*jnp\.flatnonzero\(index\)",
     ),
     "a token beyond": (lambda: C[jnp.array([5])], IndexError, r"0 \.\.\. 4, got 5 \.\.\. 5"),
-    "an axis": (lambda: C[:, None], TypeError, "must be a slice of the tokens"),
+    "an axis": (lambda: C[:, None], TypeError, "must be a slice or an array"),
     "a feature as an attribute": (
         lambda: Coords.grid(2, 2).row,
         AttributeError,

@@ -143,7 +143,7 @@ class _Recording(Record):
 
     def __init__(self, side: str, fields: dict[str, Any], seen: set[tuple[str, str]]) -> None:
         super().__init__(side, fields)
-        self._seen = seen
+        object.__setattr__(self, "_seen", seen)
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)

@@ -460,7 +460,11 @@ def formula_derivatives(x, dx, ct, data, normalizer):
 
 
 def pairwise(*axes):
-    """Cells so that any two members of different axes meet at least once; the rarest fill up."""
+    """Cells so that any two members of different axes meet at least once; the rarest fill up.
+
+    The package allpairspy makes equally many cells of these axes, but fills them up with the last
+    members: three quarters would have one normaliser.
+    """
     left = {
         (i, a, j, b)
         for (i, x), (j, y) in itertools.combinations(enumerate(axes), 2)
