@@ -1,4 +1,8 @@
-"""What multiplies an image by gates, and adds to it."""
+"""Gates applied to images.
+
+The arguments broadcast to the image: they have size 1 where they are constant. Results have the
+dtype of the image, and gradients of gates are summed in at least float32.
+"""
 
 import functools
 
@@ -14,6 +18,20 @@ def apply_gate(x: jax.Array, *gates: jax.Array) -> jax.Array:
     return functools.reduce(jnp.multiply, gates, x)
 
 
-add = elementwise(lambda x, term: x + term)
-apply_sum = elementwise(lambda x, *gates: x * functools.reduce(jnp.add, gates))
-gate_sum = elementwise(lambda x, *gates: functools.reduce(jnp.add, gates))
+@elementwise
+def apply_gate_sum(x: jax.Array, *gates: jax.Array) -> jax.Array:
+    """x ⊙ (g₁ + g₂ + ...)."""
+    return x * functools.reduce(jnp.add, gates)
+
+
+@elementwise
+def gate_sum(x: jax.Array, *gates: jax.Array) -> jax.Array:
+    """g₁ + g₂ + ..., broadcast to x."""
+    del x
+    return functools.reduce(jnp.add, gates)
+
+
+@elementwise
+def add(x: jax.Array, term: jax.Array) -> jax.Array:
+    """x + t."""
+    return x + term

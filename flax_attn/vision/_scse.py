@@ -11,7 +11,7 @@ from flax_attn._cpu.arithmetic import larger
 from flax_attn._cpu.barriers import reread
 from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._gates import apply_sum, gate_sum
+from flax_attn.vision._gates import apply_gate_sum, gate_sum
 from flax_attn.vision._pooling import spatial_mean
 
 Combine = Literal["max", "add"]
@@ -145,5 +145,5 @@ def _gate_of_larger(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax
     return (channel + spatial + jnp.sign(x) * jnp.abs(channel - spatial)) / 2
 
 
-_SCALED = {"max": elementwise(_larger, half=0.5), "add": apply_sum}
+_SCALED = {"max": elementwise(_larger, half=0.5), "add": apply_gate_sum}
 _JOINED = {"max": elementwise(_gate_of_larger), "add": gate_sum}

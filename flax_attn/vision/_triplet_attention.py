@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._gates import apply_sum, gate_sum
+from flax_attn.vision._gates import apply_gate_sum, gate_sum
 from flax_attn.vision._pooling import maximum, mean
 
 
@@ -67,7 +67,7 @@ def triplet_attention(
       Module", WACV 2021, arXiv:2010.03045, section 3.
     """
     gates = _gates(x, conv_cw, norm_cw, conv_hc, norm_hc, conv_hw, norm_hw, gate_fn)
-    return apply_sum(x, *gates)
+    return apply_gate_sum(x, *gates)
 
 
 def triplet_attention_gate(
@@ -89,7 +89,7 @@ def triplet_attention_gate(
 def triplet_attention_and_gate(x: jax.Array, **layers: Any) -> tuple[jax.Array, jax.Array]:
     """`triplet_attention` and `triplet_attention_gate` of the same gates."""
     gates = _gates(x, **layers)
-    return apply_sum(x, *gates), gate_sum(x, *gates)
+    return apply_gate_sum(x, *gates), gate_sum(x, *gates)
 
 
 def _gates(

@@ -11,7 +11,7 @@ from flax_attn import nnx, vision
 from flax_attn._cpu.maximum import maximum
 from flax_attn._cpu.one_channel import dot_of_one
 from flax_attn._cpu.weighted_sum import weighted_sum
-from flax_attn.vision._gates import add, apply_gate, apply_sum
+from flax_attn.vision._gates import add, apply_gate, apply_gate_sum
 from tests.compilation import AS_USERS
 from tests.mechanisms import (
     facts,
@@ -184,7 +184,7 @@ def simam(x):
 PAIRS = {
     "product of gates": (apply_gate, product, ((2, 3, 4, 5), (2, 3, 1, 5), (2, 1, 4, 5))),
     "sum of gates": (
-        apply_sum,
+        apply_gate_sum,
         lambda x, g, h: x * (g + h),
         ((2, 3, 4, 5), (2, 3, 1, 5), (2, 1, 4, 5)),
     ),
