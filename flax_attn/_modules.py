@@ -14,7 +14,7 @@ from jax import lax
 from flax_attn._checks import as_integer, check_array, check_maps
 from flax_attn._jax import varying_axes
 from flax_attn.attention import Dropout, attention_weights, dot_product_attention
-from flax_attn.attention._modules import as_boolean
+from flax_attn.attention._flax_masks import as_boolean
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import expand_rank
-from flax_attn.attention._modules import as_boolean
+from flax_attn.attention._flax_masks import as_boolean
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.weights import attention_weights
