@@ -1,4 +1,4 @@
-"""The record of token coordinates that masks and score modifiers read."""
+"""What a mask or a score modifier sees of the queries, or of the keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ import jax
 
 @jax.tree_util.register_pytree_with_keys_class
 class Record:
-    """Coordinates of tokens as attributes, which broadcast against those of the other side.
+    """The coordinates of many tokens, as attributes that broadcast against the other side's.
 
-    All fields have the same rank. The last two axes are `[t, 1]` for queries and `[1, s]` for keys.
-    The axes before them are batch and heads, of size 1 where a field does not vary. A record of
-    queries also has `head_ids`, the global number of each query head.
+    Every field has one rank. The last two axes are `[t, 1]` for queries and `[1, s]` for keys; the
+    axes before them are heads and batch, of size 1 where nothing varies. A query's record also has
+    `head_ids`, the global number of each query head.
     """
 
     def __init__(self, side: str, fields: Mapping[str, Any]) -> None:
@@ -27,9 +27,9 @@ class Record:
             raise AttributeError(name)
         if name == "numbers":
             raise MissingFieldError(
-                f"the {self._side} coordinates hide the numbers of tokens from masks and score "
-                f"modifiers: only dropout reads them. Compare positions, or pass a feature of "
-                f"another name: Coords.with_features(place=...)."
+                f"the {self._side} coordinates do not show the numbers of tokens to masks and "
+                f"score modifiers: dropout alone reads them. Compare positions, or give a feature "
+                f"of another name: Coords.with_features(place=...)."
             )
         raise MissingFieldError(
             f"the {self._side} coordinates have no {name!r}, only {', '.join(fields) or 'nothing'}."
@@ -47,13 +47,13 @@ class Record:
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Any) -> "Record":
-        """The record of children, for JAX."""
+        """From children, for JAX."""
         side, names = aux
         return cls(side, dict(zip(names, children, strict=True)))
 
 
 class MissingFieldError(ValueError, AttributeError):
-    """A mask or score modifier reads a field that the coordinates do not have."""
+    """A mask or score modifier reads a field that the coordinates do not carry."""
 
 
 _FIXES = {
