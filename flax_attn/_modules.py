@@ -1,4 +1,4 @@
-"""What the Linen and the NNX module of multi-head attention share."""
+"""What the Linen and NNX modules share: multi-head attention, and attention weights to sow."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ MASK_BY_NAME = "(A mask is passed by name: mask=mask.)"
 
 
 class HeadSizes(NamedTuple):
-    """Heads and their sizes."""
+    """The number of key and value heads, and the head sizes."""
 
     num_kv_heads: int
     head_dim: int
@@ -39,7 +39,7 @@ def head_sizes(
     value_head_dim: int | None,
     axis_name: str | None,
 ) -> HeadSizes:
-    """Settle the numbers that may be left out, and check them."""
+    """Fill in the sizes that are left out, and check all of them."""
     numbers = {"num_kv_heads": num_kv_heads, "qkv_features": qkv_features, "head_dim": head_dim}
     for name, number in {"num_heads": num_heads, **numbers}.items():
         if number is not None:
@@ -55,7 +55,7 @@ def head_sizes(
     if head_dim is None:
         if axis_name is not None and qkv_features is None:
             raise ValueError(
-                f"{MODULE}: head_dim must be given with axis_name, for num_heads = {num_heads} "
+                f"{MODULE}: head_dim must be given with axis_name, because num_heads = {num_heads} "
                 f"counts the heads of one device only."
             )
         features = in_features if qkv_features is None else qkv_features
@@ -77,13 +77,6 @@ def head_sizes(
     return HeadSizes(num_kv_heads, head_dim, value_head_dim)
 
 
-def output_features(in_features: int, out_features: int | None) -> int:
-    """Width of the output, default that of the queries' input."""
-    if out_features is not None and out_features < 1:
-        raise ValueError(f"{MODULE}: out_features must be at least 1, got {out_features}.")
-    return in_features if out_features is None else out_features
-
-
 def check_dropout_rate(rate: float) -> None:
     """Raise unless the rate is a probability below 1."""
     if not 0 <= rate < 1:
@@ -94,7 +87,7 @@ def check_dropout_rate(rate: float) -> None:
 
 
 def refuse_decode(decode: bool | None, what: str = "decode=True") -> None:
-    """Raise if an autoregressive cache is asked for."""
+    """Raise if a key/value cache is asked for."""
     if decode:
         raise NotImplementedError(
             f"{MODULE}: {what} is not part of this version, which has no key/value cache. "
@@ -103,7 +96,7 @@ def refuse_decode(decode: bool | None, what: str = "decode=True") -> None:
 
 
 def refuse_einsum(*einsum_classes: Any) -> None:
-    """Raise if an einsum of the caller's own is to compute scores or output."""
+    """Raise if the caller passes an einsum for scores or output."""
     if any(cls is not None for cls in einsum_classes):
         raise NotImplementedError(
             f"{MODULE}: qk_attn_weights_einsum_cls and attn_weights_value_einsum_cls are not part "
@@ -117,7 +110,7 @@ def resolve_inputs(
     inputs_v: jax.Array | None,
     inputs_kv: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys default to the queries' input, values to the keys'."""
+    """The inputs of keys and values; by default those of queries and of keys."""
     if inputs_kv is not None:
         if inputs_k is not None or inputs_v is not None:
             raise ValueError(
@@ -140,7 +133,7 @@ def resolve_inputs(
 
 
 def _refuse_mask(name: str, inputs: Any, ndim: int) -> None:
-    """Raise if a mask was passed by position: it then stands where the keys or values do."""
+    """Raise if a mask was passed by position, in place of keys or values."""
     error: type[Exception]
     if isinstance(inputs, Mask):
         error, got = TypeError, repr(inputs)
@@ -159,7 +152,7 @@ def _refuse_mask(name: str, inputs: Any, ndim: int) -> None:
 def make_dropout(
     rate: float, key: jax.Array, broadcast: bool, inputs: jax.Array, batch_axis_name: str | None
 ) -> Dropout:
-    """Dropout that counts batch elements over all devices of `batch_axis_name`."""
+    """Dropout that numbers batch elements across all devices of `batch_axis_name`."""
     if batch_axis_name is None:
         return Dropout(rate, key, broadcast=broadcast)
     count = math.prod(inputs.shape[:-2])
@@ -170,7 +163,7 @@ def make_dropout(
 def attention_options(
     mask: Mask | jax.Array | None, num_heads: int, axis_name: str | None, **options: Any
 ) -> dict[str, Any]:
-    """The options of `attention_fn`: those that say something."""
+    """The options of `attention_fn`, without those that are None or False."""
     head_ids = None
     if axis_name is not None:
         head_ids = lax.axis_index(axis_name) * num_heads + jnp.arange(num_heads)
@@ -183,14 +176,14 @@ def attention_options(
 def adapted(
     attention_fn: Callable[..., jax.Array], *axis_names: str | None
 ) -> Callable[..., jax.Array]:
-    """`attention_fn` on queries, keys and values of a common dtype, as in Flax.
+    """`attention_fn` with inputs of one dtype, and with the keywords that it takes.
 
-    Dropout is handed to functions of Flax, and to those with its arguments, in its keywords. An
-    option that a function does not take is refused.
+    Functions of Flax, and functions with the same keywords, get dropout in those keywords. Options
+    that a function does not take are refused.
 
     Args:
       attention_fn: The function.
-      *axis_names: Axes of a surrounding `shard_map` that split heads or batch, but no sequence.
+      *axis_names: Axes of a surrounding `shard_map` that split heads or batch, not the sequence.
     """
     check_maps(MODULE, attention_fn=attention_fn)
 
@@ -202,13 +195,13 @@ def adapted(
         axes = varying_axes(query)
         if own and axes and axes <= {*axis_names}:
             options = _numbered(query, key, options)
-        return attention_fn(query, key, value, **_in_its_words(attention_fn, options))
+        return attention_fn(query, key, value, **_keywords_for(attention_fn, options))
 
     return attend
 
 
 def _numbered(query: jax.Array, key: jax.Array, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with numbers of heads, batch elements and tokens that are all on this device."""
+    """The options, where heads, batch elements and tokens are numbered as on one device."""
     *batch, length_q, num_heads, _ = query.shape
     numbers: dict[str, Any] = {"head_ids": jnp.arange(num_heads)}
     if length_q == key.shape[-3]:
@@ -220,7 +213,7 @@ def _numbered(query: jax.Array, key: jax.Array, options: dict[str, Any]) -> dict
     return options | {name: x for name, x in numbers.items() if options.get(name) is None}
 
 
-def _in_its_words(
+def _keywords_for(
     attention_fn: Callable[..., jax.Array], options: dict[str, Any]
 ) -> dict[str, Any]:
     try:
@@ -267,7 +260,7 @@ def _is_of_flax(function: Any) -> bool:
 def with_weights(
     attention_fn: Callable[..., jax.Array], sow: Callable[[str, jax.Array], Any]
 ) -> Callable[..., jax.Array]:
-    """`attention_fn`, which also sows its weights."""
+    """A function that calls `attention_fn` and also sows the weights."""
     if attention_fn is not dot_product_attention:
         raise NotImplementedError(
             f"{MODULE}: sow_weights needs attention_fn = flax_attn.dot_product_attention, "
@@ -290,7 +283,7 @@ def with_weights(
 def summed_over(
     axis_name: str | None, dot_general: Callable[..., jax.Array] | None
 ) -> Callable[..., jax.Array] | None:
-    """A dot product whose contracted heads are split over `axis_name`."""
+    """A dot product that sums over `axis_name`, which splits the contracted heads."""
     if axis_name is None:
         return dot_general
     local = lax.dot_general if dot_general is None else dot_general

@@ -78,6 +78,6 @@ def _biased(layer: Layer, y: jax.Array, features: Shape) -> jax.Array:
 
     def flat(key: jax.Array, shape: Shape, dtype: Dtype) -> jax.Array:
         bias = layer.bias_init(key, (math.prod(shape),), dtype)
-        return jax.tree.map(lambda array: array.reshape(shape), bias)  # in a box of metadata, too
+        return jax.tree.map(lambda array: array.reshape(shape), bias)  # it may be in a box
 
     return add_bias(y, layer.param("bias", flat, features, layer.param_dtype))

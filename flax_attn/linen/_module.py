@@ -124,9 +124,8 @@ class NormModule(LayerModule, kw_only=True):
     """A module that normalises between its layers.
 
     Attributes:
-      norm: Makes each normalisation; called as `norm(name=...)`. The default is a batch
-        normalisation with an exact variance, as a rule with the momentum and ε of PyTorch, and
-        needs `use_running_average`. Another one may hold the phase itself:
+      norm: Makes each normalisation, called as `norm(name=...)`. The default needs
+        `use_running_average`. A norm of your own may hold it:
         `functools.partial(nn.BatchNorm, use_running_average=not train)`.
       use_running_average: If True, running statistics are used (`not train`). It may be given at
         the call instead.
@@ -136,7 +135,7 @@ class NormModule(LayerModule, kw_only=True):
     use_running_average: bool | None = None
 
     def _norm(self, use_running_average: bool | None) -> Callable[..., Any]:
-        """`norm`, told the phase by the attribute or by the argument of the call."""
+        """`norm` with the phase, which is the attribute or the argument of the call."""
         if self.use_running_average is not None or use_running_average is not None:
             phase = nn.merge_param(
                 "use_running_average", self.use_running_average, use_running_average
@@ -144,7 +143,7 @@ class NormModule(LayerModule, kw_only=True):
             return functools.partial(self.norm, use_running_average=phase)
         if self.norm in NEEDS_PHASE:
             raise ValueError(
-                f"{type(self).__name__}: use_running_average must be given, for batch "
+                f"{type(self).__name__}: use_running_average must be given: batch "
                 f"normalisation depends on the phase. Pass use_running_average=not train, or a "
                 f"norm of your own."
             )

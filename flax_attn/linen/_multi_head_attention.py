@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer, PrecisionLike
 
+from flax_attn._checks import output_features
 from flax_attn._modules import (
     MODULE,
     adapted,
@@ -16,7 +17,6 @@ from flax_attn._modules import (
     check_dropout_rate,
     head_sizes,
     make_dropout,
-    output_features,
     refuse_decode,
     refuse_einsum,
     resolve_inputs,
@@ -140,7 +140,7 @@ class MultiHeadAttention(Module):
             dot_general_cls=self.qkv_dot_general_cls,
         )
         out = dense(
-            output_features(inputs_q.shape[-1], self.out_features),
+            output_features(MODULE, inputs_q.shape[-1], self.out_features),
             axis=(-2, -1),
             kernel_init=self.out_kernel_init or self.kernel_init,
             bias_init=self.out_bias_init or self.bias_init,

@@ -17,9 +17,9 @@ class AdditiveAttention(LayerModule):
     """Additive (Bahdanau) attention; see `flax_attn.nnx.AdditiveAttention`.
 
     Example:
-      >>> query, key, value = jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
+      >>> q, k, v = jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
       >>> attention = linen.AdditiveAttention(hidden_features=8)
-      >>> attention.init_with_output(key, query, key, value)[0].shape
+      >>> attention.init_with_output(key, q, k, v)[0].shape
       (2, 1, 4)
     """
 

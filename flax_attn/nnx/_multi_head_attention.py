@@ -11,7 +11,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike, PromoteDtypeFn
 
-from flax_attn._checks import check_features
+from flax_attn._checks import check_features, output_features
 from flax_attn._modules import (
     MASK_BY_NAME,
     MODULE,
@@ -20,7 +20,6 @@ from flax_attn._modules import (
     check_dropout_rate,
     head_sizes,
     make_dropout,
-    output_features,
     refuse_decode,
     resolve_inputs,
     summed_over,
@@ -164,7 +163,7 @@ class MultiHeadAttention(Module):
         self.key_ln = nnx.data(norm(scale_metadata=key_ln_scale_metadata) if normalize_qk else None)
         self.out = layers.general(
             (num_heads, sizes.value_head_dim),
-            output_features(in_features, out_features),
+            output_features(MODULE, in_features, out_features),
             axis=(-2, -1),
             precision=precision,
             kernel_init=out_kernel_init or kernel_init,

@@ -24,8 +24,8 @@ class AdditiveAttention(Module):
       in_kv_features: Dk, the width of the keys; Dq by default.
 
     Example:
-      >>> query, key, value = jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
-      >>> nnx.AdditiveAttention(20, 8, in_kv_features=2, rngs=rngs)(query, key, value).shape
+      >>> q, k, v = jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
+      >>> nnx.AdditiveAttention(20, 8, in_kv_features=2, rngs=rngs)(q, k, v).shape
       (2, 1, 4)
     """
 

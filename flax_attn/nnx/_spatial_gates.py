@@ -319,7 +319,8 @@ class SimAM(Module):
         e_lambda: float = 1e-4,
         rngs: nnx.Rngs | None = None,
     ):
-        self.in_features, self.e_lambda = in_features, e_lambda
+        self._set_in_features(in_features)
+        self.e_lambda = e_lambda
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale an image `[*B, H, W, C]`."""
