@@ -1,4 +1,4 @@
-"""Functions that users pass to masks and score modifiers: their errors and their pickling."""
+"""Functions that users give to masks and score modifiers: their errors, and their pickling."""
 
 import functools
 import importlib
@@ -16,12 +16,12 @@ BRANCHING_ERRORS = (
 
 
 def check_function(owner: str, function: Any, example: str) -> None:
-    """Raise unless `function` is a function.
+    """Raise unless a function has come.
 
     Args:
       owner: The public function, for the message.
-      function: The argument.
-      example: The signature of such a function, for the message.
+      function: What was given.
+      example: How such a function begins.
     """
     if not callable(function) or inspect.isclass(function):
         kind = function.__name__ if inspect.isclass(function) else type(function).__name__
@@ -29,7 +29,7 @@ def check_function(owner: str, function: Any, example: str) -> None:
 
 
 def kind_of(x: Any) -> str:
-    """The name of a wrong argument in messages: a class or function by name, others by type."""
+    """What messages call a thing of the wrong kind: its type, or a class or function by name."""
     if isinstance(x, type):
         return f"the class {x.__name__}"
     if callable(x) and hasattr(x, "__name__"):
@@ -38,21 +38,21 @@ def kind_of(x: Any) -> str:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, or the type of another callable."""
+    """The name of a function; of another callable, that of its type."""
     return getattr(function, "__name__", type(function).__name__)
 
 
 def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict[str, Any]) -> None:
-    """Raise unless a function accepts some inputs and these parameters.
+    """Raise unless a function can be called with some inputs and these parameters.
 
     Args:
       function: The function.
-      inputs: Names of the positional inputs, such as `"q, k"`.
-      parameters: The keyword arguments.
+      inputs: Names of what it is called with, `"q, k"`.
+      parameters: What else, by name.
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in functions have no signature
+    except (TypeError, ValueError):  # some built-in functions have none
         return
     count = len(inputs.split(", "))
     try:
@@ -61,19 +61,19 @@ def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict
         name = name_of(function)
         raise TypeError(
             f"{name}: the function is called as {name}({inputs}, **parameters) with the parameters "
-            f"given here, {', '.join(parameters) or 'none'}, but {error}. Its signature is "
+            f"that are given here by name, {', '.join(parameters) or 'none'}, but {error}. It is "
             f"{name}{signature}."
         ) from None
 
 
 def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: Any) -> Any:
-    """Call a user's function; explain how to avoid Python control flow on array values.
+    """Call a user's function; say what to write where it decides by the value of an array.
 
     Args:
       function: The function.
       kind: `"relation"` or `"score modifier"`, for the message.
-      *inputs: Its positional arguments.
-      **parameters: Its keyword arguments.
+      *inputs: What it is called with.
+      **parameters: What else.
     """
     try:
         return function(*inputs, **parameters)
@@ -91,10 +91,9 @@ def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: An
 
 
 def by_name(function: Callable[..., Any]) -> Any:
-    """A function in a form that can be pickled: itself, or its module and name.
+    """A function for pickle: itself, or where its name now means what it was made into, that name.
 
-    `@relation` replaces the function by a mask factory of the same name, so pickle cannot find the
-    function itself. It is found through the factory.
+    `@relation` leaves the maker of a mask under the function's name, which pickle would refuse.
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     try:
@@ -106,7 +105,7 @@ def by_name(function: Callable[..., Any]) -> Any:
 
 
 def from_name(named: Any) -> Callable[..., Any]:
-    """The inverse of `by_name`."""
+    """The function that `by_name` has named."""
     return _made_of(_find(*named)) if isinstance(named, tuple) else named
 
 
@@ -115,5 +114,5 @@ def _find(module: Any, name: str) -> Any:
 
 
 def _made_of(made: Any) -> Any:
-    """The function inside a mask factory or a score modifier."""
+    """The function that a maker of masks, or a score modifier, is made of."""
     return made.function
