@@ -26,6 +26,7 @@ from flax_attn import vision
 SIZES = {"B": 3, "H": 6, "W": 5, "C": 128}
 # Images whose sides are multiples of the default windows.
 PLACES = {"grid_attention": (14, 7), "halo_attention": (16, 8), "window_attention": (14, 7)}
+SIZED = ("attention_pool", "bottleneck_attention")  # parameters depend on the size of the image
 COSTS = Path(__file__).with_name("mechanism_costs.json")
 INTRODUCTION = """\
 # Vision mechanisms
@@ -74,11 +75,13 @@ def module_class(namespace: Any, mechanism: str) -> type:
 
 def build(mechanism: str, height: int = SIZES["H"], width: int = SIZES["W"]) -> nnx.Module:
     """The NNX module for C channels, with default options."""
-    cls = module_class(flax_attn.nnx, mechanism)
-    known = {"in_features": SIZES["C"], "rngs": nnx.Rngs(0)}
-    known["input_size"] = (height, width)
-    asked = inspect.signature(cls.__init__).parameters
-    return cls(**{name: value for name, value in known.items() if name in asked})
+    options = {"input_size": (height, width)} if mechanism in SIZED else {}
+    return module_class(flax_attn.nnx, mechanism)(SIZES["C"], **options, rngs=nnx.Rngs(0))
+
+
+def num_images(module: nnx.Module) -> int:
+    """The number of images that a module takes: the attention gate also takes a gating signal."""
+    return 2 if isinstance(module, flax_attn.nnx.AttentionGate) else 1
 
 
 def in_letters(shape: tuple[int, ...]) -> str:
@@ -117,8 +120,7 @@ def row(mechanism: str, function: Callable[..., jax.Array]) -> Row:
 
     def run() -> tuple[Any, Any]:
         module = build(mechanism)
-        inputs = inspect.signature(module).parameters.values()
-        images = [jnp.ones(tuple(sizes.values())) for i in inputs if i.default is i.empty]
+        images = [jnp.ones(tuple(sizes.values()))] * num_images(module)
         _, sown = nnx.capture(module, nnx.Intermediate)(*images)
         return nnx.to_pure_dict(nnx.state(module, nnx.Param)), nnx.to_pure_dict(sown)
 

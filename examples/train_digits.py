@@ -18,7 +18,6 @@ Needs `pip install "flax-attn[examples]"`.
 """
 
 import argparse
-import dataclasses
 import functools
 import inspect
 import math
@@ -67,6 +66,7 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "spatial_group_enhance": {"groups": 8},
     "window_attention": {"window_size": 4, "num_heads": 4},
 }
+SIZED = ("bottleneck_attention",)  # its parameters depend on the size of the image
 # These do not fit a residual block: one needs a second image, one returns a vector.
 NOT_HERE = ("attention_gate", "attention_pool")
 SPLIT_SEED = 0  # --seed changes the training, not the split
@@ -173,25 +173,24 @@ class LinenNetwork(nn.Module):
 
 
 def nnx_attention(mechanism: str, features: int, size: int, rngs: nnx.Rngs) -> Callable:
-    """An NNX module is told the width and size of the image and the keys' source, if it asks."""
+    """The NNX module for images of some channels, and of some size where that matters."""
     if mechanism == "none":
         return nnx.identity
-    cls = module_class(flax_attn.nnx, mechanism)
-    known = {"in_features": features, "input_size": (size, size), "rngs": rngs}
-    asked = inspect.signature(cls.__init__).parameters
-    told = {name: value for name, value in known.items() if name in asked}
-    return cls(**told, **SMALL.get(mechanism, {}))
+    options = SMALL.get(mechanism, {})
+    if mechanism in SIZED:
+        options = {"input_size": (size, size), **options}
+    return module_class(flax_attn.nnx, mechanism)(features, **options, rngs=rngs)
 
 
 def linen_attention(mechanism: str, norm: Callable) -> Callable:
-    """A Linen module sees the channels; its normalisation, if any, is told the phase."""
+    """The Linen module; its batch normalisation, if it has one, must know the phase."""
     if mechanism == "none":
         return lambda x: x
     cls = module_class(flax_attn.linen, mechanism)
-    told = SMALL.get(mechanism, {})
-    fields = {field.name: field.default for field in dataclasses.fields(cls)}
-    normalizes = fields.get("norm") is not None
-    return cls(norm=norm, name="attention", **told) if normalizes else cls(name="attention", **told)
+    options = SMALL.get(mechanism, {})
+    if hasattr(cls, "use_running_average"):
+        options = {"norm": norm, **options}
+    return cls(name="attention", **options)
 
 
 # ------------------------------------------------------------------------------ training, twice

@@ -1,4 +1,4 @@
-"""Checks shared by the public functions: each raises with the numbers and the fix."""
+"""Checks shared by the public functions. Each error names the numbers and the fix."""
 
 import operator
 import sys
@@ -16,12 +16,17 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of pooled statistics, scores and accumulators: at least float32."""
+    """The dtype of statistics, scores and accumulators of an array: at least float32."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
+def is_wide(x: jax.Array) -> bool:
+    """Whether an array already has the dtype of its statistics."""
+    return statistics_dtype(x.dtype) == x.dtype
+
+
 def warn(message: str) -> None:
-    """Warn the caller of the library, at the line that has called it."""
+    """Warn with the line that called the library."""
     level = 1
     frame: types.FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("flax_attn"):
@@ -30,7 +35,7 @@ def warn(message: str) -> None:
 
 
 def check_array(owner: str, name: str, array: jax.Array) -> None:
-    """Raise unless an array, of NumPy or JAX, has come."""
+    """Raise unless it is an array of NumPy or JAX."""
     if isinstance(array, jax.Array | np.ndarray):
         return
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
@@ -40,7 +45,7 @@ def check_array(owner: str, name: str, array: jax.Array) -> None:
         )
     try:
         jnp.dtype(array.dtype)
-    except TypeError:  # it is one of another library
+    except TypeError:  # an array of another library
         library = type(array).__module__.partition(".")[0]
         convert = ".detach().cpu().numpy()" if library == "torch" else ".numpy()"
         raise TypeError(
@@ -50,14 +55,14 @@ def check_array(owner: str, name: str, array: jax.Array) -> None:
 
 
 def check_arrays(owner: str, **arrays: jax.Array | None) -> None:
-    """Raise unless each is an array, of NumPy or JAX, or left out."""
+    """Raise unless each is an array of NumPy or JAX, or None."""
     for name, array in arrays.items():
         if array is not None:
             check_array(owner, name, array)
 
 
 def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
-    """The array, of NumPy or JAX, as one of JAX; `TypeError` unless it is real floating point."""
+    """The array as a JAX array; `TypeError` unless it is real floating point."""
     check_array(function, name, array)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(
@@ -73,7 +78,7 @@ def as_floating(function: str, name: str, array: jax.Array) -> jax.Array:
 
 
 def check_maps(function: str, **maps: Any) -> None:
-    """Raise unless each map is one, or a sequence of them; None stands for one left out."""
+    """Raise unless each is a map, a sequence of maps, or None."""
     for name, given in maps.items():
         many = isinstance(given, Sequence) and not isinstance(given, str) and not callable(given)
         for number, one in enumerate(given if many else [given]):
@@ -95,7 +100,7 @@ def _check_map(function: str, name: str, given: Any) -> None:
         function_of_name = "flax_attn.dot_product_attention" if attention else f"jax.nn.{given}"
         got, fix = repr(given), f"Pass the function, as {function_of_name}."
     elif isinstance(given, type):
-        got, fix = f"the class {given.__name__}", "Make one of it."
+        got, fix = f"the class {given.__name__}", "Create an instance."
     elif type(given).__module__.partition(".")[0] == "torch":
         got, fix = f"torch's {got}", "Bind its weights: maps.dense(jnp.asarray(weight.T.numpy()))."
     elif callable(given):
@@ -116,6 +121,16 @@ def expand_rank(array: jax.Array, ndim: int) -> jax.Array:
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
+def broadcast_like(array: jax.Array, like: jax.Array, last: int | None = None) -> jax.Array:
+    """The array broadcast to the shape of another, or to that shape with a last axis of `last`.
+
+    On an explicit mesh it is divided as `like` is. Without that, its gradient would be gathered.
+    """
+    shape = like.shape if last is None else (*like.shape[:-1], last)
+    sharding = jax.typeof(like).sharding
+    return jnp.broadcast_to(array, shape, out_sharding=sharding if any(sharding.spec) else None)
+
+
 def as_integer(function: str, name: str, number: int) -> int:
     """The number as a Python integer; `TypeError` if it is not a whole number."""
     try:
@@ -129,7 +144,7 @@ def as_integer(function: str, name: str, number: int) -> int:
 def check_features(
     module: str, x: jax.Array, features: int, name: str = "x", fix: str = ""
 ) -> None:
-    """Raise unless `x` is an array of the width that the module was made for."""
+    """Raise unless `x` is an array with the module's number of input channels."""
     check_array(module, name, x)
     if x.shape[-1:] != (features,):
         if x.shape[-3:-2] == (features,):
@@ -143,7 +158,7 @@ def check_features(
 def reduced_features(
     module: str, features: int, reduction: int, hidden_features: int | None, least: int = 0
 ) -> int:
-    """R = max(least, C // reduction), or as given; a width of 0 raises."""
+    """R: `hidden_features`, or max(least, C // reduction), which must not be 0."""
     if hidden_features is not None:
         return check_positive(module, "hidden_features", hidden_features)
     reduced = max(least, features // check_positive(module, "reduction", reduction))
@@ -156,14 +171,14 @@ def reduced_features(
 
 
 def output_features(module: str, features: int, out_features: int | None) -> int:
-    """The width of the output, which is C unless it is given."""
+    """The output channels: `out_features`, or C."""
     if out_features is None:
         return features
     return check_positive(module, "out_features", out_features)
 
 
 def check_at_least(owner: str, name: str, number: int, least: int) -> int:
-    """The number, if it is whole and at least `least`."""
+    """The number as an integer; raise unless it is whole and at least `least`."""
     size = as_integer(owner, name, number)
     if size < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {size}.")
@@ -171,18 +186,18 @@ def check_at_least(owner: str, name: str, number: int, least: int) -> int:
 
 
 def check_positive(owner: str, name: str, number: int) -> int:
-    """The number, if it is whole and at least 1."""
+    """The number as an integer; raise unless it is whole and at least 1."""
     return check_at_least(owner, name, number, 1)
 
 
 def check_above_zero(owner: str, name: str, number: float) -> None:
-    """Raise unless a number is above 0; of a traced one that cannot be known."""
+    """Raise unless a number is above 0. A traced number is not checked."""
     if not isinstance(number, jax.core.Tracer) and not number > 0:
         raise ValueError(f"{owner}: {name} must be above 0, got {number}.")
 
 
 def check_multiple(owner: str, name: str, features: int, of: str, groups: int) -> int:
-    """The channels of each of `groups` equal groups."""
+    """The channels per group; raise unless `groups` divides the channels."""
     groups = check_positive(owner, of, groups)
     if features % groups:
         chosen = " and ".join(factor for factor in of.split(" · ") if not factor.isdigit())
@@ -194,7 +209,7 @@ def check_multiple(owner: str, name: str, features: int, of: str, groups: int) -
 
 
 def group_features(owner: str, features: int, groups: int, *, parts: int = 1) -> int:
-    """C // (parts · groups): the channels of each part of a group, none left over."""
+    """C / (parts · groups), the channels of each part of a group; it must be a whole number."""
     groups = check_positive(owner, "groups", groups)
     of = "groups" if parts == 1 else f"{parts} · groups"
     return check_multiple(owner, "C", features, of, parts * groups)
@@ -218,7 +233,7 @@ def heads_of_32(owner: str, features: int, num_heads: int | None) -> tuple[int, 
 
 
 def check_odd(module: str, kernel_size: int, name: str = "kernel_size") -> int:
-    """The kernel size, if it has a centre."""
+    """The kernel size; raise unless it is odd."""
     size = as_integer(module, name, kernel_size)
     if size < 1 or size % 2 == 0:
         raise ValueError(
@@ -230,7 +245,7 @@ def check_odd(module: str, kernel_size: int, name: str = "kernel_size") -> int:
 def dilated_kernels(
     module: str, kernel_sizes: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """The odd width and the dilation of each kernel."""
+    """The odd size and the dilation of each kernel."""
     kernel_sizes = _as_list(module, "kernel_sizes", kernel_sizes)
     dilations = _as_list(module, "dilations", dilations)
     if len(kernel_sizes) != len(dilations):
@@ -243,7 +258,7 @@ def dilated_kernels(
 
 
 def check_dilations(module: str, dilations: Sequence[int]) -> list[int]:
-    """The dilations, of which there is one at least and each is positive."""
+    """The dilations; raise unless there is at least one and each is positive."""
     dilations = _as_list(module, "dilations", dilations)
     check_positive(module, "the number of dilations", len(dilations))
     return [check_positive(module, "dilations", dilation) for dilation in dilations]

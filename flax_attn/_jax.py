@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import mlir
+from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Spec = tuple[tuple[str, ...], ...]
@@ -201,3 +201,172 @@ def _factorings(number: int) -> Iterator[tuple[int, ...]]:
         if number % prime == 0 and all(prime % n for n in range(2, prime)):
             for rest in _factorings(number // prime):
                 yield (prime, *rest)
+
+
+# ---- primitives
+
+
+def identity_primitive(
+    name: str,
+    cpu: Callable[[Sequence[jax.Array]], Sequence[jax.Array]],
+    *,
+    cotangents: bool = True,
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Make a function that returns its arrays unchanged, lowered to another identity on CPUs.
+
+    Args:
+      name: The name of the primitive.
+      cpu: What it is lowered to on CPUs: a function from a list of arrays to the same arrays, such
+        as `jax.lax.optimization_barrier`. Other platforms get nothing.
+      cotangents: Whether cotangents pass through the primitive too. Tangents always do.
+
+    Returns:
+      A function of arrays that returns a tuple of them.
+    """
+    identity_p = Primitive(name)
+    identity_p.multiple_results = True
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list, list]:
+        nonzero = iter(identity_p.bind(*(t for t in tangents if not isinstance(t, ad.Zero))))
+        passed = [t if isinstance(t, ad.Zero) else next(nonzero) for t in tangents]
+        return identity_p.bind(*primals), passed
+
+    def transpose(given: Sequence[Any], *arrays: Any) -> list[jax.Array]:
+        del arrays
+        instantiated = [ad.instantiate_zeros(cotangent) for cotangent in given]
+        return identity_p.bind(*instantiated) if cotangents else instantiated
+
+    def batch(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[list, Sequence[Any]]:
+        return identity_p.bind(*arrays), axes
+
+    def on_cpus(*arrays: jax.Array) -> Sequence[jax.Array]:
+        return cpu(arrays)
+
+    identity_p.def_impl(lambda *arrays: list(arrays))
+    identity_p.def_abstract_eval(lambda *arrays: list(arrays))
+    ad.primitive_jvps[identity_p] = jvp
+    ad.primitive_transposes[identity_p] = transpose
+    batching.primitive_batchers[identity_p] = batch
+    mlir.register_lowering(identity_p, lambda ctx, *arrays: arrays)
+    mlir.register_lowering(identity_p, mlir.lower_fun(on_cpus, multiple_results=True), "cpu")
+    return lambda *arrays: tuple(identity_p.bind(*arrays))
+
+
+Program = Callable[..., list[jax.Array]]
+
+
+def choice_primitive(
+    name: str, choose: Callable[[mlir.LoweringRuleContext], bool]
+) -> Callable[..., list[jax.Array]]:
+    """Make a function that chooses between two equal programs when it is lowered.
+
+    Both programs are traced, and transformed together by `vmap`, `jvp` and transposition.
+
+    Args:
+      name: The name of the primitive.
+      choose: Whether to take the second program, asked at each lowering.
+
+    Returns:
+      A function `choice(first, second, *arrays)` of two functions from arrays to a list of arrays.
+      Outside `jit` it runs the first.
+    """
+    choice_p = Primitive(name)
+    choice_p.multiple_results = True
+
+    def bind(first: Program, second: Program, *arrays: Any) -> list[jax.Array]:
+        programs = tuple(jax.make_jaxpr(program)(*arrays) for program in (first, second))
+        return choice_p.bind(*arrays, programs=programs)
+
+    def transformed(
+        transform: Callable[[Program], Program], programs: Sequence[ClosedJaxpr], *arrays: Any
+    ) -> list[jax.Array]:
+        first, second = (transform(jaxpr_as_fun(program)) for program in programs)
+        return bind(first, second, *arrays)
+
+    def batch(arrays: Sequence[Any], axes: Sequence[Any], *, programs: Any) -> tuple[list, list]:
+        results = transformed(lambda f: jax.vmap(f, tuple(axes)), programs, *arrays)
+        return results, [0] * len(results)
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any], *, programs: Any) -> tuple:
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+        count = len(primals)
+
+        def tangent_of(f: Program) -> Program:
+            def run(*arrays: jax.Array) -> list[jax.Array]:
+                def of_moving(*values: jax.Array) -> list[jax.Array]:
+                    return f(*_replaced(arrays[:count], moving, values))
+
+                at = [arrays[i] for i in moving]
+                return jax.jvp(of_moving, at, list(arrays[count:]))[1]
+
+            return run
+
+        results = choice_p.bind(*primals, programs=programs)
+        nonzero = [tangents[i] for i in moving]
+        return results, transformed(tangent_of, programs, *primals, *nonzero)
+
+    def transpose(cotangents: Sequence[Any], *arrays: Any, programs: Any) -> list[jax.Array | None]:
+        linear = [i for i, x in enumerate(arrays) if ad.is_undefined_primal(x)]
+        count = len(arrays)
+
+        def transposed(f: Program) -> Program:
+            def run(*arrays: jax.Array) -> list[jax.Array]:
+                def of_linear(*values: jax.Array) -> list[jax.Array]:
+                    return f(*_replaced(arrays[:count], linear, values))
+
+                _, pull_back = jax.vjp(of_linear, *(arrays[i] for i in linear))
+                return list(pull_back(list(arrays[count:])))
+
+            return run
+
+        anywhere = [
+            ad.instantiate_zeros(ad.Zero(x.aval)) if i in linear else x
+            for i, x in enumerate(arrays)
+        ]
+        given = map(ad.instantiate_zeros, cotangents)
+        found = iter(transformed(transposed, programs, *anywhere, *given))
+        return [next(found) if i in linear else None for i in range(count)]
+
+    def lower(ctx: mlir.LoweringRuleContext, *arrays: Any, programs: Any) -> Sequence[Any]:
+        program = jaxpr_as_fun(programs[choose(ctx)])
+        return mlir.lower_fun(program, multiple_results=True)(ctx, *arrays)
+
+    choice_p.def_impl(lambda *arrays, programs: jaxpr_as_fun(programs[0])(*arrays))
+    choice_p.def_abstract_eval(lambda *arrays, programs: list(programs[0].out_avals))
+    batching.primitive_batchers[choice_p] = batch
+    ad.primitive_jvps[choice_p] = jvp
+    ad.primitive_transposes[choice_p] = transpose
+    mlir.register_lowering(choice_p, lower)
+    return bind
+
+
+def _replaced(
+    arrays: Sequence[jax.Array], places: Sequence[int], values: Sequence[jax.Array]
+) -> list[jax.Array]:
+    new = dict(zip(places, values, strict=True))
+    return [new.get(i, x) for i, x in enumerate(arrays)]
+
+
+# ---- jaxprs
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants: JAX 0.10 keeps them in a `ClosedJaxpr`, 0.12 in the jaxpr."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def literal_value(atom: Any) -> np.ndarray | None:
+    """The value of a jaxpr's atom if it is a literal; None if it is a variable."""
+    return np.asarray(atom.val) if isinstance(atom, Literal) else None
+
+
+# ---- Flax
+
+
+def is_captured(module: Any) -> bool:
+    """Whether an NNX module runs inside `flax.nnx.capture`.
+
+    Flax has no public way to ask. This is the attribute that `Module.sow` itself looks for (Flax
+    0.12.8 on).
+    """
+    return hasattr(module, "__captures__")

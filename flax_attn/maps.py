@@ -1,12 +1,12 @@
-"""Maps from arrays: weights bound into callables.
+"""Maps: weights bound to callables.
 
-A *map* is any callable from array to array: a Linen layer, an NNX layer, an Equinox module, a
-lambda, or one of these. The ones made here are `jax.tree_util.Partial`s, so that they pass through
-`jit`, `grad` and `vmap` as arguments: their arrays are the leaves, their settings are static and
-compare by value, and making one anew never retraces.
+A *map* is any callable from array to array, such as a Linen layer, an NNX layer, an Equinox module
+or a lambda. The functions here make maps from arrays. These maps are `jax.tree_util.Partial`s and
+pass through `jit`, `grad` and `vmap` as arguments. Their arrays are the leaves. Their settings are
+static and compare by value, so an equal map does not retrace.
 
-Every map computes in its input's dtype, accumulates in float32 (float64 for float64 input) and
-returns its input's dtype, whatever the dtype of its weights.
+Every map here computes in its input's dtype, accumulates in float32 (float64 for float64 input) and
+returns its input's dtype, for weights of any dtype.
 
 Letters: `B` batch, `H W` height and width, `L` length, `C` channels, `I O` input and output
 features.
@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from flax_attn._checks import as_floating, as_integer, check_arrays, expand_rank, statistics_dtype
-from flax_attn._convolution import convolve
+from flax_attn._cpu.convolution import convolve
 
 __all__ = ["batch_norm", "conv", "conv1d", "dense", "depthwise_conv", "group_norm", "layer_norm"]
 
@@ -45,13 +45,13 @@ def dense(
     """Bind a linear map: y = x · kernel + bias over the last `axes` axes of x.
 
     Args:
-      kernel: Weights `[*I, *O]`, the first `axes` axes contracted with the last ones of the input,
-        as in Flax's `Dense` and `DenseGeneral`.
+      kernel: Weights `[*I, *O]`. The first `axes` axes are contracted with the last axes of the
+        input, as in Flax's `Dense` and `DenseGeneral`.
       bias: Added to the output, `[*O]`.
-      axes: How many axes of the input are contracted.
+      axes: Number of contracted axes.
       precision: Precision of the dot product.
       axis_name: Name of a mesh axis, inside `shard_map` or `pmap`, over which the contracted axes
-        are split: the partial products are summed over it before the bias is added.
+        are split. The partial products are summed over it before the bias is added.
 
     Returns:
       A map from `[..., *I]` to `[..., *O]`.
@@ -92,10 +92,10 @@ def conv(
       bias: Added to the output, `[O]`.
       strides: Step of the window, one number or one per axis.
       dilation: Spacing of the kernel's taps, one number or one per axis.
-      groups: Number of channel groups; output group g sees only input group g.
+      groups: Number of channel groups. Output group g reads input group g only.
       padding: Zeros on each side: one number, one per axis, or a `(before, after)` pair per axis.
-        `None` pads `dilation · (k − 1) / 2` on both sides, which keeps the size at stride 1. (It is
-        symmetric at every stride, as in PyTorch; XLA's "SAME" is not when the stride is 2.)
+        `None` pads `dilation · (k − 1) / 2` on both sides, which keeps the size at stride 1. This
+        is symmetric at every stride, as in PyTorch. XLA's "SAME" is not symmetric at stride 2.
       precision: Precision of the products.
 
     Returns:
@@ -124,7 +124,7 @@ def depthwise_conv(
     padding: Padding = None,
     precision: lax.PrecisionLike = None,
 ) -> Partial:
-    """Bind a 2-D convolution in which every channel has a kernel of its own.
+    """Bind a depthwise 2-D convolution: each channel has its own kernel.
 
     Args:
       kernel: Weights `[kh, kw, 1, C]`, as in Flax's `Conv` with `feature_group_count=C`.
@@ -194,7 +194,7 @@ def batch_norm(
     *,
     epsilon: float = 1e-5,
 ) -> Partial:
-    """Bind batch normalisation with known statistics (its inference form).
+    """Bind batch normalisation with given statistics, as in inference.
 
     y = (x − mean) / √(var + ε) · scale + bias
 
@@ -234,7 +234,7 @@ def layer_norm(
     Args:
       scale: Gain, `[C]`.
       bias: Offset, `[C]`.
-      epsilon: ε, added to the variance: PyTorch's default; Flax's is 1e-6.
+      epsilon: ε, added to the variance. The default is PyTorch's; Flax's is 1e-6.
 
     Returns:
       A map from `[..., C]` to `[..., C]`.
@@ -265,9 +265,9 @@ def group_norm(
       scale: Gain, `[C]`.
       bias: Offset, `[C]`.
       num_groups: Number of groups of consecutive channels.
-      spatial_axes: How many axes before the channels belong to one sample: 2 for `[*B, H, W, C]`,
-        1 for `[*B, L, C]`.
-      epsilon: ε, added to the variance: PyTorch's default; Flax's is 1e-6.
+      spatial_axes: Number of axes of one sample before the channels: 2 for `[*B, H, W, C]`, 1 for
+        `[*B, L, C]`.
+      epsilon: ε, added to the variance. The default is PyTorch's; Flax's is 1e-6.
 
     Returns:
       A map from `[*B, *space, C]` to the same shape.
@@ -328,13 +328,13 @@ class _Conv:
         rank = len(self.strides)
         if kernel.ndim != rank + 2:
             raise ValueError(
-                f"{self.name}: kernel must have {rank + 2} axes, {rank} of space, input and "
+                f"{self.name}: kernel must have {rank + 2} axes: {rank} spatial axes, input and "
                 f"output channels, got {list(kernel.shape)}."
             )
         if x.ndim < rank + 1 or x.shape[-1] != kernel.shape[-2] * self.groups:
             raise ValueError(
-                f"{self.name}: the input must be [*B, {rank} of space, C] with C = kernel inputs · "
-                f"groups = {kernel.shape[-2]} · {self.groups}, got {list(x.shape)}."
+                f"{self.name}: the input must be [*B, {rank} spatial axes, C] with C = kernel "
+                f"inputs · groups = {kernel.shape[-2]} · {self.groups}, got {list(x.shape)}."
             )
         if kernel.shape[-1] % self.groups:
             raise ValueError(
@@ -402,7 +402,7 @@ class _GroupNorm:
         x = _check_norm("group_norm", x, scale, bias)
         if x.ndim <= self.spatial_axes:
             raise ValueError(
-                f"group_norm: the input must be [*B, {self.spatial_axes} of space, C], "
+                f"group_norm: the input must be [*B, {self.spatial_axes} spatial axes, C], "
                 f"got {list(x.shape)}. Set spatial_axes to the axes that belong to one sample."
             )
         if x.shape[-1] % self.num_groups:
@@ -481,7 +481,7 @@ def _affine(y: Array, scale: Array | None, bias: Array | None) -> Array:
 
 
 def _standardize(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
-    # Two passes: E[x²] − E[x]² cancels when the mean is large against the deviation.
+    # Two passes: E[x²] − E[x]² cancels if the mean is much larger than the deviation.
     centred = x - jnp.mean(x, axis=axes, keepdims=True)
     return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + epsilon)
 

@@ -14,6 +14,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 from flax_attn import linen, maps, nnx, vision
+from flax_attn.linen._module import LayerModule
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -23,6 +24,7 @@ class Facts(NamedTuple):
 
     Attributes:
       module: Arguments of the Linen and the NNX module.
+      nnx: Arguments of the NNX module only, which the Linen module infers.
       function: Arguments of the function that are not maps.
       maps: Settings of the maps of arrays, by layer (`{"conv": {"dilation": 4}}`); or what makes
         the map of the layer's arrays.
@@ -40,6 +42,7 @@ class Facts(NamedTuple):
     """
 
     module: Mapping[str, Any] = NONE
+    nnx: Mapping[str, Any] = NONE
     function: Mapping[str, Any] = NONE
     maps: Mapping[str, dict[str, Any] | Callable] = NONE
     shapes: tuple[tuple[int, ...], ...] = ((2, 7, 5, 32), (1, 3, 4, 17), (3, 6, 6, 64))
@@ -101,6 +104,7 @@ FACTS = {
         options={"pool_size": 5},
     ),
     "attention_pool": Facts(
+        nnx={"input_size": (4, 5)},
         maps=HEADS,
         shapes=((2, 4, 5, 32), (1, 4, 5, 24), (3, 4, 5, 64)),
         shape=(2, 4, 5, 8),
@@ -201,6 +205,7 @@ FACTS = {
         options={"kernel_size": 11},
     ),
     "bottleneck_attention": Facts(
+        nnx={"input_size": (4, 5)},
         maps=HEADS,
         shapes=((2, 4, 5, 32), (1, 4, 5, 16)),
         options={"num_heads": 2, "scale_positions": False, "position_init": ones},
@@ -325,16 +330,13 @@ def linen_module(name: str, train: bool = False, **options):
 
 
 def nnx_module(name: str, features: int, **options):
-    cls = module_class(nnx, name)
-    options = {**facts(name).module, **options}
-    parameters = inspect.signature(cls.__init__).parameters
-    if "in_features" in parameters:
-        options["in_features"] = features
-    if "input_size" in parameters:
-        options["input_size"] = facts(name).shape[1:3]
-    if "rngs" in parameters:
-        options["rngs"] = flax_nnx.Rngs(0)
-    return cls(**options)
+    options = {**facts(name).module, **facts(name).nnx, "rngs": flax_nnx.Rngs(0), **options}
+    return module_class(nnx, name)(features, **options)
+
+
+def has_layers(name: str) -> bool:
+    """Whether the modules have layers of Flax, and so the options of layers."""
+    return issubclass(module_class(linen, name), LayerModule)
 
 
 def random_variables(name: str, features: int, seed: int = 0, dtype=np.float64, module=None):

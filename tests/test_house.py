@@ -1,6 +1,7 @@
 """The structure: who may import whom, what the front door holds, what importing costs."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pathlib
@@ -9,26 +10,31 @@ import sys
 import types
 
 import pytest
+from flax import nnx as flax_nnx
 
 import flax_attn
 from flax_attn import attention, linen, maps, nnx, positions, vision, visualize
+from flax_attn.linen._module import LayerModule
+from flax_attn.nnx._layers import LayerOptions
 
 ROOT = pathlib.Path(flax_attn.__file__).parent
 
-# A package imports only those on rows above its own. (Linen and NNX share what is private to
-# `attention` and `_checks`: neither may import the other.)
+# A package imports only those on rows above its own. (Linen and NNX share `_modules`: neither may
+# import the other.)
 ROWS = [
     {"_checks", "_functions", "_integers", "_jax", "_pytree", "_record"},
     {"_devices", "_fields"},
-    {"_convolution", "_products"},
+    {"_cpu"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},
-    {"attention", "vision", "linear"},
+    {"attention", "linear"},
+    {"vision"},
     {"caches", "sharded"},
+    {"_modules"},
     {"linen", "nnx"},
     {"visualize"},
 ]
-ALLOWED = {("vision", "attention"), ("_record", "_pytree")}
+ALLOWED = {("_record", "_pytree")}
 OUTSIDE = {"flax": {"linen", "nnx"}, "matplotlib": {"visualize"}}
 
 
@@ -62,6 +68,19 @@ def test_a_module_imports_only_rows_above_its_own(path, package):
             assert package in OUTSIDE[top], f"{path} imports {name}"
 
 
+PRIVATE = ("jax._src", "jax.extend.core", "jax.interpreters", "jaxlib")
+PRIMITIVES = {"attention/_primitive", "attention/_core/primitive"}  # register their own
+
+
+@pytest.mark.parametrize(("path", "package"), list(modules()))
+def test_private_parts_of_jax_and_flax_are_touched_in_one_file(path, package):
+    if package == "_jax" or path.relative_to(ROOT).with_suffix("").as_posix() in PRIMITIVES:
+        return
+    for name in imported(path):
+        assert not name.startswith(PRIVATE), f"{path} imports {name}: put it into _jax.py"
+    assert "__captures__" not in path.read_text(), path
+
+
 @pytest.mark.parametrize(
     "name", ["flax_attn", *(f"flax_attn.{p}" for p in ("attention", "maps", "positions", "vision"))]
 )
@@ -73,7 +92,7 @@ def test_the_functional_core_imports_no_flax(name):
 
 def test_linen_and_nnx_have_the_same_files_and_names():
     files = [{p.name for p in (ROOT / package).glob("*.py")} for package in ("linen", "nnx")]
-    assert files[0] == files[1] - {"_sow.py"}  # Linen's own sowing needs no help
+    assert files[0] == files[1]
     assert linen.__all__ == nnx.__all__
     for package in (linen, nnx):
         base = importlib.import_module(f"{package.__name__}._module").Module
@@ -164,13 +183,44 @@ def test_public_names_are_documented(thing):
     assert doc
     if inspect.isclass(thing):
         assert "Example:" in doc
-        assert "Args:" in doc or "Attributes:" in doc
     elif not thing.__name__.endswith("_gate"):
         for section in ("Args:", "Returns:", "Example:"):
             assert section in doc, section
         for name, parameter in inspect.signature(thing).parameters.items():
             stars = {parameter.VAR_KEYWORD: "**", parameter.VAR_POSITIONAL: "*"}
             assert f"  {stars.get(parameter.kind, '')}{name}: " in doc, name
+
+
+def functions_of(cls):
+    """The function that an NNX module calls, and the class of Flax whose constructor it takes."""
+    wanted = cls.__name__.lower()
+    for package in (vision, attention, positions):
+        for name, function in vars(package).items():
+            if name.replace("_", "") in (wanted, wanted.removesuffix("positions")):
+                yield function
+    if cls is nnx.MultiHeadAttention:
+        yield flax_nnx.MultiHeadAttention
+
+
+@pytest.mark.parametrize("name", [name for name in nnx.__all__ if inspect.isclass(vars(nnx)[name])])
+def test_each_option_of_a_module_is_documented(name):
+    """By the class, or by its function, or for all modules by the package; Linen's by its twin."""
+    cls = getattr(nnx, name)
+    function = "\n".join(inspect.getdoc(function) for function in functions_of(cls))
+    package = inspect.getdoc(nnx)
+    options = set(inspect.signature(cls.__init__).parameters) - {"self", "layer_options"}
+    for option in options:
+        own = f"  {option}: " in inspect.getdoc(cls)
+        assert own or f"  {option}: " in function or f"`{option}`" in package, option
+    assert f"`flax_attn.nnx.{name}`" in inspect.getdoc(getattr(linen, name))
+
+
+def test_the_options_of_layers_are_those_of_linens_base_class():
+    fields = {field.name for field in dataclasses.fields(LayerModule)} - {"parent", "name"}
+    assert set(LayerOptions.__annotations__) == fields - {"use_bias"}
+    for option in fields:
+        assert f"  {option}: " in inspect.getdoc(LayerModule)
+        assert option == "use_bias" or f"  {option}: " in inspect.getdoc(LayerOptions)
 
 
 def test_files_stay_small():

@@ -10,7 +10,6 @@ has 128 channels. Needs `pip install "flax-attn[examples]"`.
 """
 
 import argparse
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -31,12 +30,12 @@ BURST = 0.03  # seconds of calls in a row
 
 def programs(module: nnx.Module, shape: tuple[int, ...]) -> dict[str, Program]:
     """The forward pass, and one with the gradients of image and parameters."""
+    from mechanisms import num_images
+
     module.eval()
     graph, state = nnx.split(module)
-    inputs = inspect.signature(module).parameters.values()
-    count = sum(i.default is i.empty for i in inputs)
     image = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
-    others = [image] * (count - 1)
+    others = [image] * (num_images(module) - 1)
 
     def forward(x: jax.Array, state: nnx.State) -> jax.Array:
         return nnx.merge(graph, state)(x, *others)

@@ -11,9 +11,9 @@ of ours): above 1, ours is faster. Both are called several times in a row, and t
 not timed.
 
 The floor of a forward pass is the time to read the image as often as the equation needs it, by
-JAX's mean, and to write it once, by a product with a number. SE can be below the floor, as its mean
-reads longer rows. Temporaries are what the compiled program allocates besides arguments and
-results, in percent of the image. Six backward passes keep at least five images.
+JAX's mean, and to write it once, by a product with a number. Temporaries are what the compiled
+program allocates besides arguments and results, in percent of the image. Six backward passes keep
+at least five images.
 
 On 2 cores of an AMD EPYC you will see, for large images, in terms of our time alone and six in a
 program, without and with gradients:
@@ -42,7 +42,6 @@ CBAM, 2.5 for non-local blocks. `--smoke` does some of it with tiny images in a 
 
 import argparse
 import importlib.util
-import inspect
 import itertools
 import statistics
 import sys
@@ -129,15 +128,12 @@ def build(name: str, shape: tuple[int, ...], seed: int, dtype: jnp.dtype) -> nnx
     """The module in evaluation mode, with parameters in the dtype of the image."""
     mechanism = MECHANISMS[name]
     cls: Callable[..., nnx.Module] = getattr(flax_attn.nnx, mechanism.module)
-    known: dict[str, Any] = {
-        "in_features": shape[-1],
-        "input_size": shape[1:3],
-        "rngs": nnx.Rngs(seed),
-        "dtype": dtype,
-        "param_dtype": dtype,
-    }
-    names = inspect.signature(cls.__init__).parameters
-    module = cls(**{n: x for n, x in known.items() if n in names}, **mechanism.options)
+    options: dict[str, Any] = {**mechanism.options}
+    if name != "simam":  # it has no parameters
+        options |= {"dtype": dtype, "param_dtype": dtype}
+    if name == "bottleneck_attention":
+        options["input_size"] = shape[1:3]
+    module = cls(shape[-1], **options, rngs=nnx.Rngs(seed))
     module.eval()
     return module
 

@@ -1,108 +1,72 @@
-"""Flax Linen modules: each owns its maps and calls the function of the same name.
+"""Flax Linen modules. Each owns its layers and calls the function of the same name.
 
-They sow what they attend to into the "intermediates" collection, which costs nothing unless it is
-asked for: `module.apply(variables, x, mutable=["intermediates"])`.
+A class has the arguments, parameters and sown values of its twin in `flax_attn.nnx`, where they are
+described. It infers the channels and the size of its input, and its options are passed by name.
+What differs from NNX is described here: `LayerModule` has the options of the layers, and
+`NormModule` those of normalisations.
+
+Values are sown into the collection "intermediates". This costs nothing unless it is asked for:
+`module.apply(variables, x, mutable=["intermediates"])`. Large weights are sown with
+`sow_weights=True`.
+
+The examples assume `from flax_attn import linen`, `import jax.numpy as jnp`,
+`key = jax.random.key(0)` and an image `x = jnp.ones((2, 8, 8, 64))`.
 """
 
-from flax_attn.attention import attention_fn
-from flax_attn.linen._additive_attention import AdditiveAttention
-from flax_attn.linen._attention_gate import AttentionGate
-from flax_attn.linen._attention_pool import AttentionPool
-from flax_attn.linen._bam import BAM
-from flax_attn.linen._bottleneck_attention import BottleneckAttention
-from flax_attn.linen._cbam import CBAM
-from flax_attn.linen._channel_affinity_attention import ChannelAffinityAttention
-from flax_attn.linen._channel_attention import ChannelAttention
-from flax_attn.linen._context_anchor_attention import ContextAnchorAttention
-from flax_attn.linen._coordinate_attention import CoordinateAttention
-from flax_attn.linen._criss_cross_attention import CrissCrossAttention
-from flax_attn.linen._cross_covariance_attention import CrossCovarianceAttention
-from flax_attn.linen._double_attention import DoubleAttention
-from flax_attn.linen._eca import ECA
-from flax_attn.linen._effective_squeeze_excite import EffectiveSqueezeExcite
-from flax_attn.linen._efficient_local_attention import EfficientLocalAttention
-from flax_attn.linen._efficient_multi_scale_attention import EfficientMultiScaleAttention
-from flax_attn.linen._external_attention import ExternalAttention
-from flax_attn.linen._focal_modulation import FocalModulation
-from flax_attn.linen._frequency_channel_attention import FrequencyChannelAttention
-from flax_attn.linen._gated_channel_transform import GatedChannelTransform
-from flax_attn.linen._gather_excite import GatherExcite
-from flax_attn.linen._global_context import GlobalContext
-from flax_attn.linen._grid_attention import GridAttention
-from flax_attn.linen._halo_attention import HaloAttention
-from flax_attn.linen._lambda_layer import LambdaLayer
-from flax_attn.linen._large_kernel_attention import LargeKernelAttention
-from flax_attn.linen._large_selective_kernel import LargeSelectiveKernel
-from flax_attn.linen._learned_positions import LearnedPositions
-from flax_attn.linen._multi_head_attention import MultiHeadAttention
-from flax_attn.linen._non_local import NonLocal
-from flax_attn.linen._outlook_attention import OutlookAttention
-from flax_attn.linen._polarized_attention import PolarizedAttention
-from flax_attn.linen._position_attention import PositionAttention
-from flax_attn.linen._scse import SCSE
-from flax_attn.linen._selective_kernel import SelectiveKernel
-from flax_attn.linen._separable_attention import SeparableAttention
-from flax_attn.linen._separable_large_kernel_attention import SeparableLargeKernelAttention
-from flax_attn.linen._shuffle_attention import ShuffleAttention
-from flax_attn.linen._simam import SimAM
-from flax_attn.linen._spatial_attention import SpatialAttention
-from flax_attn.linen._spatial_group_enhance import SpatialGroupEnhance
-from flax_attn.linen._spatial_reduction_attention import SpatialReductionAttention
-from flax_attn.linen._split_attention import SplitAttention
-from flax_attn.linen._squeeze_excite import SqueezeExcite
-from flax_attn.linen._triplet_attention import TripletAttention
-from flax_attn.linen._window_attention import WindowAttention
+from flax_attn.attention import attention_fn as attention_fn
+from flax_attn.linen._channel_gates import ECA as ECA
+from flax_attn.linen._channel_gates import ChannelAttention as ChannelAttention
+from flax_attn.linen._channel_gates import EffectiveSqueezeExcite as EffectiveSqueezeExcite
+from flax_attn.linen._channel_gates import FrequencyChannelAttention as FrequencyChannelAttention
+from flax_attn.linen._channel_gates import GatedChannelTransform as GatedChannelTransform
+from flax_attn.linen._channel_gates import GatherExcite as GatherExcite
+from flax_attn.linen._channel_gates import SqueezeExcite as SqueezeExcite
+from flax_attn.linen._global_mixers import ChannelAffinityAttention as ChannelAffinityAttention
+from flax_attn.linen._global_mixers import CrissCrossAttention as CrissCrossAttention
+from flax_attn.linen._global_mixers import DoubleAttention as DoubleAttention
+from flax_attn.linen._global_mixers import ExternalAttention as ExternalAttention
+from flax_attn.linen._global_mixers import GlobalContext as GlobalContext
+from flax_attn.linen._global_mixers import NonLocal as NonLocal
+from flax_attn.linen._global_mixers import PositionAttention as PositionAttention
+from flax_attn.linen._joint_gates import BAM as BAM
+from flax_attn.linen._joint_gates import CBAM as CBAM
+from flax_attn.linen._joint_gates import SCSE as SCSE
+from flax_attn.linen._joint_gates import (
+    EfficientMultiScaleAttention as EfficientMultiScaleAttention,
+)
+from flax_attn.linen._joint_gates import PolarizedAttention as PolarizedAttention
+from flax_attn.linen._joint_gates import ShuffleAttention as ShuffleAttention
+from flax_attn.linen._joint_gates import SpatialGroupEnhance as SpatialGroupEnhance
+from flax_attn.linen._kernel_selection import SelectiveKernel as SelectiveKernel
+from flax_attn.linen._kernel_selection import SplitAttention as SplitAttention
+from flax_attn.linen._large_kernels import ContextAnchorAttention as ContextAnchorAttention
+from flax_attn.linen._large_kernels import FocalModulation as FocalModulation
+from flax_attn.linen._large_kernels import LargeKernelAttention as LargeKernelAttention
+from flax_attn.linen._large_kernels import LargeSelectiveKernel as LargeSelectiveKernel
+from flax_attn.linen._large_kernels import (
+    SeparableLargeKernelAttention as SeparableLargeKernelAttention,
+)
+from flax_attn.linen._multi_head_attention import MultiHeadAttention as MultiHeadAttention
+from flax_attn.linen._sequences import AdditiveAttention as AdditiveAttention
+from flax_attn.linen._sequences import LearnedPositions as LearnedPositions
+from flax_attn.linen._spatial_gates import AttentionGate as AttentionGate
+from flax_attn.linen._spatial_gates import CoordinateAttention as CoordinateAttention
+from flax_attn.linen._spatial_gates import EfficientLocalAttention as EfficientLocalAttention
+from flax_attn.linen._spatial_gates import SimAM as SimAM
+from flax_attn.linen._spatial_gates import SpatialAttention as SpatialAttention
+from flax_attn.linen._spatial_gates import TripletAttention as TripletAttention
+from flax_attn.linen._token_mixers import AttentionPool as AttentionPool
+from flax_attn.linen._token_mixers import CrossCovarianceAttention as CrossCovarianceAttention
+from flax_attn.linen._token_mixers import LambdaLayer as LambdaLayer
+from flax_attn.linen._token_mixers import OutlookAttention as OutlookAttention
+from flax_attn.linen._token_mixers import SeparableAttention as SeparableAttention
+from flax_attn.linen._token_mixers import SpatialReductionAttention as SpatialReductionAttention
+from flax_attn.linen._windows import BottleneckAttention as BottleneckAttention
+from flax_attn.linen._windows import GridAttention as GridAttention
+from flax_attn.linen._windows import HaloAttention as HaloAttention
+from flax_attn.linen._windows import WindowAttention as WindowAttention
 
-__all__ = [
-    "BAM",
-    "CBAM",
-    "ECA",
-    "SCSE",
-    "AdditiveAttention",
-    "AttentionGate",
-    "AttentionPool",
-    "BottleneckAttention",
-    "ChannelAffinityAttention",
-    "ChannelAttention",
-    "ContextAnchorAttention",
-    "CoordinateAttention",
-    "CrissCrossAttention",
-    "CrossCovarianceAttention",
-    "DoubleAttention",
-    "EffectiveSqueezeExcite",
-    "EfficientLocalAttention",
-    "EfficientMultiScaleAttention",
-    "ExternalAttention",
-    "FocalModulation",
-    "FrequencyChannelAttention",
-    "GatedChannelTransform",
-    "GatherExcite",
-    "GlobalContext",
-    "GridAttention",
-    "HaloAttention",
-    "LambdaLayer",
-    "LargeKernelAttention",
-    "LargeSelectiveKernel",
-    "LearnedPositions",
-    "MultiHeadAttention",
-    "NonLocal",
-    "OutlookAttention",
-    "PolarizedAttention",
-    "PositionAttention",
-    "SelectiveKernel",
-    "SeparableAttention",
-    "SeparableLargeKernelAttention",
-    "ShuffleAttention",
-    "SimAM",
-    "SpatialAttention",
-    "SpatialGroupEnhance",
-    "SpatialReductionAttention",
-    "SplitAttention",
-    "SqueezeExcite",
-    "TripletAttention",
-    "WindowAttention",
-    "attention_fn",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
-"""Flax's layers, with gradients of weights that are summed in at least float32.
+"""Flax's layers, whose gradients of weights are summed in at least float32.
 
-`use_bias` is taken over by `adds_bias`: Flax's own sums a gradient in the layer's dtype.
+Convolutions and products take the forms of `flax_attn._cpu` on CPUs. Flax sums the gradient of a
+bias in the layer's dtype; here the bias is added by `add_bias`, and Flax's `use_bias` is off.
 """
 
 import math
@@ -9,8 +10,9 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype, Shape
 
-from flax_attn._products import dot_general
-from flax_attn.vision._memory import add_bias
+from flax_attn._cpu.bias import add_bias
+from flax_attn._cpu.convolution import convolve
+from flax_attn._cpu.products import dot_general
 
 
 class Dense(nn.Dense):
@@ -60,10 +62,14 @@ Layer = Dense | DenseGeneral | Conv
 
 
 def _take_over(layer: Layer) -> None:
-    if layer.adds_bias is None:  # not in copies
-        layer.adds_bias, layer.use_bias = layer.use_bias, False
-        if not isinstance(layer, Conv) and layer.dot_general is None:
-            layer.dot_general = dot_general
+    """Turn off what Flax would do itself."""
+    if layer.adds_bias is not None:  # a copy, of which this was done before
+        return
+    layer.adds_bias, layer.use_bias = layer.use_bias, False
+    if isinstance(layer, Conv):
+        layer.conv_general_dilated = layer.conv_general_dilated or convolve
+    else:
+        layer.dot_general = layer.dot_general or dot_general
 
 
 def _biased(layer: Layer, y: jax.Array, features: Shape) -> jax.Array:
@@ -72,6 +78,6 @@ def _biased(layer: Layer, y: jax.Array, features: Shape) -> jax.Array:
 
     def flat(key: jax.Array, shape: Shape, dtype: Dtype) -> jax.Array:
         bias = layer.bias_init(key, (math.prod(shape),), dtype)
-        return jax.tree.map(lambda array: array.reshape(shape), bias)  # in a box of metadata, too
+        return jax.tree.map(lambda array: array.reshape(shape), bias)  # it may be in a box
 
     return add_bias(y, layer.param("bias", flat, features, layer.param_dtype))

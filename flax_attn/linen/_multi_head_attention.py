@@ -9,21 +9,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer, PrecisionLike
 
-from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
-from flax_attn.attention._modules import (
+from flax_attn._checks import output_features
+from flax_attn._modules import (
     MODULE,
     adapted,
     attention_options,
     check_dropout_rate,
     head_sizes,
     make_dropout,
-    output_features,
     refuse_decode,
     refuse_einsum,
     resolve_inputs,
     summed_over,
     with_weights,
 )
+from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.coords import Coords
 from flax_attn.linen._layers import DenseGeneral
 from flax_attn.linen._module import Module
@@ -33,57 +33,18 @@ from flax_attn.scores import ScoreMod
 
 
 class MultiHeadAttention(Module):
-    """Multi-head attention, `flax_attn.multi_head_attention`.
+    """Multi-head attention; see `flax_attn.nnx.MultiHeadAttention`.
 
-    Takes the constructor of `flax.linen.MultiHeadDotProductAttention` and has its parameters
-    (`query`, `key`, `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move
-    both ways; the widths of queries, keys, values, heads and output are free of each other.
+    Takes the constructor of `flax.linen.MultiHeadDotProductAttention` and has its parameters, so
+    that weights move both ways. The input widths are inferred.
 
     Attributes:
-      num_heads: N, the number of query heads.
-      dtype: dtype of the computation; None infers it from inputs and parameters.
-      param_dtype: dtype of the parameters.
-      qkv_features: N · D, default the width of the queries' input.
-      out_features: Width of the output, default that of the queries' input.
-      broadcast_dropout: Whether batch elements and heads share one dropout pattern, as in Flax.
-      dropout_rate: Probability of dropping an attention weight, in [0, 1).
-      deterministic: Whether not to drop; needed only with a positive rate.
-      precision: Precision of all dot products.
-      kernel_init: Initializer of the kernels.
-      out_kernel_init: Initializer of the kernel of `out`, default `kernel_init`.
-      bias_init: Initializer of the biases.
-      out_bias_init: Initializer of the bias of `out`, default `bias_init`.
-      use_bias: Whether the projections have biases.
-      attention_fn: Attention on heads, called with `query, key, value` and those keywords of
-        `flax_attn.dot_product_attention` that are set.
-      decode: Not in this version: only False.
-      normalize_qk: Whether to normalise the projected queries and keys.
-      force_fp32_for_softmax: The softmax is always float32.
-      qkv_dot_general: Dot product of the query, key and value projections.
-      out_dot_general: Dot product of the output projection.
-      qkv_dot_general_cls: Makes `qkv_dot_general`.
-      out_dot_general_cls: Makes `out_dot_general`.
-      num_kv_heads: K, the number of key/value heads, default N.
-      head_dim: D, if not `qkv_features // num_heads`.
-      value_head_dim: Dv, default D.
-      scale: Factor of the dot products, default 1/√D.
-      normalizer: From scores to weights.
-      implementation: As in `flax_attn.dot_product_attention`.
       qk_attn_weights_einsum_cls: Not in this version: only None.
       attn_weights_value_einsum_cls: Not in this version: only None.
-      axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
-        and `num_kv_heads` then count the heads of one device, and the parts of the output are
-        summed over the axis.
-      batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`.
-        Dropout then drops what one device would, and positions count whole sequences.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from flax_attn import linen
-      >>> x = jnp.ones((2, 10, 32))
-      >>> attention = linen.MultiHeadAttention(num_heads=4)
-      >>> variables = attention.init(jax.random.key(0), x)
-      >>> attention.apply(variables, x, is_causal=True).shape
+      >>> attention, x = linen.MultiHeadAttention(num_heads=4), jnp.ones((2, 10, 32))
+      >>> attention.apply(attention.init(key, x), x, is_causal=True).shape
       (2, 10, 32)
     """
 
@@ -141,28 +102,8 @@ class MultiHeadAttention(Module):
     ) -> jax.Array:
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
-        Args:
-          inputs_q: Where the queries come from `[*B, T, Mq]`.
-          inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
-          inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: What is added to scores (0 and −1e9) is no mask: pass it as `bias`. A mask is a
-            `flax_attn.masks.Mask`; or an array, True or 1 where a query attends and False or 0
-            elsewhere, that broadcasts to `[*B, N, T, S]`. Other numbers are refused where they are
-            known; under `jit` they are not, and count as True.
-          bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
-          is_causal: Whether query t sees only the keys s ≤ t.
-          score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
-          query_coords: What the tokens of `inputs_q` carry.
-          key_coords: What those of `inputs_k` carry, default `query_coords` in self-attention.
-          plan: The block map of `mask`, made once for many layers by `flax_attn.make_plan`.
-          deterministic: Whether not to drop, if the attribute is None.
-          dropout_rng: Key of the dropout, default `make_rng("dropout")`.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, into
-            "intermediates".
-          inputs_kv: Another name of `inputs_k`.
-
-        Returns:
-          The output `[*B, T, out_features]`.
+        See `flax_attn.nnx.MultiHeadAttention`. The key of dropout is `dropout_rng`, by default
+        `make_rng("dropout")`. `deterministic` is given here or as the attribute, not both.
         """
         if isinstance(self.dtype, int):  # the second argument of the NNX module
             raise TypeError(
@@ -199,7 +140,7 @@ class MultiHeadAttention(Module):
             dot_general_cls=self.qkv_dot_general_cls,
         )
         out = dense(
-            output_features(inputs_q.shape[-1], self.out_features),
+            output_features(MODULE, inputs_q.shape[-1], self.out_features),
             axis=(-2, -1),
             kernel_init=self.out_kernel_init or self.kernel_init,
             bias_init=self.out_bias_init or self.bias_init,

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import Literal
 
+from flax_attn._jax import literal_value, open_jaxpr
 from flax_attn._record import Record
 from flax_attn.coords import Aligned
 from flax_attn.masks._bounds import (
@@ -63,7 +62,7 @@ def interpret(mask: Mask, q: Record, k: Record, tiling: Tiling | None = None) ->
         return mask.block_truth(q, k, tiling)
     jaxpr, values = _trace(mask, q, k)
     (out,) = _interpret_jaxpr(jaxpr, values, without_rule=[])
-    (shape,) = [atom.aval.shape for atom in _split(jaxpr)[0].outvars]
+    (shape,) = [atom.aval.shape for atom in open_jaxpr(jaxpr)[0].outvars]
     rank = max(x[0].ndim for side in (q, k) for x in side._fields.values())
     is_pairs = len(shape) == rank and all(
         n in (1, traced) for n, traced in zip(shape[-2:], TRACED_LENGTHS, strict=True)
@@ -196,25 +195,18 @@ def _stand_in(value: Value, axes: tuple[int, ...]) -> Any:
     return jax.ShapeDtypeStruct(tuple(shape), value[0].dtype)
 
 
-def _split(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants. JAX 0.10 keeps them in a `ClosedJaxpr`, JAX 0.12 in the jaxpr."""
-    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
-
-
 def _interpret_jaxpr(
     closed: Any, inputs: Sequence[Value], without_rule: list[str]
 ) -> list[Value | None]:
     """Interpret a jaxpr. Names of primitives without a rule are appended to `without_rule`."""
-    jaxpr, constants = _split(closed)
+    jaxpr, constants = open_jaxpr(closed)
     known: dict[Any, Value | None] = {}
     known.update(zip(jaxpr.constvars, map(point, constants), strict=True))
     known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Any:
-        if isinstance(atom, Literal):
-            dtype = atom.aval.dtype  # type: ignore[attr-defined]
-            return point(jnp.asarray(np.asarray(atom.val), dtype))
-        return known[atom]
+        value = literal_value(atom)
+        return known[atom] if value is None else point(jnp.asarray(value, atom.aval.dtype))
 
     for eqn in jaxpr.eqns:
         values = [read(atom) for atom in eqn.invars]
@@ -283,5 +275,5 @@ def _is_division(eqn: Any, values: list[Any], function: Callable[..., Any]) -> b
         else jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=atom.aval.weak_type)
         for value, atom in zip(values, eqn.invars, strict=True)
     ]
-    reference = _split(jax.make_jaxpr(function)(*stand_ins))[0].eqns
+    reference = open_jaxpr(jax.make_jaxpr(function)(*stand_ins))[0].eqns
     return len(reference) == 1 and str(reference[0].params["jaxpr"]) == str(eqn.params["jaxpr"])

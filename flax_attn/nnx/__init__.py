@@ -1,108 +1,81 @@
-"""Flax NNX modules: each owns its maps and calls the function of the same name.
+"""Flax NNX modules. Each owns its layers and calls the function of the same name.
 
-They sow what they attend to as `nnx.Intermediate`, inside `nnx.capture` only:
-`nnx.capture(model, nnx.Intermediate)(x)`.
+A module is made as `Class(in_features, *, options, rngs=rngs)`. Arguments that its function has,
+too, have the same meaning there. These have the same meaning in all modules:
+
+- `in_features`: C, the channels of the input. A module that works for any number of channels does
+  not need it.
+- `reduction`, `hidden_features`: R = C // reduction, or R itself, which overrides the reduction.
+  `min_features` is the smallest R that the reduction gives.
+- `out_features`: The channels of the output; C by default.
+- `num_heads`: N, of D = C // N channels each.
+- `kernel_size`, `strides`, `dilation`, `groups`: Of the convolutions. Kernel sizes are odd.
+- `use_bias`: If True, the layers have biases.
+- `norm`: Makes each normalisation, called as `norm(features, rngs=rngs)`. The default is batch
+  normalisation with the momentum and ε of PyTorch and an exact variance.
+- `rngs`: Keys of the parameters. A module without random parameters does not need it.
+- `dtype`, `param_dtype`, `kernel_init`, `bias_init`: Of the layers; see `LayerOptions`.
+
+A class describes the rest, its parameters, and what it sows: values are sown as `nnx.Intermediate`
+inside `nnx.capture` only, `nnx.capture(model, nnx.Intermediate)(x)`. Large weights are sown with
+`sow_weights=True`, which raises outside `nnx.capture`.
+
+The examples assume `from flax_attn import nnx`, `import jax.numpy as jnp`,
+`rngs = flax.nnx.Rngs(0)` and an image `x = jnp.ones((2, 8, 8, 64))`.
 """
 
-from flax_attn.attention import attention_fn
-from flax_attn.nnx._additive_attention import AdditiveAttention
-from flax_attn.nnx._attention_gate import AttentionGate
-from flax_attn.nnx._attention_pool import AttentionPool
-from flax_attn.nnx._bam import BAM
-from flax_attn.nnx._bottleneck_attention import BottleneckAttention
-from flax_attn.nnx._cbam import CBAM
-from flax_attn.nnx._channel_affinity_attention import ChannelAffinityAttention
-from flax_attn.nnx._channel_attention import ChannelAttention
-from flax_attn.nnx._context_anchor_attention import ContextAnchorAttention
-from flax_attn.nnx._coordinate_attention import CoordinateAttention
-from flax_attn.nnx._criss_cross_attention import CrissCrossAttention
-from flax_attn.nnx._cross_covariance_attention import CrossCovarianceAttention
-from flax_attn.nnx._double_attention import DoubleAttention
-from flax_attn.nnx._eca import ECA
-from flax_attn.nnx._effective_squeeze_excite import EffectiveSqueezeExcite
-from flax_attn.nnx._efficient_local_attention import EfficientLocalAttention
-from flax_attn.nnx._efficient_multi_scale_attention import EfficientMultiScaleAttention
-from flax_attn.nnx._external_attention import ExternalAttention
-from flax_attn.nnx._focal_modulation import FocalModulation
-from flax_attn.nnx._frequency_channel_attention import FrequencyChannelAttention
-from flax_attn.nnx._gated_channel_transform import GatedChannelTransform
-from flax_attn.nnx._gather_excite import GatherExcite
-from flax_attn.nnx._global_context import GlobalContext
-from flax_attn.nnx._grid_attention import GridAttention
-from flax_attn.nnx._halo_attention import HaloAttention
-from flax_attn.nnx._lambda_layer import LambdaLayer
-from flax_attn.nnx._large_kernel_attention import LargeKernelAttention
-from flax_attn.nnx._large_selective_kernel import LargeSelectiveKernel
-from flax_attn.nnx._learned_positions import LearnedPositions
-from flax_attn.nnx._multi_head_attention import MultiHeadAttention
-from flax_attn.nnx._non_local import NonLocal
-from flax_attn.nnx._outlook_attention import OutlookAttention
-from flax_attn.nnx._polarized_attention import PolarizedAttention
-from flax_attn.nnx._position_attention import PositionAttention
-from flax_attn.nnx._scse import SCSE
-from flax_attn.nnx._selective_kernel import SelectiveKernel
-from flax_attn.nnx._separable_attention import SeparableAttention
-from flax_attn.nnx._separable_large_kernel_attention import SeparableLargeKernelAttention
-from flax_attn.nnx._shuffle_attention import ShuffleAttention
-from flax_attn.nnx._simam import SimAM
-from flax_attn.nnx._spatial_attention import SpatialAttention
-from flax_attn.nnx._spatial_group_enhance import SpatialGroupEnhance
-from flax_attn.nnx._spatial_reduction_attention import SpatialReductionAttention
-from flax_attn.nnx._split_attention import SplitAttention
-from flax_attn.nnx._squeeze_excite import SqueezeExcite
-from flax_attn.nnx._triplet_attention import TripletAttention
-from flax_attn.nnx._window_attention import WindowAttention
+from flax_attn.attention import attention_fn as attention_fn
+from flax_attn.nnx._channel_gates import ECA as ECA
+from flax_attn.nnx._channel_gates import ChannelAttention as ChannelAttention
+from flax_attn.nnx._channel_gates import EffectiveSqueezeExcite as EffectiveSqueezeExcite
+from flax_attn.nnx._channel_gates import FrequencyChannelAttention as FrequencyChannelAttention
+from flax_attn.nnx._channel_gates import GatedChannelTransform as GatedChannelTransform
+from flax_attn.nnx._channel_gates import GatherExcite as GatherExcite
+from flax_attn.nnx._channel_gates import SqueezeExcite as SqueezeExcite
+from flax_attn.nnx._global_mixers import ChannelAffinityAttention as ChannelAffinityAttention
+from flax_attn.nnx._global_mixers import CrissCrossAttention as CrissCrossAttention
+from flax_attn.nnx._global_mixers import DoubleAttention as DoubleAttention
+from flax_attn.nnx._global_mixers import ExternalAttention as ExternalAttention
+from flax_attn.nnx._global_mixers import GlobalContext as GlobalContext
+from flax_attn.nnx._global_mixers import NonLocal as NonLocal
+from flax_attn.nnx._global_mixers import PositionAttention as PositionAttention
+from flax_attn.nnx._joint_gates import BAM as BAM
+from flax_attn.nnx._joint_gates import CBAM as CBAM
+from flax_attn.nnx._joint_gates import SCSE as SCSE
+from flax_attn.nnx._joint_gates import EfficientMultiScaleAttention as EfficientMultiScaleAttention
+from flax_attn.nnx._joint_gates import PolarizedAttention as PolarizedAttention
+from flax_attn.nnx._joint_gates import ShuffleAttention as ShuffleAttention
+from flax_attn.nnx._joint_gates import SpatialGroupEnhance as SpatialGroupEnhance
+from flax_attn.nnx._kernel_selection import SelectiveKernel as SelectiveKernel
+from flax_attn.nnx._kernel_selection import SplitAttention as SplitAttention
+from flax_attn.nnx._large_kernels import ContextAnchorAttention as ContextAnchorAttention
+from flax_attn.nnx._large_kernels import FocalModulation as FocalModulation
+from flax_attn.nnx._large_kernels import LargeKernelAttention as LargeKernelAttention
+from flax_attn.nnx._large_kernels import LargeSelectiveKernel as LargeSelectiveKernel
+from flax_attn.nnx._large_kernels import (
+    SeparableLargeKernelAttention as SeparableLargeKernelAttention,
+)
+from flax_attn.nnx._multi_head_attention import MultiHeadAttention as MultiHeadAttention
+from flax_attn.nnx._sequences import AdditiveAttention as AdditiveAttention
+from flax_attn.nnx._sequences import LearnedPositions as LearnedPositions
+from flax_attn.nnx._spatial_gates import AttentionGate as AttentionGate
+from flax_attn.nnx._spatial_gates import CoordinateAttention as CoordinateAttention
+from flax_attn.nnx._spatial_gates import EfficientLocalAttention as EfficientLocalAttention
+from flax_attn.nnx._spatial_gates import SimAM as SimAM
+from flax_attn.nnx._spatial_gates import SpatialAttention as SpatialAttention
+from flax_attn.nnx._spatial_gates import TripletAttention as TripletAttention
+from flax_attn.nnx._token_mixers import AttentionPool as AttentionPool
+from flax_attn.nnx._token_mixers import CrossCovarianceAttention as CrossCovarianceAttention
+from flax_attn.nnx._token_mixers import LambdaLayer as LambdaLayer
+from flax_attn.nnx._token_mixers import OutlookAttention as OutlookAttention
+from flax_attn.nnx._token_mixers import SeparableAttention as SeparableAttention
+from flax_attn.nnx._token_mixers import SpatialReductionAttention as SpatialReductionAttention
+from flax_attn.nnx._windows import BottleneckAttention as BottleneckAttention
+from flax_attn.nnx._windows import GridAttention as GridAttention
+from flax_attn.nnx._windows import HaloAttention as HaloAttention
+from flax_attn.nnx._windows import WindowAttention as WindowAttention
 
-__all__ = [
-    "BAM",
-    "CBAM",
-    "ECA",
-    "SCSE",
-    "AdditiveAttention",
-    "AttentionGate",
-    "AttentionPool",
-    "BottleneckAttention",
-    "ChannelAffinityAttention",
-    "ChannelAttention",
-    "ContextAnchorAttention",
-    "CoordinateAttention",
-    "CrissCrossAttention",
-    "CrossCovarianceAttention",
-    "DoubleAttention",
-    "EffectiveSqueezeExcite",
-    "EfficientLocalAttention",
-    "EfficientMultiScaleAttention",
-    "ExternalAttention",
-    "FocalModulation",
-    "FrequencyChannelAttention",
-    "GatedChannelTransform",
-    "GatherExcite",
-    "GlobalContext",
-    "GridAttention",
-    "HaloAttention",
-    "LambdaLayer",
-    "LargeKernelAttention",
-    "LargeSelectiveKernel",
-    "LearnedPositions",
-    "MultiHeadAttention",
-    "NonLocal",
-    "OutlookAttention",
-    "PolarizedAttention",
-    "PositionAttention",
-    "SelectiveKernel",
-    "SeparableAttention",
-    "SeparableLargeKernelAttention",
-    "ShuffleAttention",
-    "SimAM",
-    "SpatialAttention",
-    "SpatialGroupEnhance",
-    "SpatialReductionAttention",
-    "SplitAttention",
-    "SqueezeExcite",
-    "TripletAttention",
-    "WindowAttention",
-    "attention_fn",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]
 
 
 def __dir__() -> list[str]:

@@ -1,54 +1,94 @@
-"""What the modules share: the keys they are made with, and how they are pickled."""
+"""The base class of the NNX modules: checks, sowing and pickling."""
 
 import dataclasses
 import functools
 import importlib
-import inspect
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Unpack
 
+import jax
 from flax import nnx
 
-from flax_attn._checks import check_positive
+from flax_attn._checks import check_features, check_positive
+from flax_attn._jax import is_captured
+from flax_attn._modules import with_weights
+from flax_attn.attention import dot_product_attention
+from flax_attn.nnx._layers import LayerOptions, Layers
+from flax_attn.vision._gates import apply_gate
 
 
 class Module(nnx.Module):
-    """`flax.nnx.Module`, which refuses keys of JAX, and can be pickled.
+    """`flax.nnx.Module`, which knows the channels of its input, and can be pickled."""
 
-    JAX's activation functions are compiled functions, which pickle refuses. They are stored by
-    their names.
-    """
+    in_features: int | None = None
 
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Check what all modules are made with, before anything is drawn."""
-        constructor = getattr(cls, "__init__")  # noqa: B009  mypy finds cls.__init__ unsound
-        if constructor.__module__.partition(".")[0] == __name__.partition(".")[0]:
-            names = list(inspect.signature(constructor).parameters)[1:]
-            _check(cls.__name__, dict(zip(names, args, strict=False)) | options)
-        return super().__new__(cls)
+    def _layers_for(
+        self,
+        in_features: int | None,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        **options: Unpack[LayerOptions],
+    ) -> Layers:
+        """Store the channels of the input; returns what makes the layers."""
+        self._set_in_features(in_features)
+        return Layers(type(self).__name__, rngs, use_bias, **options)
+
+    def _set_in_features(self, in_features: int | None) -> None:
+        """Store the channels of the input; None stands for any number."""
+        if in_features is not None:
+            check_positive(type(self).__name__, "in_features", in_features)
+        self.in_features = in_features
+
+    def _check(self, x: jax.Array) -> None:
+        """Raise unless the input has the channels that the module was made for."""
+        if self.in_features is not None:
+            check_features(type(self).__name__, x, self.in_features)
+
+    def _sown(self, y: jax.Array, **values: Any) -> jax.Array:
+        """The output `y`; inside `nnx.capture` the values, by their names, are sown.
+
+        Elsewhere each call would make the module larger.
+        """
+        if is_captured(self):
+            for name, value in values.items():
+                self.sow(nnx.Intermediate, name, value)
+        return y
+
+    def _sow_on_request(self, name: str, value: Any) -> None:
+        """Store `value`, which the caller asked for; raise outside `nnx.capture`."""
+        if not is_captured(self):
+            raise ValueError(
+                f"{type(self).__name__}: {name} can be sown only inside nnx.capture. Write "
+                f"nnx.capture(model, nnx.Intermediate)(...)."
+            )
+        self.sow(nnx.Intermediate, name, value)
+
+    def _sown_on_request(self, y: jax.Array, weights: jax.Array) -> jax.Array:
+        """The output `y`; sows the weights, which the caller asked for."""
+        self._sow_on_request("attention_weights", weights)
+        return y
+
+    def _scale(self, x: jax.Array, *gates: jax.Array) -> jax.Array:
+        """The image times its gate or gates, which are sown."""
+        return self._sown(apply_gate(x, *gates), gate=gates if len(gates) > 1 else gates[0])
+
+    def _attention(self, sow_weights: bool) -> Callable[..., jax.Array]:
+        """`dot_product_attention`, which also sows `attention_weights` on request."""
+        if not sow_weights:
+            return dot_product_attention
+        return with_weights(dot_product_attention, self._sow_on_request)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes, for pickle and copy."""
+        """The attributes, for pickle and copy.
+
+        The activation functions of JAX are compiled functions, which pickle refuses. They are
+        stored by their names.
+        """
         return {name: _to_name(value) for name, value in super().__getstate__().items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From the attributes."""
         super().__setstate__({name: _from_name(value) for name, value in state.items()})
-
-
-def _check(module: str, given: dict[str, Any]) -> None:
-    if "in_features" in given:
-        check_positive(module, "in_features", given["in_features"])
-    if "rngs" in given and not isinstance(given["rngs"], nnx.Rngs):
-        raise TypeError(
-            f"{module}: rngs must be an nnx.Rngs, got {type(given['rngs']).__name__}. "
-            f"Wrap a key or a seed: rngs=nnx.Rngs(key)."
-        )
-    norm = given.get("norm")
-    if isinstance(norm, nnx.Module):
-        raise TypeError(
-            f"{module}: norm must make the normalisation, got one, {type(norm).__name__}. Pass the "
-            f"class, or functools.partial(nnx.BatchNorm, momentum=0.9)."
-        )
 
 
 @dataclasses.dataclass(frozen=True)

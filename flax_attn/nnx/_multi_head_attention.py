@@ -11,9 +11,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike, PromoteDtypeFn
 
-from flax_attn._checks import check_features
-from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
-from flax_attn.attention._modules import (
+from flax_attn._checks import check_features, output_features
+from flax_attn._modules import (
     MASK_BY_NAME,
     MODULE,
     adapted,
@@ -21,17 +20,15 @@ from flax_attn.attention._modules import (
     check_dropout_rate,
     head_sizes,
     make_dropout,
-    output_features,
     refuse_decode,
     resolve_inputs,
     summed_over,
     with_weights,
 )
+from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
-from flax_attn.nnx._layers import LinearGeneral
 from flax_attn.nnx._module import Module
-from flax_attn.nnx._sow import sow_on_request
 from flax_attn.normalizers import Normalizer
 from flax_attn.scores import ScoreMod
 
@@ -42,65 +39,37 @@ class MultiHeadAttention(Module):
     """Multi-head attention, `flax_attn.multi_head_attention`.
 
     Takes the constructor of `flax.nnx.MultiHeadAttention` and has its parameters (`query`, `key`,
-    `value`, `out`, and `query_ln`, `key_ln` if normalised), so that weights move both ways; the
-    widths of queries, keys, values, heads and output are free of each other.
+    `value`, `out`, and with `normalize_qk` `query_ln`, `key_ln`), so that weights move both ways.
+    The widths of queries, keys, values, heads and output need not be equal.
+
+    Arguments of Flax's class that are not described here have its meaning.
 
     Args:
-      num_heads: N, the number of query heads.
-      in_features: Width of the queries' input.
-      qkv_features: N · D, default `in_features`.
-      out_features: Width of the output, default `in_features`.
-      num_kv_heads: K, the number of key/value heads, default N.
-      in_kv_features: Width of the keys' input, default `in_features`.
-      in_value_features: Width of the values' input, default `in_kv_features`.
+      num_kv_heads: K, the number of key and value heads; N by default.
+      in_value_features: Width of the values' input; `in_kv_features` by default.
       head_dim: D, if not `qkv_features // num_heads`.
-      value_head_dim: Dv, default D.
-      dtype: dtype of the computation; None infers it from inputs and parameters.
-      param_dtype: dtype of the parameters.
-      broadcast_dropout: Whether batch elements and heads share one dropout pattern, as in Flax.
-      dropout_rate: Probability of dropping an attention weight, in [0, 1).
-      deterministic: Whether not to drop; needed only with a positive rate. `eval()` and `train()`
-        set it.
+      value_head_dim: Dv; D by default.
       precision: Precision of all dot products.
-      kernel_init: Initializer of the kernels.
-      out_kernel_init: Initializer of the kernel of `out`, default `kernel_init`.
-      bias_init: Initializer of the biases.
-      out_bias_init: Initializer of the bias of `out`, default `bias_init`.
-      use_bias: Whether the projections have biases.
+      deterministic: If True, dropout is disabled. It must be given with a positive rate; `eval()`
+        and `train()` set it.
       attention_fn: Attention on heads, called with `query, key, value` and those keywords of
         `flax_attn.dot_product_attention` that are set.
       decode: Not in this version: only None or False.
-      normalize_qk: Whether to normalise the projected queries and keys.
-      qkv_promote_dtype: Promotes the inputs and parameters of the query, key and value projections.
-      out_promote_dtype: Promotes those of the output projection.
-      ln_promote_dtype: Promotes those of the normalisations.
       qkv_dot_general: Dot product of the query, key and value projections.
       out_dot_general: Dot product of the output projection.
       qkv_dot_general_cls: Makes `qkv_dot_general`.
       out_dot_general_cls: Makes `out_dot_general`.
-      scale: Factor of the dot products, default 1/√D.
+      scale: Factor of the dot products; 1/√D by default.
       normalizer: From scores to weights.
       implementation: As in `flax_attn.dot_product_attention`.
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
-        and `num_kv_heads` then count the heads of one device, and the parts of the output are
-        summed over the axis.
+        and `num_kv_heads` then count the heads of one device, and the outputs are summed over the
+        axis.
       batch_axis_name: Mesh axis over which the batch is split, inside `shard_map` or `pmap`.
-        Dropout then drops what one device would, and positions count whole sequences.
-      rngs: Keys for the parameters, and for dropout.
-      keep_rngs: Whether to keep the dropout keys; otherwise they are passed at each call.
-      kernel_metadata: Metadata of the kernels, such as their sharding.
-      out_kernel_metadata: Metadata of the kernel of `out`, default `kernel_metadata`.
-      bias_metadata: Metadata of the biases.
-      out_bias_metadata: Metadata of the bias of `out`, default `bias_metadata`.
-      query_ln_scale_metadata: Metadata of the scale of `query_ln`.
-      key_ln_scale_metadata: Metadata of the scale of `key_ln`.
+        Dropout then drops the same weights as on one device.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx as flax_nnx
-      >>> from flax_attn import nnx
-      >>> attention = nnx.MultiHeadAttention(4, 32, rngs=flax_nnx.Rngs(0))
-      >>> attention(jnp.ones((2, 10, 32)), is_causal=True).shape
+      >>> nnx.MultiHeadAttention(4, 32, rngs=rngs)(jnp.ones((2, 10, 32)), is_causal=True).shape
       (2, 10, 32)
     """
 
@@ -153,29 +122,23 @@ class MultiHeadAttention(Module):
     ):
         refuse_decode(decode)
         check_dropout_rate(dropout_rate)
-        sizes = head_sizes(
+        layers = self._layers_for(
             in_features,
-            num_heads,
-            num_kv_heads,
-            qkv_features,
-            head_dim,
-            value_head_dim,
-            axis_name,
+            rngs,
+            use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+        )
+        sizes = head_sizes(
+            in_features, num_heads, num_kv_heads, qkv_features, head_dim, value_head_dim, axis_name
         )
         in_kv_features = in_features if in_kv_features is None else in_kv_features
         in_value_features = in_kv_features if in_value_features is None else in_value_features
-        linear = functools.partial(
-            LinearGeneral,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            rngs=rngs,
-        )
         project = functools.partial(
-            linear,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
+            layers.general,
+            precision=precision,
             promote_dtype=qkv_promote_dtype,
             dot_general=qkv_dot_general,
             dot_general_cls=qkv_dot_general_cls,
@@ -198,10 +161,11 @@ class MultiHeadAttention(Module):
             norm(scale_metadata=query_ln_scale_metadata) if normalize_qk else None
         )
         self.key_ln = nnx.data(norm(scale_metadata=key_ln_scale_metadata) if normalize_qk else None)
-        self.out = linear(
+        self.out = layers.general(
             (num_heads, sizes.value_head_dim),
-            output_features(in_features, out_features),
+            output_features(MODULE, in_features, out_features),
             axis=(-2, -1),
+            precision=precision,
             kernel_init=out_kernel_init or kernel_init,
             bias_init=out_bias_init or bias_init,
             promote_dtype=out_promote_dtype,
@@ -213,7 +177,6 @@ class MultiHeadAttention(Module):
         )
         self.rngs = rngs.dropout.fork() if keep_rngs and dropout_rate > 0 else None
         self.num_heads = num_heads
-        self.in_features = in_features
         self.qkv_features = num_heads * sizes.head_dim
         self.out_features = self.out.out_features[0]
         self.num_kv_heads = sizes.num_kv_heads
@@ -269,27 +232,26 @@ class MultiHeadAttention(Module):
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
         Args:
-          inputs_q: Where the queries come from `[*B, T, Mq]`.
-          inputs_k: Where the keys come from `[*B, S, Mk]`, default `inputs_q`: self-attention.
-          inputs_v: Where the values come from `[*B, S, Mv]`, default `inputs_k`.
-          mask: What is added to scores (0 and −1e9) is no mask: pass it as `bias`. A mask is a
-            `flax_attn.masks.Mask`; or an array, True or 1 where a query attends and False or 0
-            elsewhere, that broadcasts to `[*B, N, T, S]`. Other numbers are refused where they are
-            known; under `jit` they are not, and count as True.
+          inputs_q: Input of the queries `[*B, T, Mq]`.
+          inputs_k: Input of the keys `[*B, S, Mk]`; `inputs_q` by default: self-attention.
+          inputs_v: Input of the values `[*B, S, Mv]`; `inputs_k` by default.
+          mask: A `flax_attn.masks.Mask`; or an array that broadcasts to `[*B, N, T, S]`, True or 1
+            where a query attends and False or 0 elsewhere. Other numbers are refused, but under
+            `jit` they are unknown and count as True. Pass a mask of 0 and −1e9 as `bias`.
           bias: Added to the scaled scores; broadcasts to `[*B, N, T, S]`.
-          is_causal: Whether query t sees only the keys s ≤ t.
-          score_mod: What is done to the scores: a `flax_attn.scores.ScoreMod`.
-          query_coords: What the tokens of `inputs_q` carry.
-          key_coords: What those of `inputs_k` carry, default `query_coords` in self-attention.
+          is_causal: If True, query t attends to the keys s ≤ t only.
+          score_mod: Changes the scores: a `flax_attn.scores.ScoreMod`.
+          query_coords: Coordinates of the tokens of `inputs_q`.
+          key_coords: Coordinates of those of `inputs_k`; `query_coords` by default in
+            self-attention.
           plan: The block map of `mask`, made once for many layers by `flax_attn.make_plan`.
-          deterministic: Whether not to drop; takes precedence over the attribute.
-          rngs: Keys of the dropout; take precedence over those kept.
-          sow_weights: Whether to sow `attention_weights` `[*B, N, T, S]`, before dropout, as
-            `nnx.Intermediate`; raises outside `nnx.capture`.
+          deterministic: If True, dropout is disabled; overrides the attribute.
+          rngs: Keys of dropout; override those that were kept.
+          sow_weights: If True, sows `attention_weights` `[*B, N, T, S]`, before dropout.
           decode: Not in this version: only None or False.
           out_sharding: Sharding of the output, as in `flax.nnx.LinearGeneral`.
           qkv_sharding: Sharding of the projected queries, keys and values.
-          input_positions: Passed on to an `attention_fn` that takes it, such as Flax's with rotary
+          input_positions: Passed to an `attention_fn` that takes it, such as Flax's with rotary
             embeddings.
           inputs_kv: Another name of `inputs_k`.
 
@@ -310,7 +272,7 @@ class MultiHeadAttention(Module):
             check_features(MODULE, inputs, projection.in_features[0], name, fix)
         attention = self.attention_fn
         if sow_weights:
-            attention = with_weights(attention, functools.partial(sow_on_request, self))
+            attention = with_weights(attention, self._sow_on_request)
         return multi_head_attention(
             inputs_q,
             inputs_k,
@@ -342,10 +304,7 @@ class MultiHeadAttention(Module):
         )
 
     def _dropout(
-        self,
-        inputs: jax.Array,
-        deterministic: bool | None,
-        rngs: nnx.Rngs | nnx.RngStream | None,
+        self, inputs: jax.Array, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None
     ) -> Dropout | None:
         if self.dropout_rate == 0:
             return None
@@ -377,7 +336,7 @@ class MultiHeadAttention(Module):
         """Class method used by `nnx.view`.
 
         Args:
-          deterministic: Whether not to drop.
+          deterministic: If True, dropout is disabled.
           decode: Not in this version: only None or False.
         """
         refuse_decode(decode)
@@ -387,7 +346,7 @@ class MultiHeadAttention(Module):
             self.deterministic = deterministic
 
     def init_cache(self, input_shape: Sequence[int], dtype: Dtype = jnp.float32) -> None:
-        """Not in this version: raises, for there is no key/value cache.
+        """Not in this version: raises, because there is no key/value cache.
 
         Args:
           input_shape: As in `flax.nnx.MultiHeadAttention.init_cache`.

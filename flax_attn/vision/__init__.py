@@ -1,10 +1,12 @@
 """Attention for images, one mechanism per file.
 
 Letters: `B` batch (any number of leading axes), `H W` height and width, `C` channels, `R` reduced
-channels. Images are channels-last `[*B, H, W, C]`, and so is what comes out, in the input's dtype.
-Pooling statistics are float32 (float64 for float64 inputs). What is learned comes in as maps:
-callables from array to array, such as those of `flax_attn.maps`, Linen or NNX layers. A function
-`..._gate` gives the factor by which its mechanism multiplies the input.
+channels. Images are channels-last `[*B, H, W, C]`. Unless a mechanism says otherwise, the output
+has the shape and dtype of the input. Pooling statistics are float32 (float64 for float64 inputs).
+
+Weights are passed as maps: callables from array to array, such as those of `flax_attn.maps`, Linen
+layers or NNX layers. A "map of" a shape returns the same shape. A "place" is one spatial position
+of an image. A function `..._gate` returns the factor by which its mechanism multiplies the input.
 """
 
 from flax_attn.vision._attention_gate import attention_gate, attention_gate_gate

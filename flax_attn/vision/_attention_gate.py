@@ -3,9 +3,16 @@
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, as_floating, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    as_floating,
+    check_positive,
+    reduced_features,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._resize import resize_bilinear
 
 
@@ -19,19 +26,19 @@ def attention_gate(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """The attention gate: a coarser signal says which places of a skip connection matter.
+    """The attention gate: a coarser signal weighs the places of a skip connection.
 
     q = ψ(ReLU(θ(x) + resize(φ(g)))),   α = resize(σ(q)),   y = α ⊙ x
 
     θ halves the grid of x (a 2×2 convolution of stride 2 without bias), φ and ψ are pointwise, and
-    both resizings are bilinear. The released code puts y through one more pointwise convolution and
-    a batch normalisation, which are no part of the paper's equations nor of this function. The
-    version of most U-Nets on the web keeps the grid (a pointwise θ) and normalises what each of the
-    three maps returns: compose that into them.
+    both resizings are bilinear. The released code applies another pointwise convolution and a batch
+    normalisation to y. They are not in the paper's equations and not in this function. Most U-Nets
+    on the web keep the grid (a pointwise θ) and normalise the output of each map: compose the
+    normalisation into the maps.
 
     Args:
       x: Image `[*B, H, W, C]`, the features of the skip connection.
-      gating: The gating signal g, `[*B, h, w, G]` of any height, width and number of channels.
+      gating: The gating signal g, `[*B, h, w, G]`, of any height, width and number of channels.
       theta: Map from `[*B, H, W, C]` to `[*B, H', W', R]`.
       phi: Map from `[*B, h, w, G]` to `[*B, h, w, R]`.
       psi: Map from `[*B, H', W', R]` to `[*B, H', W', 1]`.
@@ -42,8 +49,8 @@ def attention_gate(
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` or `gating` is not an image, their leading axes differ, R is 0, θ leaves
-        no place, or a map returns another shape.
+      ValueError: If `x` or `gating` is not an image, their leading axes differ, R is 0, θ returns
+        an empty grid, or a map returns another shape.
       TypeError: If an input is not a floating-point array.
 
     Example:
@@ -76,7 +83,7 @@ def attention_gate_gate(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W 1"]:
-    """The coefficients α of `attention_gate`, `[*B, H, W, 1]` in the dtype of x."""
+    """The gate α of `attention_gate`, `[*B, H, W, 1]` in the dtype of x."""
     x = as_image(
         "attention_gate",
         x,
@@ -131,3 +138,11 @@ def _check_grid(x: jax.Array, grid: jax.Array) -> None:
             f"{list(x.shape[-3:-1])}, got [H', W'] = {list(grid.shape[-3:-1])}. "
             f"Use a smaller stride."
         )
+
+
+def attention_gate_features(
+    features: int, reduction: int, hidden_features: int | None, strides: int
+) -> int:
+    """R of the modules."""
+    check_positive("AttentionGate", "strides", strides)
+    return reduced_features("AttentionGate", features, reduction, hidden_features)

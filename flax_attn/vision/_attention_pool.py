@@ -1,4 +1,4 @@
-"""Attention pooling, of CLIP's ResNets."""
+"""Attention pooling, from CLIP's ResNets."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from flax_attn._checks import Map, as_floating, expand_rank
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import add
+from flax_attn.vision._gates import add
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -22,17 +22,17 @@ def attention_pool(
     *,
     attention: Callable[..., Array] = dot_product_attention,
 ) -> Float[Array, "*B M"]:
-    """Attention pooling: the mean of an image asks its places, and the answer is the image's.
+    """Attention pooling: the mean of an image attends to its places.
 
     t = [mean_{H,W} x; x_1; ...; x_{H·W}] + positions
     y = out(Attention(query(t_0), key(t), value(t)))
 
-    It takes the place of global average pooling at the end of CLIP's ResNets, with C / 64 heads. As
-    in CLIP, the positions belong to one size of image. (timm's resamples them for others.)
+    It replaces global average pooling at the end of CLIP's ResNets, with C / 64 heads. As in CLIP,
+    the positions serve one image size. (timm resamples them for others.)
 
     Args:
       x: Image `[*B, H, W, C]`.
-      positions: Learned positions `[S, C]`, S = 1 + H · W, that of the mean first.
+      positions: Learned positions `[S, C]`, S = 1 + H · W, the mean's first.
       query: Map from `[*B, 1, C]` to `[*B, 1, N, D]`.
       key: Map from `[*B, S, C]` to `[*B, S, N, D]`.
       value: Map like `key`.
@@ -43,7 +43,7 @@ def attention_pool(
       One vector for each image `[*B, M]`.
 
     Raises:
-      ValueError: If `x` is not an image, or its size is not that of the positions, or a map returns
+      ValueError: If `x` is not an image, its size does not fit the positions, or a map returns
         another shape.
       TypeError: If `x` or `positions` is not a floating-point array.
 

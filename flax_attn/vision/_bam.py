@@ -6,9 +6,16 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    check_at_least,
+    check_odd,
+    check_positive,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -25,30 +32,29 @@ def bam(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Bottleneck attention: channels and places are judged side by side, and the input is added.
+    """Bottleneck attention: a channel branch and a spatial branch form one residual gate.
 
     M_c = expand(ReLU(norm(reduce(mean_{H,W} x))))
     M_s = project(u_n),   u_i = ReLU(norm_i(conv_i(u_{i−1}))),   u_0 = x
     y = x ⊙ (1 + σ(M_c + M_s))
 
     In the paper R = C / 16, conv_1 is pointwise and two dilated 3×3 convolutions (dilation 4)
-    follow. Its equations 3 and 4 also normalise the end of each branch, which its released code
-    leaves out, and so do we: compose that into `expand` and `project` if it is wanted. The released
-    code multiplies M_c by M_s (`combine="multiply"`).
+    follow. Equations 3 and 4 also normalise the end of each branch. The released code does not, and
+    neither do we: compose a normalisation into `expand` and `project` to get it. The released code
+    multiplies M_c by M_s (`combine="multiply"`).
 
     Args:
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[*B, C]` to `[*B, R]`.
-      reduce_norm: Map of `[*B, R]`. Batch normalisation of a single pooled vector (a batch of 1 in
-        training) leaves nothing but its bias, and shrinks its running
-        variance. (PyTorch raises.)
+      reduce_norm: Map of `[*B, R]`. In training with a batch of 1, batch normalisation of the
+        single pooled vector returns its bias and shrinks its running variance. (PyTorch raises.)
       expand: Map from `[*B, R]` to `[*B, C]`.
       convs: Maps, the first from `[*B, H, W, C]` to `[*B, H, W, R]`, the others of `[*B, H, W, R]`.
       conv_norms: Maps of `[*B, H, W, R]`, one for each of `convs`.
       project: Map from `[*B, H, W, R]` to `[*B, H, W, 1]`.
-      combine: How the branches are joined.
+      combine: How the branches are combined.
       activation_fn: After each normalisation.
-      gate_fn: From the joined branches to the gate.
+      gate_fn: σ, from the combined branches to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -136,3 +142,10 @@ def bam_gate(
     spatial = spatial.astype(channel.dtype)
     gate = gate_fn(channel + spatial if combine == "add" else channel * spatial)
     return (1 + gate).astype(x.dtype)
+
+
+def check_bam(kernel_size: int, dilation: int, num_convs: int) -> None:
+    """Check the sizes of the convolutions of the modules."""
+    check_odd("BAM", kernel_size)
+    check_positive("BAM", "dilation", dilation)
+    check_at_least("BAM", "num_convs", num_convs, 0)

@@ -1,4 +1,4 @@
-"""Bottleneck attention (BoTNet's multi-head self-attention over a picture)."""
+"""Bottleneck attention: BoTNet's multi-head self-attention over an image."""
 
 import math
 from collections.abc import Callable
@@ -23,17 +23,17 @@ def bottleneck_attention(
     scale_positions: bool = True,
     attention: Callable[..., Array] = dot_product_attention,
 ) -> Float[Array, "*B H W M"]:
-    """Bottleneck attention: every place attends to every place, by content and by offset.
+    """Bottleneck attention: every place attends to all places, by content and relative position.
 
     A = softmax((q·kᵀ + q·r_h[Δy] + q·r_w[Δx]) / √D),   y = A v,   Δ = key − query
 
-    It takes the place of the 3×3 convolution in a ResNet's bottleneck, with 4 heads and no output
-    projection. The paper scales the query first, and so the position terms too; timm's
-    `BottleneckAttn`, and so its botnet26t, does not scale them (`scale_positions=False`).
+    It replaces the 3×3 convolution in a ResNet's bottleneck, with 4 heads and no output projection.
+    The paper scales the query first, and with it the position terms. timm's `BottleneckAttn`, used
+    in its botnet26t, does not scale the position terms (`scale_positions=False`).
 
-    The position terms are part of the dot product (queries and keys of D + H + W features), so no
-    H W × H W array is made where attention makes none: memory is O(H W (D + H + W)) per head.
-    There they are rounded to the dtype of the queries.
+    The position terms are computed by the dot product, of queries and keys with D + H + W features.
+    Memory is O(H W (D + H + W)) per head in memory-efficient attention: no H W × H W array. The
+    position terms are rounded to the dtype of the queries.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -42,16 +42,16 @@ def bottleneck_attention(
       value: Map from `[*B, H · W, C]` to `[*B, H · W, N, Dv]`.
       relative_height: r_h, a vector for each offset of rows −(H − 1) ... H − 1, `[2 H − 1, D]`.
       relative_width: r_w, a vector for each offset of columns, `[2 W − 1, D]`.
-      scale_positions: Whether the position terms are scaled by 1/√D like q·kᵀ.
+      scale_positions: If True, the position terms are scaled by 1/√D like q·kᵀ.
       attention: Attention on heads, called with `query, key, value` and the keyword `scale` of
         `dot_product_attention`.
 
     Returns:
-      The heads side by side, `[*B, H, W, M]` with M = N · Dv.
+      The concatenated heads, `[*B, H, W, M]` with M = N · Dv.
 
     Raises:
-      ValueError: If `x` is not an image, or its size is not that of the tables, or a map returns
-        another shape.
+      ValueError: If `x` is not an image, its size does not fit the tables, or a map returns another
+        shape.
       TypeError: If `x` is not a floating-point array.
 
     Example:

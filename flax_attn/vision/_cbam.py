@@ -22,11 +22,11 @@ def cbam(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """CBAM: channel attention, then spatial attention of what it has scaled.
+    """CBAM: channel attention followed by spatial attention.
 
     y = spatial_attention(channel_attention(x))
 
-    Nothing is added inside; in ResNets it sits before the residual sum.
+    There is no residual inside. In ResNets it stands before the residual sum.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -36,14 +36,14 @@ def cbam(
       norm: As in `spatial_attention`.
       order: As in `spatial_attention`.
       activation_fn: As in `channel_attention`.
-      gate_fn: Of both gates.
+      gate_fn: σ of both gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: As the two.
-      TypeError: As the two.
+      ValueError: As in the two.
+      TypeError: As in the two.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""DANet's channel attention, named for the affinity of channels that it reads."""
+"""DANet's channel attention, over the affinity of channels."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from flax_attn.vision._tokens import add_scaled
 def channel_affinity_attention(
     x: Float[Array, "*B H W C"], gamma: Float[Array, ""], *, return_weights: bool = False
 ) -> Float[Array, "*B H W C"] | Any:
-    """DANet's channel attention: each channel takes in the channels that are unlike it.
+    """DANet's channel attention: each channel attends to the channels that differ from it.
 
     E_cd = Σ_{H,W} x_c x_d,   A_cd = softmax_d(max_d E_cd − E_cd),   y_c = γ Σ_d A_cd x_d + x_c
 
-    The paper's equation 3 is softmax_d(E_cd), of the channels that are alike; the authors trained
-    the above and kept it, as it converged better. The maximum is a constant of the row, so that
-    A = softmax(−E). γ starts at 0: the identity. There is no other parameter.
+    The paper's equation 3 is softmax_d(E_cd), which prefers similar channels. The released code
+    computes the formula above, which the authors found to converge better. The maximum is constant
+    in a row, so A = softmax(−E). γ is the only parameter and starts at 0: the identity.
 
     Args:
       x: Image `[*B, H, W, C]`.
       gamma: γ, one number.
-      return_weights: Whether to return A too.
+      return_weights: If True, also return A.
 
     Returns:
-      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also A `[*B, C, C]`
-      in float32 (float64 for float64 input).
+      The output `[*B, H, W, C]`. With `return_weights` also A `[*B, C, C]` in float32 (float64 for
+      float64 input).
 
     Raises:
       ValueError: If `x` is not an image, or `gamma` is not one number.

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_max, spatial_mean
 
 
@@ -18,19 +18,19 @@ def channel_attention(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """CBAM's channel attention: one perceptron reads the mean and the maximum of each channel.
+    """CBAM's channel attention: gate each channel by its mean and maximum.
 
     g = σ(f(mean_{H,W} x) + f(max_{H,W} x)),   f = expand ∘ ReLU ∘ reduce,   y = g ⊙ x
 
-    The paper reduces by 16; its released code has biases. Positions that tie for the maximum share
-    its gradient.
+    In the paper R = C / 16; its released code has biases. Places that tie for the maximum share its
+    gradient.
 
     Args:
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[2, *B, C]`, the means and the maxima, to `[2, *B, R]`.
       expand: Map from `[2, *B, R]` to `[2, *B, C]`.
       activation_fn: Between the two.
-      gate_fn: From the sum to the gate.
+      gate_fn: σ, from the sum to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.

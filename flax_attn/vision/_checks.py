@@ -8,9 +8,9 @@ from flax_attn._checks import as_floating, check_maps
 
 
 def as_image(function: str, x: jax.Array, **maps: Any) -> jax.Array:
-    """The image, which must be floating point `[*B, H, W, C]` without empty axes.
+    """The image as a JAX array; raise unless it is floating point `[*B, H, W, C]`, no axis empty.
 
-    `maps` are the maps and functions that the mechanism was given: each must be callable.
+    Also raise unless each of `maps`, the maps and functions given to the mechanism, is callable.
     """
     check_maps(function, **maps)
     x = as_floating(function, "x", x)
@@ -24,7 +24,7 @@ def as_image(function: str, x: jax.Array, **maps: Any) -> jax.Array:
 def check_returned(
     function: str, map_name: str, returned: jax.Array, shape: tuple[int, ...], letters: str
 ) -> None:
-    """Raise unless a map has returned the shape that the equation needs."""
+    """Raise unless a map returned the shape that the equation needs."""
     if returned.shape != shape:
         raise ValueError(
             f"{function}: {map_name} must return {letters} = {list(shape)}, "
@@ -33,7 +33,7 @@ def check_returned(
 
 
 def check_reduced(function: str, hidden: jax.Array) -> None:
-    """Raise if nothing is left after the reduction: the gate would be a constant."""
+    """Raise if the reduction leaves no channel: the gate would be constant."""
     if hidden.shape[-1] == 0:
         raise ValueError(
             f"{function}: reduce must keep at least 1 channel, got 0. Use a smaller reduction."

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_odd, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import window_sum
 
 
@@ -22,29 +22,28 @@ def context_anchor_attention(
     activation_fn: Activation = jax.nn.silu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Context anchor attention: the gate of each place is drawn from long strips around it.
+    """Context anchor attention: gate each place by long strips around it.
 
     u = SiLU(norm_in(project_in(mean_{7×7} x)))
     g = σ(SiLU(norm_out(project_out(column(row(u)))))),   y = x ⊙ g
 
-    The mean counts the zeros around the image, as in the released code: near its edges it is
-    smaller. The strips are 1×11 and 11×1 depthwise convolutions there. The released module returns
-    g and leaves the product to its caller. The above is that module by itself, with biases in the
-    strips alone; since SiLU is at least −0.28, so is σ's argument, and no gate is below 0.43. The
-    equation of the paper and the released networks have neither normalisation nor SiLU, and biases
-    in all four maps.
+    As in the released code, the mean counts the zeros around the image, so it is smaller near the
+    edges, and the strips are 1×11 and 11×1 depthwise convolutions. The released module returns g;
+    its caller multiplies. The formula above is that module, with biases in the strips only. SiLU is
+    at least −0.28, so the argument of σ is too, and no gate is below 0.43. The paper's equation and
+    the released networks have no normalisation and no SiLU, and biases in all four maps.
 
     Args:
       x: Image `[*B, H, W, C]`.
       project_in: Map of `[*B, H, W, C]` over the channels.
-      norm_in: Map of `[*B, H, W, C]`; None for none.
+      norm_in: Map of `[*B, H, W, C]`, or None.
       row: Map of `[*B, H, W, C]`, a depthwise convolution along the width.
       column: Map of `[*B, H, W, C]`, a depthwise convolution along the height.
       project_out: Map of `[*B, H, W, C]` over the channels.
-      norm_out: Map of `[*B, H, W, C]`; None for none.
-      pool_size: Width of the window of the mean, odd.
-      activation_fn: After each normalisation; `lambda u: u` for none.
-      gate_fn: From the context to the gate.
+      norm_out: Map of `[*B, H, W, C]`, or None.
+      pool_size: Odd size of the window of the mean.
+      activation_fn: After each normalisation; pass `lambda u: u` for none.
+      gate_fn: σ, from the context to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -117,7 +116,7 @@ def context_anchor_attention_gate(
 
 
 def _window_mean(x: Array, size: int) -> Array:
-    """The mean of the size × size places around each, those outside counting as zeros."""
+    """Mean of the size × size places around each place; zeros outside the image count."""
     size = check_odd("context_anchor_attention", size, "pool_size")
     wide = x.astype(statistics_dtype(x.dtype))
     return (window_sum(wide, size) / size**2).astype(x.dtype)

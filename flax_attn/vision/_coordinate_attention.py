@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import mean
 
 
@@ -20,14 +20,14 @@ def coordinate_attention(
     activation_fn: Activation = jax.nn.hard_swish,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Coordinate attention: each row and each column has a gate of its own.
+    """Coordinate attention: gate each row and each column.
 
     z_h = mean_W x,   z_w = mean_H x,   f = δ(norm(reduce([z_h; z_w])))
     y = x ⊙ σ(expand_h(f_h)) ⊙ σ(expand_w(f_w))
 
-    Rows and columns are reduced and normalised as one sequence of H + W places, so that the
-    statistics of a batch normalisation depend on the resolution. In the released code
-    R = max(8, C / 32) and δ is hard swish.
+    Rows and columns are reduced and normalised as one sequence of length H + W, so the statistics
+    of a batch normalisation depend on the resolution. In the released code R = max(8, C / 32) and δ
+    is hard swish.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -36,7 +36,7 @@ def coordinate_attention(
       expand_height: Map from `[*B, H, R]` to `[*B, H, C]`.
       expand_width: Map from `[*B, W, R]` to `[*B, W, C]`.
       activation_fn: δ.
-      gate_fn: From the expanded statistics to the gates.
+      gate_fn: σ, from the expanded statistics to the gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.

@@ -12,7 +12,7 @@ from flax_attn.masks import Window
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._tokens import add_scaled, check_projected
 
-# The row holds the query's own place; the column leaves it out, so that it counts once.
+# The query's own place is part of its row; the column excludes it, so that it counts once.
 ELSEWHERE = ~Window(0, 0)
 
 
@@ -26,15 +26,15 @@ def criss_cross_attention(
     recurrence: int = 2,
     return_weights: bool = False,
 ) -> Float[Array, "*B H W C"] | Any:
-    """Criss-cross attention: each place attends to its row and its column, again and again.
+    """Criss-cross attention: each place attends to its row and column, several times.
 
     q = query(x),   k = key(x),   v = value(x),   N_i = the H + W − 1 places in i's row or column
     A_ij = softmax_{j ∈ N_i}(q_i · k_j),   y_i = γ Σ_{j ∈ N_i} A_ij v_j + x_i,   and x ← y
 
-    One softmax runs over the row and the column: attention over each is computed by itself and the
-    two are merged, which takes O(H W (H + W)) scores. Two steps with the same maps reach every
-    place from every other. The scores are not scaled. In the released code R = C / 8, all three
-    maps are 1×1 convolutions with biases, and γ starts at 0: the identity.
+    One softmax runs over row and column: attention over each is computed separately and merged,
+    with O(H W (H + W)) scores. Two steps with the same maps connect all places. The scores are not
+    scaled. In the released code R = C / 8, all three maps are 1×1 convolutions with biases, and γ
+    starts at 0: the identity.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -43,12 +43,12 @@ def criss_cross_attention(
       value: Map of `[*B, H, W, C]`.
       gamma: γ, one number.
       recurrence: Number of steps.
-      return_weights: Whether to return A too.
+      return_weights: If True, also return A.
 
     Returns:
-      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also a tuple of A
-      of each step `[*B, H, W, H + W]` in float32 (float64 for float64 input): the column's weights
-      from top to bottom, where the place's own is 0, then the row's.
+      The output `[*B, H, W, C]`. With `return_weights` also a tuple of A for each step,
+      `[*B, H, W, H + W]` in float32 (float64 for float64 input): the weights of the column from top
+      to bottom, with 0 at the place itself, then those of the row.
 
     Raises:
       ValueError: If `x` is not an image, R is 0, a map returns another shape, `gamma` is not one
@@ -59,9 +59,9 @@ def criss_cross_attention(
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
       >>> x = jnp.array([[[[1.0], [5.0]], [[3.0], [7.0]]]])    # 2×2 places of one channel
-      >>> nothing, itself = maps.dense(jnp.zeros((1, 1))), lambda u: u
+      >>> zero, identity = maps.dense(jnp.zeros((1, 1))), lambda u: u
       >>> y = vision.criss_cross_attention(
-      ...     x, nothing, nothing, itself, jnp.array(1.0), recurrence=1
+      ...     x, zero, zero, identity, jnp.array(1.0), recurrence=1
       ... )
       >>> round(float(y[0, 0, 0, 0]), 6)                       # 1 + (1 + 5 + 3) / 3
       4.0
@@ -89,7 +89,7 @@ def criss_cross_attention(
 def _attend(
     q: Float[Array, "*B H W 1 R"], k: Float[Array, "*B H W 1 R"], v: Float[Array, "*B H W 1 C"]
 ) -> Partial:
-    """Attention whose tokens are the places of a row, merged with that of the columns."""
+    """Attention over rows, merged with attention over columns."""
     turned_q, turned_k, turned_v = _turned((q, k, v), q.ndim - 4)
     column = partial(turned_q, turned_k, turned_v, mask=ELSEWHERE, scale=1.0)
     return merge([_turned(column, q.ndim - 4), partial(q, k, v, scale=1.0)])
@@ -106,5 +106,5 @@ def _weights(
 
 
 def _turned(tree: Any, axis: int) -> Any:
-    """Rows for columns, and back: the axis and the next change places."""
+    """Swap rows and columns: the axis and the next one."""
     return jax.tree.map(lambda array: jnp.swapaxes(array, axis, axis + 1), tree)

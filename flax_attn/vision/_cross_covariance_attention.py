@@ -22,13 +22,13 @@ def cross_covariance_attention(
     epsilon: float = 1e-12,
     return_weights: bool = False,
 ) -> Any:
-    """Cross-covariance attention: channels attend to channels, at a cost linear in the places.
+    """Cross-covariance attention: channels attend to channels, at a cost linear in H · W.
 
     A_n = softmax_e(τ_n · Q̂_nᵀ K̂_n),   y = out(A_n V_n),   Q̂ = Q / max(‖Q‖, ε) over H, W
 
-    Each channel of a head is a query of length H · W, normalised to length 1, so that A is `[D, D]`
-    whatever the size of the image. The paper divides by τ; its released code multiplies, with
-    τ = 1 at first, and so do we.
+    Each channel of a head is a query of H · W features with norm 1, so A is `[D, D]` for any image
+    size. The paper divides by τ. Its released code multiplies by it, starting at τ = 1, and so do
+    we.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -37,14 +37,14 @@ def cross_covariance_attention(
       value: Map like `query`.
       out: Map from `[*B, H, W, N, D]` to `[*B, H, W, C]`.
       temperature: τ, one factor for each head `[N]`.
-      epsilon: ε, the least length. Below it, as in a channel that is 0 everywhere, a channel is
-        divided by ε, and its gradient is finite. (It is as large as 1 / ε, which in float16 must
-        be less than 65,504.)
-      return_weights: Whether to return A too.
+      epsilon: ε. A channel with a smaller norm, such as one of zeros, is divided by ε, and its
+        gradient is finite. (The gradient is as large as 1 / ε, which in float16 must be less than
+        65,504.)
+      return_weights: If True, also return A.
 
     Returns:
       The output `[*B, H, W, C]`. With `return_weights` also A `[*B, N, D, D]` in float32 (float64
-      for float64 input), of which the rows sum to 1.
+      for float64 input), whose rows sum to 1.
 
     Raises:
       ValueError: If `x` is not an image, a map or `temperature` has another shape, or `epsilon` is
@@ -103,8 +103,8 @@ def cross_covariance_attention(
 def _inverse_length(q: jax.Array, epsilon: float) -> jax.Array:
     """1 / max(‖q‖, ε) over the places: `[*B, H, W, N, D]` -> `[*B, N, D]`.
 
-    The maximum is taken of squares: at 0 the gradient of a square root is not a number.
+    The squares are compared: the gradient of the square root is not a number at 0.
     """
     squares = jnp.sum(jnp.square(q.astype(statistics_dtype(q.dtype))), axis=(-4, -3))
-    long = squares > epsilon**2  # asked twice: of ε² the second derivative would overflow
+    long = squares > epsilon**2  # used twice: for ε² the second derivative would overflow
     return jnp.where(long, lax.rsqrt(jnp.where(long, squares, 1)), 1 / epsilon)

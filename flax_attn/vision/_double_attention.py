@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, statistics_dtype
+from flax_attn._checks import Map, check_positive, reduced_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._tokens import check_projected
 
@@ -20,15 +20,15 @@ def double_attention(
     *,
     return_weights: bool = False,
 ) -> Float[Array, "*B H W C"] | Any:
-    """Double attention: gather the features of the whole image, and hand each place what it needs.
+    """Double attention: gather features of the whole image, and distribute them to each place.
 
     B = softmax_{H,W}(gather(x)),   V = softmax_S(distribute(x))
     G_s = Σ_{H,W} B_s value(x),   y = out(Σ_s V_s G_s) + x
 
-    The first softmax runs over the places, so that each of S descriptors G_s is an average of
-    features; the second over the descriptors, so that each place takes an average of those. The
-    cost is linear in the number of places. Popular code leaves out the axis of both softmaxes,
-    which then run over the batch, and the residual.
+    The first softmax runs over the places: each of the S descriptors G_s is an average of features.
+    The second runs over the descriptors: each place gets an average of them. The cost is linear in
+    the number of places. Popular code omits the residual and the axis of both softmaxes, which then
+    run over the batch.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -36,11 +36,11 @@ def double_attention(
       gather: Map from `[*B, H, W, C]` to `[*B, H, W, S]`.
       distribute: Map from `[*B, H, W, C]` to `[*B, H, W, S]`.
       out: Map from `[*B, H, W, R]` to `[*B, H, W, C]`.
-      return_weights: Whether to return B and V too.
+      return_weights: If True, also return B and V.
 
     Returns:
-      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also the pair B, V,
-      each `[*B, H, W, S]` in float32 (float64 for float64 input).
+      The output `[*B, H, W, C]`. With `return_weights` also the pair B, V, each `[*B, H, W, S]` in
+      float32 (float64 for float64 input).
 
     Raises:
       ValueError: If `x` is not an image, R or S is 0, or a map returns another shape.
@@ -50,8 +50,8 @@ def double_attention(
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
       >>> x = jnp.array([[[[1.0], [5.0]]]])                    # two places of one channel
-      >>> nothing, itself = maps.dense(jnp.zeros((1, 2))), lambda u: u
-      >>> vision.double_attention(x, itself, nothing, nothing, itself)[0, 0, :, 0]
+      >>> zero, identity = maps.dense(jnp.zeros((1, 2))), lambda u: u
+      >>> vision.double_attention(x, identity, zero, zero, identity)[0, 0, :, 0]
       Array([4., 8.], dtype=float32)
 
     References:
@@ -75,8 +75,17 @@ def double_attention(
 
 
 def _product(subscripts: str, weights: jax.Array, features: jax.Array) -> jax.Array:
-    """Features weighted in their own dtype, summed in at least float32."""
+    """Products in the dtype of the features, summed in at least float32."""
     dtype = statistics_dtype(features.dtype)
     weights = weights.astype(features.dtype)
     total = jnp.einsum(subscripts, weights, features, preferred_element_type=dtype)
     return total.astype(features.dtype)
+
+
+def double_attention_features(
+    features: int, reduction: int, hidden_features: int | None, num_descriptors: int | None
+) -> tuple[int, int]:
+    """R and S of the modules."""
+    hidden = reduced_features("DoubleAttention", features, reduction, hidden_features)
+    descriptors = hidden if num_descriptors is None else num_descriptors
+    return hidden, check_positive("DoubleAttention", "num_descriptors", descriptors)

@@ -8,24 +8,24 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_odd, check_positive
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
 def eca(
     x: Float[Array, "*B H W C"], conv: Map, *, gate_fn: Activation = jax.nn.sigmoid
 ) -> Float[Array, "*B H W C"]:
-    """Efficient channel attention: each channel's gate reads a few neighbouring channels.
+    """Efficient channel attention: gate each channel by a few neighbouring channels.
 
     z = mean_{H,W} x,   g = σ(conv_k(z)) along the channels,   y = g ⊙ x
 
-    One kernel of k weights serves all channels. The paper's k follows from C (`eca_kernel_size`);
-    its released models set k by hand, from 1 to 7.
+    All channels share one kernel of k weights. In the paper k depends on C (`eca_kernel_size`). The
+    released models set k by hand, from 1 to 7.
 
     Args:
       x: Image `[*B, H, W, C]`.
       conv: Map from `[*B, C, 1]` to `[*B, C, 1]`, a convolution along the channels, zero-padded.
-      gate_fn: From the convolved statistics to the gate.
+      gate_fn: σ, from the convolved statistics to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -61,17 +61,17 @@ def eca_gate(
 
 
 def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> int:
-    """The kernel size that the paper gives to C channels.
+    """The kernel size for C channels in the paper.
 
-    k = |t|_odd,   t = |(log₂ C + β) / γ|, rounded down, and one more if that is even
+    k = ⌊t⌋ if that is odd, otherwise ⌊t⌋ + 1,   t = |(log₂ C + β) / γ|
 
     Args:
       channels: C.
-      gamma: γ, how slowly the kernel grows.
-      beta: β, where it starts.
+      gamma: γ; a larger γ gives smaller kernels.
+      beta: β, the offset.
 
     Returns:
-      An odd number of at least 1.
+      k, odd and at least 1.
 
     Raises:
       ValueError: If `channels` is not at least 1, or `gamma` is 0.
@@ -92,14 +92,14 @@ def eca_kernel_size(channels: int, *, gamma: float = 2.0, beta: float = 1.0) -> 
 
 
 def as_kernel_size(channels: int, kernel_size: int | None) -> int:
-    """The kernel size of the modules: the one that was asked for, or the paper's."""
+    """The kernel size of a module: as given, or the paper's."""
     if kernel_size is None:
         return eca_kernel_size(channels)
     size, widest = check_odd("ECA", kernel_size), 2 * channels - 1
     if size > widest:
         warnings.warn(
-            f"ECA: a kernel of {size} weights reaches beyond all {channels} channels, the outer "
-            f"{size - widest} never count. Use kernel_size={widest} at most.",
+            f"ECA: a kernel of {size} weights is wider than {channels} channels can use: "
+            f"{size - widest} weights only meet padding. Use kernel_size={widest} at most.",
             stacklevel=3,
         )
     return size

@@ -5,24 +5,24 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
 def effective_squeeze_excite(
     x: Float[Array, "*B H W C"], project: Map, *, gate_fn: Activation = jax.nn.hard_sigmoid
 ) -> Float[Array, "*B H W C"]:
-    """Effective squeeze-and-excitation: one full map from the pooled image to the gate.
+    """Effective squeeze-and-excitation: one full-rank map from the pooled image to the gate.
 
     z = mean_{H,W} x,   g = σ(project(z)),   y = g ⊙ x
 
-    Nothing is lost to a reduction, at the price of C² weights. The paper writes a sigmoid; its
-    released code, and we, take the hard sigmoid ReLU6(z + 3) / 6.
+    There is no reduction, which would lose information, at the cost of C² weights. The paper writes
+    a sigmoid. Its released code uses the hard sigmoid ReLU6(z + 3) / 6, and so do we.
 
     Args:
       x: Image `[*B, H, W, C]`.
       project: Map from `[*B, C]` to `[*B, C]`.
-      gate_fn: From the projected statistics to the gate.
+      gate_fn: σ, from the projected statistics to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.

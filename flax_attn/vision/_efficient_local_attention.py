@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, check_multiple, check_odd
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import mean
 
 
@@ -17,22 +17,22 @@ def efficient_local_attention(
     *,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Efficient local attention: rows and columns are gated by a convolution along each strip.
+    """Efficient local attention: gate rows and columns by a convolution along each strip.
 
     z_h = mean_W x,   z_w = mean_H x
     y = x ⊙ σ(norm(conv(z_h))) ⊙ σ(norm(conv(z_w)))
 
-    Coordinate attention without its reduction: one convolution and one group normalisation serve
-    both strips, each with statistics of its own. ELA-B has a depthwise kernel of 7 and 16 groups of
-    channels in the normalisation; ELA-T a kernel of 5 and 32; ELA-S and ELA-L, 5 and 7 wide, share
-    each kernel's input among 8 channels. Where a group of the normalisation holds a single channel
-    and the strip a single place, nothing is left of it but its bias.
+    It is coordinate attention without the reduction. Both strips share one convolution and one
+    group normalisation, with separate statistics. ELA-B has a depthwise kernel of 7 and a
+    normalisation of 16 groups, ELA-T a depthwise kernel of 5 and 32 groups. ELA-S and ELA-L have
+    kernels of 5 and 7 with 8 channels per group of the convolution. If a group of the normalisation
+    has one channel and the strip one place, the normalisation returns its bias.
 
     Args:
       x: Image `[*B, H, W, C]`.
       conv: Map of `[*B, L, C]`, for L = H and L = W.
       norm: Map of `[*B, L, C]`, for L = H and L = W.
-      gate_fn: From the normalised strips to the gates.
+      gate_fn: σ, from the normalised strips to the gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -77,3 +77,12 @@ def efficient_local_attention_gate(
         return jnp.expand_dims(gate, axis).astype(x.dtype)
 
     return strip_gate(-2, "[*B, H, C]"), strip_gate(-3, "[*B, W, C]")
+
+
+def check_efficient_local_attention(
+    features: int, kernel_size: int, group_size: int, num_groups: int
+) -> None:
+    """Check the sizes of the modules."""
+    check_odd("EfficientLocalAttention", kernel_size)
+    check_multiple("EfficientLocalAttention", "C", features, "group_size", group_size)
+    check_multiple("EfficientLocalAttention", "C", features, "num_groups", num_groups)

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._groups import split_groups, standardize_places
-from flax_attn.vision._memory import apply_gate
 
 
 def efficient_multi_scale_attention(
@@ -20,24 +20,24 @@ def efficient_multi_scale_attention(
     epsilon: float = 1e-5,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Efficient multi-scale attention: two views of a group of channels, each weighed by the other.
+    """Efficient multi-scale attention: two branches of each channel group gate each other.
 
-    Of each group of P consecutive channels, x_g:
+    For each group x_g of P consecutive channels:
     [h; w] = pointwise([mean_W x_g; mean_H x_g])
     u = γ norm(x_g ⊙ σ(h) ⊙ σ(w)) + β,   v = conv(x_g)
     y_g = x_g ⊙ σ(⟨softmax(mean_{H,W} u), v⟩ + ⟨softmax(mean_{H,W} v), u⟩)
 
-    norm takes each channel to mean 0 and variance 1 over H and W, the softmax and the products ⟨⟩
-    are over the P channels, and all groups share one set of weights. In the released code C / P is
-    32. The mean of u is β, so that only the second softmax depends on the image.
+    norm standardises each channel to mean 0 and variance 1 over H and W. The softmax and the
+    products ⟨⟩ run over the P channels. All groups share their weights. In the released code there
+    are C / P = 32 groups. The mean of u is β, so only the second softmax depends on the image.
 
     Args:
       x: Image `[*B, H, W, C]` of at least two places.
-      pointwise: Map of `[*B, H + W, C / P, P]`, a 1×1 convolution of the rows and columns of every
+      pointwise: Map of `[*B, H + W, C / P, P]`, a 1×1 convolution of the rows and columns of each
         group.
       norm_scale: γ, `[P]`.
       norm_bias: β, `[P]`.
-      conv: Map of `[*B, C / P, H, W, P]`, a 3×3 convolution of every group.
+      conv: Map of `[*B, C / P, H, W, P]`, a 3×3 convolution of each group.
       epsilon: ε of the normalisation, added to the variance.
       gate_fn: σ.
 
@@ -45,8 +45,8 @@ def efficient_multi_scale_attention(
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, or has one place only: normalised, it is β whatever it is;
-        if C is not a multiple of P, γ and β are not both `[P]`, or a map returns another shape.
+      ValueError: If `x` is not an image or has only one place (whose normalised value is always
+        β), C is not a multiple of P, γ and β are not both `[P]`, or a map returns another shape.
       TypeError: If `x` is not a floating-point array.
 
     Example:
@@ -79,20 +79,20 @@ def efficient_multi_scale_attention_gate(
     epsilon: float = 1e-5,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """The gate of `efficient_multi_scale_attention`, `[*B, H, W, C]`, equal in a group."""
+    """The gate of `efficient_multi_scale_attention`, `[*B, H, W, C]`."""
     name = "efficient_multi_scale_attention"
     x = as_image(name, x, pointwise=pointwise, conv=conv, gate_fn=gate_fn)
     if norm_scale.ndim != 1 or norm_bias.shape != norm_scale.shape:
         raise ValueError(
             f"{name}: norm_scale and norm_bias must both be [P], got {list(norm_scale.shape)} and "
-            f"{list(norm_bias.shape)}. Give one number of each for every channel of a group."
+            f"{list(norm_bias.shape)}. Each needs one number for each channel of a group."
         )
     (part,) = norm_scale.shape
     height, width, channels = x.shape[-3:]
     if part == 0 or channels % part:
         raise ValueError(
             f"{name}: C must be a multiple of P = {part}, got C = {channels}. "
-            f"norm_scale and norm_bias have an entry for each channel of a group."
+            f"norm_scale and norm_bias have one entry for each channel of a group."
         )
     if height * width == 1:
         raise ValueError(f"{name}: x must have at least two places, got H · W = 1 · 1.")
@@ -109,15 +109,15 @@ def efficient_multi_scale_attention_gate(
     gamma, beta = (expand_rank(a.astype(dtype), grouped.ndim) for a in (norm_scale, norm_bias))
     u = gamma * standardize_places(grouped.astype(dtype) * gates, epsilon) + beta
 
-    # One kernel for all groups: they join the batch, for the time of this convolution only. (A 3-D
-    # convolution, or a grouped one of a repeated kernel, would leave x in place, but took 2 to 4
+    # All groups share one kernel, so they become part of the batch for this convolution. (A 3-D
+    # convolution, or a grouped one with a repeated kernel, needs no transposition but took 2 to 4
     # times as long forward on a CPU.)
     folded = jnp.moveaxis(grouped, -2, -4)
     convolved = conv(folded)
     check_returned(name, "conv", convolved, folded.shape, "[*B, C / P, H, W, P]")
     v = jnp.moveaxis(convolved, -4, -2).astype(dtype)
 
-    # Sums of products, not `einsum`: an accelerator would round what it multiplies as matrices.
+    # Sums of products instead of `einsum`, which rounds float32 on accelerators.
     mean_v = jnp.mean(v, axis=(-4, -3), keepdims=True)
     joint = jnp.sum(jax.nn.softmax(beta) * v + jax.nn.softmax(mean_v) * u, axis=-1)
     return jnp.repeat(gate_fn(joint).astype(x.dtype), part, axis=-1)

@@ -24,16 +24,16 @@ def external_attention(
     activation_fn: Activation = jax.nn.relu,
     return_weights: bool = False,
 ) -> Float[Array, "*B H W C"] | Any:
-    """External attention: the places attend to a memory of S slots that all images share.
+    """External attention: places attend to a learned memory of S slots shared by all images.
 
     a = softmax_{H,W}(key(query(x))),   A_is = a_is / (ε + Σ_s a_is)
     y = δ(norm(out(value(A))) + x)
 
-    Keys and values are weights, so that the cost is linear in the number of places. The scores are
-    normalised twice, over the places and then over the slots (ε = 1e-9), for one place's large
-    features would otherwise drown the others. The above is the block of the released code, with a
-    biased `query`, S = 64, δ = ReLU, and a `value` that starts as the transpose of `key`. Maps that
-    return their input leave out `query` and `out`.
+    Keys and values are weights, so the cost is linear in the number of places. The scores are
+    normalised twice, over the places and then over the slots (ε = 1e-9), because a softmax over the
+    slots depends on the scale of each place's features. The formula is the block of the released
+    code, where `query` has a bias, S = 64, δ = ReLU, and `value` starts as the transpose of `key`.
+    Pass identity maps to omit `query` and `out`.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -41,13 +41,13 @@ def external_attention(
       key: Map from `[*B, H, W, D]` to `[*B, H, W, S]`: the memory of keys.
       value: Map from `[*B, H, W, S]` to `[*B, H, W, D]`: the memory of values.
       out: Map from `[*B, H, W, D]` to `[*B, H, W, C]`.
-      norm: Map of `[*B, H, W, C]`; None for none.
+      norm: Map of `[*B, H, W, C]`, or None.
       activation_fn: δ.
-      return_weights: Whether to return A too.
+      return_weights: If True, also return A.
 
     Returns:
-      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also A
-      `[*B, H, W, S]` in float32 (float64 for float64 input).
+      The output `[*B, H, W, C]`. With `return_weights` also A `[*B, H, W, S]` in float32 (float64
+      for float64 input).
 
     Raises:
       ValueError: If `x` is not an image, S is 0, or a map returns another shape.
@@ -56,9 +56,9 @@ def external_attention(
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
-      >>> x, itself = jnp.ones((2, 7, 5, 16)), lambda u: u
+      >>> x, identity = jnp.ones((2, 7, 5, 16)), lambda u: u
       >>> key, value = maps.dense(jnp.ones((16, 4))), maps.dense(jnp.ones((4, 16)))
-      >>> vision.external_attention(x, itself, key, value, itself)[0, 0, 0, :2]   # 4 · 1/4 + 1
+      >>> vision.external_attention(x, identity, key, value, identity)[0, 0, 0, :2]   # 4 · 1/4 + 1
       Array([2., 2.], dtype=float32)
 
     References:

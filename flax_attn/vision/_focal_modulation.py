@@ -1,4 +1,4 @@
-"""Focal modulation, of FocalNet."""
+"""Focal modulation, from FocalNet."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ from flax_attn._checks import (
     statistics_dtype,
 )
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x Φ(x), PyTorch's default; that of `jax.nn.gelu` is an approximation."""
+    """GELU as x Φ(x), PyTorch's default. The default of `jax.nn.gelu` is an approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def kernel_sizes(num_levels: int, kernel_size: int, kernel_growth: int) -> list[int]:
-    """The odd widths of the kernels of each level of a module."""
+    """The odd kernel size of each level of a module."""
     module = "FocalModulation"
     levels = check_at_least(module, "num_levels", num_levels, 0)
     first = check_odd(module, kernel_size)
@@ -32,8 +32,8 @@ def kernel_sizes(num_levels: int, kernel_size: int, kernel_growth: int) -> list[
     sizes = [first + level * growth for level in range(levels)]
     if growth % 2 or any(size < 1 for size in sizes):
         raise ValueError(
-            f"{module}: kernel_growth must be even, and no kernel less than 1 place wide, got "
-            f"{growth}, that is kernels of {sizes}. Use kernel_growth=2."
+            f"{module}: kernel_growth must be even and each kernel at least 1 wide, got "
+            f"{growth}, which gives kernels of {sizes}. Use kernel_growth=2."
         )
     return sizes
 
@@ -51,15 +51,14 @@ def focal_modulation(
     normalize_modulator: bool = False,
     activation_fn: Activation = exact_gelu,
 ) -> Float[Array, "*B H W C"]:
-    """Focal modulation: each place is multiplied by contexts of growing reach, each with a gate.
+    """Focal modulation: multiply each place by a gated sum of contexts of growing reach.
 
     z_0 = context(x),   z_l = δ(conv_l(z_{l−1})),   z_{L+1} = δ(mean_{H,W} z_L),   g = gate(x)
     m = Σ_{l=1}^{L+1} g_l ⊙ z_l,   y = out(norm(query(x) ⊙ modulate(m)))
 
-    In the paper the convolutions are depthwise, of 3, 5, ... places (5, 7, ... in some large
-    models), without biases, and L = 2 to 4. The gates are linear: they may be of either sign and
-    need not sum to 1. `norm` and the division of m by L + 1 are options of the released code, for
-    its large models.
+    In the paper the convolutions are depthwise of size 3, 5, ... (5, 7, ... in some large models),
+    without biases, and L = 2 to 4. The gates are linear: they have either sign and need not sum to
+    1. `norm` and the division of m by L + 1 are options of the released code for its large models.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -69,8 +68,8 @@ def focal_modulation(
       convs: L maps of `[*B, H, W, D]`, the narrowest first.
       modulate: Map of `[*B, H, W, D]`; h in the paper.
       out: Map from `[*B, H, W, D]` to `[*B, H, W, C]`.
-      norm: Map of `[*B, H, W, D]`; None for none.
-      normalize_modulator: Whether to divide m by L + 1.
+      norm: Map of `[*B, H, W, D]`, or None.
+      normalize_modulator: If True, divide m by L + 1.
       activation_fn: δ.
 
     Returns:
@@ -83,10 +82,10 @@ def focal_modulation(
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
-      >>> x, itself = jnp.ones((1, 4, 4, 8)), lambda u: u
+      >>> x, identity = jnp.ones((1, 4, 4, 8)), lambda u: u
       >>> gate = maps.dense(jnp.full((8, 2), 1 / 8))         # one level, and the mean of all places
       >>> vision.focal_modulation(
-      ...     x, itself, itself, gate, [itself], itself, itself, activation_fn=itself
+      ...     x, identity, identity, gate, [identity], identity, identity, activation_fn=identity
       ... )[0, 0, 0, :2]
       Array([2., 2.], dtype=float32)
 

@@ -10,12 +10,11 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import even_bins
 from flax_attn.vision._windows import as_pair
 
-# The frequencies (u, v) of height and width in a 7×7 plane, the one that serves best alone on
-# ImageNet first.
+# The frequencies (u, v) of height and width in a 7×7 plane, best accuracy on ImageNet first.
 _BEST = (
     *((0, 0), (0, 1), (6, 0), (0, 5), (0, 2), (1, 0), (1, 2), (4, 0)),
     *((5, 0), (1, 6), (3, 0), (0, 4), (0, 6), (0, 3), (3, 5), (2, 2)),
@@ -34,35 +33,35 @@ def frequency_channel_attention(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Frequency channel attention: squeeze-and-excitation that pools by cosines, not by the mean.
+    """Frequency channel attention: squeeze-and-excitation with cosine pooling.
 
     z = Σ_{p,q} b_u(p, P) b_v(q, Q) pool(x)_{pq},   (u, v) the frequency of the channel's group
     b_u(p, P) = cos(π u ⌊P / 7⌋ (p + ½) / P) · (1 if u = 0 else √2) / √P
     g = σ(expand(ReLU(reduce(z)))),   y = g ⊙ x
 
-    The channels are split into as many groups as there are frequencies, in their order. `pool` is
-    the mean over P×Q bins, which overlap where they do not divide the image; an image of P×Q
-    places is left as it is. (u, v) = (0, 0) is the mean, times √(P Q).
+    The channels are split into one group for each frequency, in order. `pool` is the mean over P×Q
+    bins, which overlap if P×Q does not divide the image size; an image of size P×Q is unchanged.
+    The frequency (0, 0) is the mean times √(P Q).
 
-    The paper's ResNets take for P and Q the size of the stage on images of 224×224 (56, 28, 14, 7),
+    In the paper's ResNets P and Q are the size of the stage for images of 224×224 (56, 28, 14, 7),
     and R = C / 16 without biases.
 
     Args:
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[*B, C]` to `[*B, R]`.
       expand: Map from `[*B, R]` to `[*B, C]`.
-      frequencies: How many of the 32 that the paper found best, or pairs (u, v), each 0 to 6. C
-        must be a multiple of their number.
-      dct_size: P and Q, of at least 7; one number for both.
+      frequencies: How many of the paper's 32 best frequencies, or pairs (u, v), each 0 to 6. C must
+        be a multiple of their number.
+      dct_size: P and Q, at least 7; one number for both.
       activation_fn: Between the maps.
-      gate_fn: From the expanded statistics to the gate.
+      gate_fn: σ, from the expanded statistics to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, R is 0, a map returns another shape, the frequencies are
-        none, not known or do not divide C, or `dct_size` is less than 7.
+      ValueError: If `x` is not an image, R is 0, a map returns another shape, `frequencies`
+        is empty or unknown, their number does not divide C, or `dct_size` is less than 7.
       TypeError: If `x` is not a floating-point array.
 
     Example:
@@ -109,7 +108,7 @@ def frequency_channel_attention_gate(
         gate_fn=gate_fn,
     )
     pairs = _pairs(frequencies, x.shape[-1])
-    # A smaller plane has not the 7 frequencies.
+    # A smaller plane does not have all 7 frequencies.
     sizes = as_pair("frequency_channel_attention", "dct_size", dct_size, 7)
     pooled = _spectrum(x, pairs, sizes)
     hidden = activation_fn(reduce(pooled))
@@ -150,20 +149,20 @@ def _is_frequency(pair: Any) -> bool:
 
 
 def _spectrum(x: Array, pairs: np.ndarray, sizes: tuple[int, int]) -> Array:
-    """Each channel's coefficient of its frequency, `[*B, C]`, in at least float32."""
+    """The coefficient of each channel's frequency, `[*B, C]`, in at least float32."""
     dtype = statistics_dtype(x.dtype)
     repeats = x.shape[-1] // len(pairs)
     rows, columns = (
         jnp.repeat(_pooled_cosines(size, bins, frequency, dtype), repeats, axis=-1)
         for size, bins, frequency in zip(x.shape[-3:-1], sizes, pairs.T, strict=True)
     )
-    # Sums, not matrix products, which round float32 on accelerators.
+    # Sums instead of matrix products, which round float32 on accelerators.
     by_column = jnp.sum(x.astype(dtype) * expand_rank(rows[:, None, :], x.ndim), axis=-3)
     return jnp.sum(by_column * expand_rank(columns, x.ndim - 1), axis=-2)
 
 
 def _pooled_cosines(size: int, bins: int, frequency: np.ndarray, dtype: jnp.dtype) -> Array:
-    """What a place of one axis weighs in each frequency, by way of its bins: `[size, F]`."""
+    """The weight of each place of one axis in each frequency, through its bins: `[size, F]`."""
     turns = (np.arange(bins)[:, None] + 0.5) * frequency * (bins // 7) / bins
     cosines = np.cos(np.pi * turns) * np.where(frequency == 0, 1, np.sqrt(2)) / np.sqrt(bins)
     pooling = even_bins(size, bins, dtype)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def gated_channel_transform(
@@ -17,19 +17,20 @@ def gated_channel_transform(
     *,
     epsilon: float = 1e-5,
 ) -> Float[Array, "*B H W C"]:
-    """Gated channel transformation: channels compete by their norms, with three numbers each.
+    """Gated channel transformation: channels compete by their norms, with three weights each.
 
     e = α √(Σ_{H,W} x² + ε),   n = γ / √(mean_C e² + ε),   y = x ⊙ (1 + tanh(e n + β))
 
-    A positive γ lets strong channels grow at the cost of weak ones, a negative one evens them out.
-    The paper puts it before convolutions and starts it as the identity: α = 1, γ = β = 0.
+    A positive γ amplifies channels of large norm relative to the others, a negative γ evens them
+    out. The paper puts the transformation before convolutions and starts it at α = 1, γ = β = 0:
+    the identity.
 
     Args:
       x: Image `[*B, H, W, C]`.
-      alpha: α, how much a channel's norm counts, `[C]`.
-      gamma: γ, how the gate follows the normalised norm, `[C]`.
-      beta: β, where the gate is without it, `[C]`.
-      epsilon: ε, which keeps both roots' gradients finite on an image of zeros.
+      alpha: α, the weight of each channel's norm, `[C]`.
+      gamma: γ, the weight of the normalised norm in the gate, `[C]`.
+      beta: β, the bias of the gate, `[C]`.
+      epsilon: ε; keeps the gradients of both roots finite on an image of zeros.
 
     Returns:
       The scaled image `[*B, H, W, C]`.

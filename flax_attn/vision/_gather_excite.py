@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, as_integer, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import window_sum
 from flax_attn.vision._resize import resize_nearest
 from flax_attn.vision._windows import as_pair
 
-# A power of 2, the height and width of the whole image, or the whole image whatever its size.
+# A power of 2, the (height, width) of the whole image, or None for the whole image at any size.
 Extent = int | tuple[int, int] | None
 
 
@@ -31,35 +31,35 @@ def gather_excite(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Gather-excite: scale each channel of each place by what its wider neighbourhood says of it.
+    """Gather-excite: gate each channel of each place by its wider neighbourhood.
 
     y = x ⊙ σ(resize(excite(gather(x))))
 
-    GE-θ⁻ gathers by means of (2e − 1)×(2e − 1) places every e places, over as many of them as lie
-    in the image, and learns nothing. GE-θ gathers by `convs`, depthwise and each followed by its
-    normalisation: log₂ e of stride 2, or one kernel as large as the image; ReLU stands between
-    them. GE-θ⁺ also excites by expand(ReLU(reduce(ReLU(·)))), in the paper with R = C / 16. Its
-    first ReLU, which only convolutions have before `reduce`, is that of the released networks; timm
-    has none there. What is gathered returns to the grid of x by nearest neighbours: row i is row
-    ⌊i · h / H⌋. With the mean over the whole image and `reduce`, `expand`, this is
-    squeeze-and-excitation.
+    GE-θ⁻ has no parameters. It gathers by the mean over (2e − 1)×(2e − 1) windows with stride e;
+    the mean counts only places inside the image. GE-θ gathers by `convs`: log₂ e depthwise
+    convolutions of stride 2, or one kernel as large as the image, each followed by its
+    normalisation, with ReLU between them. GE-θ⁺ also excites by expand(ReLU(reduce(ReLU(·)))), in
+    the paper with R = C / 16. The inner ReLU follows the convolutions only, as in the released
+    networks; timm has none there. The gathered image is resized to the grid of x by nearest
+    neighbours: row i is row ⌊i · h / H⌋. With the mean over the whole image and with `reduce` and
+    `expand`, this is squeeze-and-excitation.
 
     Args:
       x: Image `[*B, H, W, C]`.
-      convs: Maps, the first from `[*B, H, W, C]`, the last to `[*B, h, w, C]`; none for the mean.
-      norms: Maps of what `convs` return, one for each of them.
-      reduce: Map from `[*B, h, w, C]` to `[*B, h, w, R]`; None for no perceptron.
-      expand: Map from `[*B, h, w, R]` to `[*B, h, w, C]`, with `reduce`.
-      extent: e of the mean, a power of 2; None for the whole image. `convs` have their own.
+      convs: Maps, the first from `[*B, H, W, C]`, the last to `[*B, h, w, C]`; empty for the mean.
+      norms: Maps of the outputs of `convs`, one for each.
+      reduce: Map from `[*B, h, w, C]` to `[*B, h, w, R]`, or None for no excitation.
+      expand: Map from `[*B, h, w, R]` to `[*B, h, w, C]`, given with `reduce`.
+      extent: e of the mean, a power of 2; None for the whole image, and with `convs`.
       activation_fn: Between the convolutions, between them and `reduce`, and after `reduce`.
-      gate_fn: From what is gathered and excited to the gate.
+      gate_fn: σ, from the excited values to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, `extent` is not a power of 2 or stands beside `convs`,
-        `convs` and `norms` do not pair up, `reduce` and `expand` do not come together, R is 0, or a
+      ValueError: If `x` is not an image, `extent` is not a power of 2 or given with `convs`,
+        `convs` and `norms` do not pair up, only one of `reduce` and `expand` is given, R is 0, or a
         map returns another shape.
       TypeError: If `x` is not a floating-point array.
 
@@ -105,7 +105,7 @@ def gather_excite_gate(
 ) -> Float[Array, "*B #H #W C"]:
     """The gate of `gather_excite` in the dtype of x.
 
-    It is `[*B, H, W, C]`, or `[*B, 1, 1, C]` if the whole image is gathered.
+    Shape `[*B, H, W, C]`, or `[*B, 1, 1, C]` if the whole image is gathered.
     """
     x = as_image(
         "gather_excite",
@@ -123,8 +123,8 @@ def gather_excite_gate(
         )
     if convs and extent is not None:
         raise ValueError(
-            f"gather_excite: extent must be None where convs gather, got {extent}. Theirs is "
-            f"2 to the power of their number."
+            f"gather_excite: extent must be None if convs are given, got {extent}. The extent of "
+            f"convs is 2 to the power of their number."
         )
     gathered = _by_convs(x, convs, norms, activation_fn) if convs else _by_mean(x, extent)
     if reduce is not None and expand is not None:
@@ -134,55 +134,17 @@ def gather_excite_gate(
         check_returned("gather_excite", "expand", excited, gathered.shape, "[*B, h, w, C]")
         gathered = excited
     elif reduce is not None or expand is not None:
-        raise ValueError("gather_excite: reduce and expand must come together, got only one.")
+        raise ValueError("gather_excite: reduce and expand must be given together, got only one.")
     gate = gate_fn(gathered).astype(x.dtype)
     return gate if gate.shape[-3:-1] == (1, 1) else resize_nearest(gate, x.shape[-3:-1])
 
 
 def check_extent(name: str, extent: int) -> int:
-    """The extent, if it is a power of 2 that gathers more than one place."""
+    """The extent; raise unless it is a power of 2 and at least 2."""
     extent = as_integer(name, "extent", extent)
     if extent < 2 or extent & (extent - 1):
         raise ValueError(f"{name}: extent must be a power of 2, at least 2, got {extent}.")
     return extent
-
-
-def as_extent(module: str, extent: Extent) -> Extent:
-    """The extent of a module in Python's integers, if it can be one."""
-    if isinstance(extent, tuple | list):
-        return as_pair(module, "extent", extent, 1)
-    return None if extent is None else check_extent(module, extent)
-
-
-def check_gather(module: str, gather: str) -> None:
-    """Raise unless a module is to gather in one of the two ways."""
-    if gather not in ("mean", "conv"):
-        raise ValueError(f'{module}: gather must be "mean" or "conv", got {gather!r}.')
-
-
-def gathering_convs(module: str, extent: Extent) -> list[dict[str, Any]]:
-    """Kernel sizes, strides and padding of the convolutions that gather over `extent`."""
-    if extent is None:
-        raise ValueError(
-            f"{module}: extent must be a power of 2, or the (height, width) of the images, where "
-            f"convolutions gather, got None. A kernel is as large as what it gathers over."
-        )
-    if isinstance(extent, int):
-        count = int(math.log2(extent))
-        return [{"kernel_size": (3, 3), "strides": 2, "padding": 1}] * count
-    return [{"kernel_size": extent, "strides": 1, "padding": 0}]
-
-
-def mean_extent(module: str, x: jax.Array, extent: Extent) -> int | None:
-    """The extent as `gather_excite` takes it, if a whole image of that size has come."""
-    if extent is None or isinstance(extent, int):
-        return extent
-    if x.shape[-3:-1] != extent:
-        raise ValueError(
-            f"{module}: x must have [H, W] = {list(extent)}, the extent that the module was made "
-            f"for, got {list(x.shape)}."
-        )
-    return None
 
 
 def _by_convs(
@@ -213,3 +175,47 @@ def _by_mean(x: jax.Array, extent: int | None) -> jax.Array:
     sums = functools.partial(window_sum, size=2 * extent - 1, stride=extent)
     places = jnp.ones((*x.shape[-3:-1], 1), wide.dtype)
     return sums(wide) / expand_rank(sums(places), x.ndim)
+
+
+def as_extent(extent: Extent) -> Extent:
+    """The extent of a module, checked and in Python's integers."""
+    if isinstance(extent, tuple | list):
+        return as_pair("GatherExcite", "extent", extent, 1)
+    return None if extent is None else check_extent("GatherExcite", extent)
+
+
+class Window(TypedDict):
+    """What a convolution of a module sees."""
+
+    kernel_size: int | tuple[int, int]
+    strides: int
+    padding: int
+
+
+def gathering_convs(gather: str, extent: Extent) -> list[Window]:
+    """The convolutions of a module that gather over `extent`; none if the mean gathers."""
+    if gather not in ("mean", "conv"):
+        raise ValueError(f'GatherExcite: gather must be "mean" or "conv", got {gather!r}.')
+    extent = as_extent(extent)
+    if gather == "mean":
+        return []
+    if extent is None:
+        raise ValueError(
+            "GatherExcite: extent must be a power of 2, or the (height, width) of the images, "
+            "where convolutions gather, got None. The kernels cover the extent."
+        )
+    if isinstance(extent, int):
+        return [{"kernel_size": 3, "strides": 2, "padding": 1}] * int(math.log2(extent))
+    return [{"kernel_size": extent, "strides": 1, "padding": 0}]
+
+
+def mean_extent(x: jax.Array, extent: Extent) -> int | None:
+    """The extent of a module as `gather_excite` takes it; x must have the size of a pair."""
+    if extent is None or isinstance(extent, int):
+        return extent
+    if x.shape[-3:-1] != extent:
+        raise ValueError(
+            f"GatherExcite: x must have [H, W] = {list(extent)}, the extent that the module was "
+            f"made for, got {list(x.shape)}."
+        )
+    return None

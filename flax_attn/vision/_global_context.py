@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import add, apply_gate, weighted_sum
-from flax_attn.vision._pooling import spatial_mean
+from flax_attn.vision._gates import add, apply_gate
+from flax_attn.vision._pooling import spatial_mean, weighted_sum
 
 
 def global_context(
@@ -21,28 +21,27 @@ def global_context(
     combine: Literal["add", "multiply"] = "add",
     activation_fn: Activation = jax.nn.relu,
 ) -> Float[Array, "*B H W C"]:
-    """Global context: what all places attend to together is transformed and given to each.
+    """Global context: one attention map pools the image, and each place gets the result.
 
     α = softmax_{H,W}(score(x)),   c = Σ_{H,W} α x,   t = expand(ReLU(norm(reduce(c))))
     y = x + t   or   x ⊙ σ(t)
 
     A non-local block in which every query has the same attention map: O(H W C) instead of
     O((H W)² C). In the paper R = C / 16, `norm` is layer normalisation, and the weights of `expand`
-    start at zero, so that the block starts as the identity.
+    start at zero: the identity.
 
     Args:
       x: Image `[*B, H, W, C]`.
-      score: Map from `[*B, H, W, C]` to `[*B, H, W, 1]`; None pools by the mean. (A bias in it
-        changes nothing: the softmax is blind to it.)
+      score: Map from `[*B, H, W, C]` to `[*B, H, W, 1]`; None pools by the mean. (A bias has no
+        effect: the softmax cancels it.)
       reduce: Map from `[*B, C]` to `[*B, R]`.
-      norm: Map of `[*B, R]`. Layer normalisation of a single channel (R = 1) leaves nothing but its
-        bias.
+      norm: Map of `[*B, R]`. Layer normalisation of a single channel (R = 1) returns its bias.
       expand: Map from `[*B, R]` to `[*B, C]`.
-      combine: What becomes of t: added to x, or its sigmoid multiplied with x.
+      combine: "add" adds t to x, "multiply" multiplies x by σ(t).
       activation_fn: After the normalisation.
 
     Returns:
-      The image with its context `[*B, H, W, C]`.
+      The output `[*B, H, W, C]`.
 
     Raises:
       ValueError: If `x` is not an image, R is 0, a map returns another shape, or `combine` is

@@ -30,14 +30,14 @@ def grid_attention(
     grid_size: Size = 7,
     attention: Callable[..., Array] = dot_product_attention,
 ) -> Float[Array, "*B H W C"]:
-    """Grid attention: each place attends to a grid of G × G places spread over the picture.
+    """Grid attention: each place attends to a grid of G × G places spread over the image.
 
     A = softmax(q·kᵀ / √D + t[Δy, Δx]),   y = out(A v)   on the places ≡ (i, j) mod (H / G, W / G)
 
-    The offsets Δ count steps of the grid. It is window attention seen the other way: the picture is
-    cut into G × G windows, and places attend across windows, not within. MaxViT alternates it with
-    block attention, which is `window_attention` without a shift; G = 7 and heads have 32 channels.
-    A released table, `[N, 2 G − 1, 2 G − 1]` of key minus query, becomes
+    The offsets Δ count steps of the grid. Window attention attends within windows; grid attention
+    cuts the image into G × G windows and attends across them. MaxViT alternates it with block
+    attention, which is `window_attention` without a shift; G = 7 and heads have 32 channels. To
+    load a released table, `[N, 2 G − 1, 2 G − 1]` of key minus query, pass
     `table[:, ::-1, ::-1].reshape(N, -1).T`.
 
     Args:
@@ -47,14 +47,13 @@ def grid_attention(
       value: Map from `[*B, grids, G², C]` to `[*B, grids, G², N, Dv]`.
       out: Map from `[*B, grids, G², N, Dv]` to `[*B, grids, G², C]`.
       relative_bias: t, a number for each offset (query minus key) and head,
-        `[(2 Gh − 1) · (2 Gw − 1), N]`, the offsets of columns running faster; None for none. It
-        is not scaled.
+        `[(2 Gh − 1) · (2 Gw − 1), N]`, column offsets varying fastest, or None. It is not scaled.
       grid_size: G, one number or (Gh, Gw).
       attention: Attention on heads, called with `query, key, value` and the keywords `score_mod`,
         `query_coords`, `key_coords` of `dot_product_attention`.
 
     Returns:
-      The image `[*B, H, W, C]`.
+      The output `[*B, H, W, C]`.
 
     Raises:
       ValueError: If `x` is not an image, G does not divide H or W, or a map or table has another

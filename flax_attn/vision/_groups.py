@@ -1,4 +1,4 @@
-"""Images by groups of consecutive channels: `[*B, H, W, G, P]`, by reshape alone."""
+"""Groups of consecutive channels: `[*B, H, W, C]` as `[*B, H, W, G, P]`."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,9 @@ def split_groups(x: jax.Array, *sizes: int) -> jax.Array:
 
 
 def standardize_places(grouped: jax.Array, epsilon: float) -> jax.Array:
-    """Each channel of `[*B, H, W, G, P]` to mean 0 and variance 1 over H and W.
+    """Standardise each channel of `[*B, H, W, G, P]` to mean 0 and variance 1 over H and W.
 
-    This is group normalisation with one channel per group, without its gain and offset, in at
-    least float32.
+    This is instance normalisation without gain and offset, in at least float32.
     """
     grouped = grouped.astype(statistics_dtype(grouped.dtype))
     centred = grouped - jnp.mean(grouped, axis=(-4, -3), keepdims=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, as_integer
+from flax_attn._checks import Map, as_integer, check_at_least, check_positive, head_features
 from flax_attn.attention import dot_product_attention
 from flax_attn.coords import Coords
 from flax_attn.vision._checks import as_image
@@ -38,36 +38,35 @@ def halo_attention(
 
     A = softmax((q·kᵀ + q·r_h[Δy] + q·r_w[Δx]) / √D),   y = A v
 
-    for the b² queries of a block and the w² keys of its window, w = b + 2 halo_size; Δ is the place
-    in the window minus that in the block. There is no output projection. Outside of the picture
-    keys and values are zeros, which take their part of the softmax as in timm's `HaloAttn`, unless
-    `mask_padding` hides them. timm's default does not scale the position terms
-    (`scale_positions=False`).
+    for the b² queries of a block and the w² keys of its window, w = b + 2 halo_size. Δ is the place
+    in the window minus the place in the block. There is no output projection. Outside the image,
+    keys and values are zeros and take part in the softmax, as in timm's `HaloAttn`; `mask_padding`
+    masks them. timm's default does not scale the position terms (`scale_positions=False`).
 
-    Keys and values are projected once and then copied, w² / b² times. The position terms are part
-    of the dot product, where they are rounded to the dtype of the queries.
+    Keys and values are projected once and then copied, w² / b² times. The position terms are
+    computed by the dot product and rounded to the dtype of the queries.
 
     Args:
       x: Image `[*B, H, W, C]`.
       query: Map from `[*B, H, W, C]` to `[*B, H, W, N, D]`.
       key: Map from `[*B, H, W, C]` to `[*B, H, W, N, D]`.
       value: Map from `[*B, H, W, C]` to `[*B, H, W, N, Dv]`.
-      relative_height: r_h `[2 w − 1, D]`; Δy has the row Δy + w − 1, so that those before row
-        w − b serve no offset (they are there as in timm).
-      relative_width: r_w `[2 w − 1, D]`, likewise.
+      relative_height: r_h `[2 w − 1, D]`; Δy uses row Δy + w − 1. Rows before w − b are unused, as
+        in timm.
+      relative_width: r_w `[2 w − 1, D]`, with columns in place of rows.
       block_size: b.
-      halo_size: How far a block sees beyond its border.
-      scale_positions: Whether the position terms are scaled by 1/√D like q·kᵀ.
-      mask_padding: Whether places outside of the picture are hidden.
+      halo_size: Width of the halo around a block.
+      scale_positions: If True, the position terms are scaled by 1/√D like q·kᵀ.
+      mask_padding: If True, places outside the image are masked.
       attention: Attention on heads, called with `query, key, value` and the keywords `scale`,
         `key_coords` of `dot_product_attention`.
 
     Returns:
-      The heads side by side, `[*B, H, W, M]` with M = N · Dv.
+      The concatenated heads, `[*B, H, W, M]` with M = N · Dv.
 
     Raises:
       ValueError: If `x` is not an image, b does not divide H or W, a size is too small, or a table
-        or what a map returns has another shape.
+        or the output of a map has another shape.
       TypeError: If `x` is not a floating-point array, or a size is not a whole number.
 
     Example:
@@ -131,3 +130,13 @@ def _with_halo(x: jax.Array, block: int, halo: int) -> jax.Array:
     *batch, rows, height, columns, width, _, _ = x.shape
     x = jnp.swapaxes(x, -5, -4)
     return reshape_places(x, len(batch), rows * columns, height * width, last=2)
+
+
+def halo_attention_sizes(
+    features: int, num_heads: int, block_size: int, halo_size: int
+) -> tuple[int, int]:
+    """D and the window size w of the modules."""
+    head_dim = head_features("HaloAttention", features, num_heads)
+    block = check_positive("HaloAttention", "block_size", block_size)
+    halo = check_at_least("HaloAttention", "halo_size", halo_size, 0)
+    return head_dim, block + 2 * halo

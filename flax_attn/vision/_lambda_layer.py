@@ -1,10 +1,10 @@
-"""The lambda layer, of LambdaNetworks."""
+"""The lambda layer, from LambdaNetworks."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map, statistics_dtype
+from flax_attn._checks import Map, check_odd, check_positive, head_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
 
 
@@ -17,15 +17,15 @@ def lambda_layer(
     value_norm: Map,
     position: Map,
 ) -> Float[Array, "*B H W M"]:
-    """The lambda layer: the context becomes a linear map for each place, applied to its queries.
+    """The lambda layer: turn the context into a linear map per place, applied to its queries.
 
     q = norm(query(x)),   k̄ = softmax_{H,W}(key(x)),   v = norm(value(x))
     λ_i = Σ_j k̄_j v_jᵀ + position(v)_i   `[K, D]`,   y_i[n] = λ_iᵀ q_i[n]
 
-    All heads share the lambdas, so M = N · D: the values have as many channels as one head. The
-    content lambda, the first, is one for all places; the second says what the values are worth by
-    where they are, seen through K kernels of r×r (the paper's lambda convolution, with K = 16, N =
-    4; its intra-depth u is 1). No attention map is made, and memory is O(H W K D) for any r.
+    The first term is the content lambda, the same for all places. The second is the position
+    lambda, a convolution of the values with K kernels of r×r (the paper's lambda convolution, with
+    K = 16, N = 4 and intra-depth u = 1). All heads share the lambdas, so the values have the size D
+    of one head, and M = N · D. There is no attention map: memory is O(H W K D) for any r.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -34,7 +34,7 @@ def lambda_layer(
       key: Map from `[*B, H, W, C]` to `[*B, H, W, K]`.
       value: Map from `[*B, H, W, C]` to `[*B, H, W, D]`.
       value_norm: Map of `[*B, H, W, D]`.
-      position: Map from `[*B, D, H, W, 1]`, each channel of the values as an image of its own, to
+      position: Map from `[*B, D, H, W, 1]`, each channel of the values as a separate image, to
         `[*B, D, H, W, K]`.
 
     Returns:
@@ -48,10 +48,10 @@ def lambda_layer(
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
-      >>> x, itself = jnp.ones((1, 4, 4, 8)), lambda u: u
+      >>> x, identity = jnp.ones((1, 4, 4, 8)), lambda u: u
       >>> query, key, value = (maps.dense(jnp.full((8, m), 1 / 8)) for m in (4 * 2, 2, 3))
       >>> position = maps.conv(jnp.zeros((3, 3, 1, 2)))
-      >>> y = vision.lambda_layer(x, query, itself, key, value, itself, position)
+      >>> y = vision.lambda_layer(x, query, identity, key, value, identity, position)
       >>> y.shape, y[0, 0, 0, :2]                       # 4 heads; Σ_k q_k · mean v = 2
       ((1, 4, 4, 12), Array([2., 2.], dtype=float32))
 
@@ -105,3 +105,12 @@ def lambda_layer(
 def _to_planes(content_KD: jax.Array) -> jax.Array:
     """`[*B, K, D]` -> `[*B, D, 1, 1, K]`."""
     return jnp.swapaxes(content_KD, -1, -2)[..., :, None, None, :]
+
+
+def lambda_layer_features(
+    features: int, num_heads: int, key_features: int, kernel_size: int
+) -> int:
+    """The channels of the values in the modules."""
+    check_positive("LambdaLayer", "key_features", key_features)
+    check_odd("LambdaLayer", kernel_size)
+    return head_features("LambdaLayer", features, num_heads)

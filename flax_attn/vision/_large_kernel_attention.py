@@ -2,22 +2,22 @@
 
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Map
+from flax_attn._checks import Map, check_odd, check_positive
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def large_kernel_attention(
     x: Float[Array, "*B H W C"], local_conv: Map, dilated_conv: Map, project: Map
 ) -> Float[Array, "*B H W C"]:
-    """Large kernel attention: each value is scaled by what a wide neighbourhood says of it.
+    """Large kernel attention: gate each entry by a convolution over a wide neighbourhood.
 
     a = project(dilated_conv(local_conv(x))),   y = x ⊙ a
 
-    A large depthwise kernel is made of a small one, a dilated one and a pointwise map: 5×5, 7×7
-    with dilation 3 and 1×1, which stand for 21×21 in the paper and reach 23×23 places. a is not
-    bounded: neither the paper nor its released code puts a sigmoid or a softmax after it. There it
-    stands in the middle of a block, x + out(LKA(GELU(in(x)))).
+    A large kernel is decomposed into a small depthwise kernel, a dilated depthwise kernel and a
+    pointwise map. In the paper they are 5×5, 7×7 with dilation 3, and 1×1: they replace a 21×21
+    kernel and reach 23×23 places. a is not bounded: the paper and its released code apply no
+    sigmoid and no softmax. They use LKA inside a block, x + out(LKA(GELU(in(x)))).
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -63,3 +63,10 @@ def large_kernel_attention_gate(
     gate = project(dilated_conv(local_conv(x)))
     check_returned("large_kernel_attention", "project", gate, x.shape, "[*B, H, W, C]")
     return gate.astype(x.dtype)
+
+
+def check_large_kernel_attention(kernel_size: int, dilated_kernel_size: int, dilation: int) -> None:
+    """Check the sizes of the modules."""
+    check_odd("LargeKernelAttention", kernel_size)
+    check_odd("LargeKernelAttention", dilated_kernel_size, "dilated_kernel_size")
+    check_positive("LargeKernelAttention", "dilation", dilation)

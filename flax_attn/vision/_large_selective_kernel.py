@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map
+from flax_attn._checks import Activation, Map, check_odd, dilated_kernels, reduced_features
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
-from flax_attn.vision._pooling import largest, mean
+from flax_attn.vision._gates import apply_gate
+from flax_attn.vision._pooling import maximum, mean
 
 
 def large_selective_kernel(
@@ -22,23 +22,23 @@ def large_selective_kernel(
     *,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Large kernel attention in which each place chooses how far it looks.
+    """Large selective kernels: large kernel attention where each place selects kernel sizes.
 
     a_i = conv_i(a_{i−1}),   a_0 = x,   u_i = reduce_i(a_i)
     s = σ(select([mean_C u; max_C u])),   u = [u_1; ...; u_P]
     a = project(Σ_i s_i ⊙ u_i),   y = x ⊙ a
 
-    In the paper P = 2: depthwise 5×5, then 7×7 with dilation 3, so that the second sees 23×23
-    places; R = C / 2, and `select` is a 7×7 convolution. The masks s are sigmoids, each by itself:
-    they do not sum to 1. a is not bounded.
+    In the paper P = 2: depthwise 5×5, then 7×7 with dilation 3, which reaches 23×23 places.
+    R = C / 2, and `select` is a 7×7 convolution. The masks s are separate sigmoids and do not sum
+    to 1. a is not bounded.
 
     Args:
       x: Image `[*B, H, W, C]`.
-      convs: P maps of `[*B, H, W, C]`, depthwise convolutions, each of the previous one's output.
+      convs: P maps of `[*B, H, W, C]`, depthwise convolutions, applied one after another.
       reduces: P maps from `[*B, H, W, C]` to `[*B, H, W, R]`.
       select: Map from `[*B, H, W, 2]` to `[*B, H, W, P]`.
       project: Map from `[*B, H, W, R]` to `[*B, H, W, C]`.
-      gate_fn: From what `select` returns to the masks.
+      gate_fn: σ, from the output of `select` to the masks.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -101,7 +101,7 @@ def large_selective_kernel_gate(
         check_returned("large_selective_kernel", f"reduces[{i}]", scales[i], shape, "[*B, H, W, R]")
 
     channels = jnp.concatenate(scales, axis=-1)
-    pooled = jnp.stack([mean(channels, -1), largest(channels, -1)], axis=-1)
+    pooled = jnp.stack([mean(channels, -1), maximum(channels, -1)], axis=-1)
     masks = gate_fn(select(pooled))
     check_returned(
         "large_selective_kernel", "select", masks, (*x.shape[:-1], len(convs)), "[*B, H, W, P]"
@@ -113,3 +113,18 @@ def large_selective_kernel_gate(
     gate = project(selected)
     check_returned("large_selective_kernel", "project", gate, x.shape, "[*B, H, W, C]")
     return gate.astype(x.dtype)
+
+
+def large_selective_kernel_sizes(
+    features: int,
+    reduction: int,
+    hidden_features: int | None,
+    kernel_sizes: Sequence[int],
+    dilations: Sequence[int],
+    select_kernel_size: int,
+) -> tuple[int, list[tuple[int, int]]]:
+    """R, and the size and dilation of each kernel, in the modules."""
+    module = "LargeSelectiveKernel"
+    check_odd(module, select_kernel_size, "select_kernel_size")
+    hidden = reduced_features(module, features, reduction, hidden_features)
+    return hidden, dilated_kernels(module, kernel_sizes, dilations)

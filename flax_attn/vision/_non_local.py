@@ -24,15 +24,15 @@ def non_local(
     scale: float | None = None,
     return_weights: bool = False,
 ) -> Float[Array, "*B H W C"] | Any:
-    """The non-local block (embedded Gaussian): each place reads all others, and is added to them.
+    """The non-local block (embedded Gaussian): each place attends to all, with a residual.
 
-    q = query(x),   k = key(x′),   v = value(x′),   x′ = x, or its maxima in 2×2 windows
+    q = query(x),   k = key(x′),   v = value(x′),   x′ = x, or x max-pooled in 2×2 windows
     A_ij = softmax_j(scale · q_i · k_j),   y_i = norm(out(Σ_j A_ij v_j)) + x_i
 
-    In the paper R = C / 2. Its released code scales by 1/√R, which the paper does not, has biases,
-    and pools the image for keys and values (`subsample=2`; widespread copies pool the keys and
-    values). Either way the gain of the batch normalisation starts at 0: the identity. Query and key
-    that return their input make the paper's plain Gaussian.
+    In the paper R = C / 2. The released code also scales by 1/√R, has biases, and pools the image
+    for keys and values (`subsample=2`; widespread copies pool the keys and values). In both, the
+    gain of the batch normalisation starts at 0: the identity. With identity maps as query and key,
+    this is the paper's Gaussian.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -40,15 +40,15 @@ def non_local(
       key: Map from `[*B, H', W', C]` to `[*B, H', W', R]`; φ in the paper.
       value: Map from `[*B, H', W', C]` to `[*B, H', W', V]`; g in the paper.
       out: Map from `[*B, H, W, V]` to `[*B, H, W, C]`.
-      norm: Map of `[*B, H, W, C]`; None for none.
-      subsample: Width and stride of the windows of which keys and values see the maxima:
-        H' = H // subsample, W' = W // subsample. Places that tie share the gradient.
-      scale: Factor of the scores, default 1/√R; 1 as in the paper.
-      return_weights: Whether to return A too, which takes memory for H · W · H' · W' numbers.
+      norm: Map of `[*B, H, W, C]`, or None.
+      subsample: Size and stride of the max-pooling before keys and values: H' = H // subsample,
+        W' = W // subsample. Places that tie share the gradient.
+      scale: Factor of the scores, by default 1/√R; 1 in the paper.
+      return_weights: If True, also return A, which takes memory for H · W · H' · W' numbers.
 
     Returns:
-      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also A
-      `[*B, H·W, H'·W']` in float32 (float64 for float64 input).
+      The output `[*B, H, W, C]`. With `return_weights` also A `[*B, H·W, H'·W']` in float32
+      (float64 for float64 input).
 
     Raises:
       ValueError: If `x` is not an image, R or V is 0, a map returns another shape, or the image is
@@ -59,8 +59,8 @@ def non_local(
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
       >>> x = jnp.array([[[[1.0], [5.0]]]])                    # two places of one channel
-      >>> nothing, itself = maps.dense(jnp.zeros((1, 1))), lambda u: u
-      >>> vision.non_local(x, nothing, nothing, itself, maps.dense(jnp.ones((1, 1))))[0, 0, :, 0]
+      >>> zero, identity = maps.dense(jnp.zeros((1, 1))), lambda u: u
+      >>> vision.non_local(x, zero, zero, identity, maps.dense(jnp.ones((1, 1))))[0, 0, :, 0]
       Array([4., 8.], dtype=float32)
 
     References:
@@ -86,7 +86,7 @@ def non_local(
 
 
 def _pooled(x: jax.Array, size: int) -> jax.Array:
-    """Maxima of windows that do not overlap; rows and columns left over are dropped."""
+    """Max-pooling without overlap; rows and columns beyond the last window are dropped."""
     size = check_positive("non_local", "subsample", size)
     if size == 1:
         return x
@@ -94,7 +94,7 @@ def _pooled(x: jax.Array, size: int) -> jax.Array:
     if min(height, width) < size:
         raise ValueError(
             f"non_local: H and W must be at least subsample = {size}, got H, W = {height}, {width}."
-            f" Leave subsample at 1 for so small an image."
+            f" Use subsample=1 for so small an image."
         )
     rows, columns = height // size, width // size
     windows = x[..., : rows * size, : columns * size, :].reshape(

@@ -1,4 +1,4 @@
-"""Outlook attention, of VOLO."""
+"""Outlook attention, from VOLO."""
 
 from typing import Any
 
@@ -23,44 +23,44 @@ def outlook_attention(
     stride: int = 1,
     return_weights: bool = False,
 ) -> Any:
-    """Outlook attention: each place says how its k×k neighbours attend to each other.
+    """Outlook attention: each place predicts how its k×k neighbours attend to each other.
 
     A_i = softmax(score(x̄_i) / √D)   `[k², k²]`,   u_i = A_i V_i
     y = out(Σ_i u_i, each of its k² rows added where it belongs)
 
-    V_i are the values `value(x)` of the window around place i, zeros beyond the border. No queries
-    or keys are multiplied: the scores are a linear map of one place, or, at a stride of s, of the
+    V_i are the values `value(x)` in the window around place i, zeros outside the image. There are
+    no queries and keys: the scores are a linear map of the place itself, or with a stride s, of the
     mean x̄ of s×s places.
 
-    The paper has heads of 32 channels, and a stride of 2. (At a stride of 1, one commit of its code
-    sums something else: not what the neighbours of a place say of it, but what it says itself.)
+    The paper has heads of 32 channels and a stride of 2. (With a stride of 1, one commit of its
+    code sums the rows of A_i V_i at place i, instead of adding each to its own place.)
 
     Args:
       x: Image `[*B, H, W, C]`.
-      score: Map from `[*B, H', W', C]` to `[*B, H', W', N · k⁴]`, H' = ⌈H / s⌉, W' = ⌈W / s⌉; of
-        each head k² rows of k² scores.
+      score: Map from `[*B, H', W', C]` to `[*B, H', W', N · k⁴]`, H' = ⌈H / s⌉, W' = ⌈W / s⌉; k²
+        rows of k² scores for each head.
       value: Map from `[*B, H, W, C]` to `[*B, H, W, N · D]`.
       out: Map from `[*B, H, W, N · D]` to `[*B, H, W, C]`.
       num_heads: N.
       kernel_size: k, odd.
-      stride: s, the distance of the windows.
-      return_weights: Whether to return A too.
+      stride: s, the stride of the windows.
+      return_weights: If True, also return A.
 
     Returns:
       The output `[*B, H, W, C]`. With `return_weights` also A `[*B, H', W', N, k², k²]` in float32
-      (float64 for float64 input), of which the rows sum to 1.
+      (float64 for float64 input), whose rows sum to 1.
 
     Raises:
-      ValueError: If `x` is not an image, the kernel is even, the values do not fall into N heads,
-        or a map returns another shape.
+      ValueError: If `x` is not an image, the kernel is even, the channels of the values are not
+        a multiple of N, or a map returns another shape.
       TypeError: If `x` is not a floating-point array.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
-      >>> x, itself = jnp.ones((1, 4, 4, 2)), lambda u: u
+      >>> x, identity = jnp.ones((1, 4, 4, 2)), lambda u: u
       >>> even = maps.dense(jnp.zeros((2, 2 * 3**4)))
-      >>> y = vision.outlook_attention(x, even, itself, itself, num_heads=2)
+      >>> y = vision.outlook_attention(x, even, identity, identity, num_heads=2)
       >>> (9 * y)[0, :, :, 0].round()            # means of windows, each at 9 places
       Array([[25., 40., 40., 25.],
              [40., 64., 64., 40.],
@@ -106,7 +106,7 @@ def outlook_attention(
 
 
 def _window_mean(x: jax.Array, size: int) -> jax.Array:
-    """Means of size × size windows; those at the end are of the places that are there."""
+    """Means of size × size windows; the last ones average the places inside the image."""
     *batch, height, width, features = x.shape
     rows, columns = -(-height // size), -(-width // size)
     dtype = statistics_dtype(x.dtype)
@@ -120,7 +120,7 @@ def _window_mean(x: jax.Array, size: int) -> jax.Array:
 
 
 def _unfold(v: jax.Array, size: int, stride: int, places: tuple[int, ...]) -> jax.Array:
-    """The k² values around each place, zeros beyond the border: `[*B, H', W', k², M]`."""
+    """The k² values around each place, zeros outside the image: `[*B, H', W', k², M]`."""
     reach = size // 2
     padded = jnp.pad(v, [(0, 0)] * (v.ndim - 3) + [(reach, reach), (reach, reach), (0, 0)])
     rows, columns = (stride * (length - 1) + 1 for length in places)
@@ -133,7 +133,7 @@ def _unfold(v: jax.Array, size: int, stride: int, places: tuple[int, ...]) -> ja
 
 
 def _fold(windows: jax.Array, size: int, stride: int, shape: tuple[int, ...]) -> jax.Array:
-    """The transpose of `_unfold`: what each window has for a place is added up."""
+    """The transpose of `_unfold`: the sum over windows of their values at each place."""
     reach = size // 2
     *batch, height, width, _, _ = windows.shape
 
@@ -147,3 +147,9 @@ def _fold(windows: jax.Array, size: int, stride: int, shape: tuple[int, ...]) ->
 
     padded = sum(map(placed, range(1, size**2)), placed(0))
     return padded[..., reach : reach + shape[0], reach : reach + shape[1], :]
+
+
+def num_scores(features: int, num_heads: int, kernel_size: int) -> int:
+    """N k⁴, the channels of the scores in the modules."""
+    head_features("OutlookAttention", features, num_heads)
+    return num_heads * check_odd("OutlookAttention", kernel_size) ** 4

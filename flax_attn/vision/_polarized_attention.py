@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import Activation, Map, check_multiple, reduced_features, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 Layout = Literal["parallel", "sequential"]
@@ -26,18 +26,18 @@ def polarized_attention(
     layout: Layout = "parallel",
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Polarized self-attention: a softmax over places gates channels, one over channels places.
+    """Polarized self-attention: a softmax over places gates channels, and vice versa.
 
     g_c(x) = σ(norm(expand(Σ_{H,W} softmax_{H,W}(q_c(x)) ⊙ v_c(x))))
     g_s(x) = σ(Σ_R softmax_R(mean_{H,W} q_s(x)) ⊙ v_s(x))
     parallel:     y = g_c(x) ⊙ x + g_s(x) ⊙ x
     sequential:   y = g_s(u) ⊙ u,   u = g_c(x) ⊙ x
 
-    All five maps are pointwise, with R = C / 2. The released parallel code takes the softmax of the
-    spatial branch over the places, after the product with the values; σ of that is 1/2 almost
-    everywhere. Its sequential code does the same to the values, and puts a bottleneck with a layer
-    normalisation in the place of `channel_expand`, which is a matter of that map. Other versions
-    normalise what `channel_expand` returns: `channel_norm`.
+    All five maps are pointwise, with R = C / 2. The released parallel code applies the softmax of
+    the spatial branch over the places, after the product with the values; its σ is 1/2 almost
+    everywhere. The released sequential code does the same to the values, and has a bottleneck with
+    layer normalisation as `channel_expand`. Other versions normalise the output of
+    `channel_expand`: `channel_norm`.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -46,16 +46,17 @@ def polarized_attention(
       channel_expand: Map from `[*B, R]` to `[*B, C]`.
       spatial_query: q_s, map from `[*B, H, W, C]` to `[*B, H, W, R]`.
       spatial_value: v_s, map from `[*B, H, W, C]` to `[*B, H, W, R]`.
-      channel_norm: Map of `[*B, C]`; None for none.
-      layout: Whether the branches read the same image, or the spatial one what the other returns.
-      gate_fn: From the attended values to the gates.
+      channel_norm: Map of `[*B, C]`, or None.
+      layout: "parallel" if both branches read x, "sequential" if the spatial branch reads the
+        output of the channel branch.
+      gate_fn: σ, from the attended values to the gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, R is 0, a map returns another shape, or the layout is not
-        one of the two.
+      ValueError: If `x` is not an image, R is 0, a map returns another shape, or `layout` is
+        neither of the two.
       TypeError: If `x` is not a floating-point array.
 
     Example:
@@ -162,3 +163,11 @@ def _check_values(x: jax.Array, name: str, values: jax.Array) -> None:
             f"polarized_attention: {name} must return [*B, H, W, R] with *B, H, W = "
             f"{list(x.shape[:-1])} and R at least 1, got {list(values.shape)}."
         )
+
+
+def polarized_attention_features(features: int, reduction: int, hidden_features: int | None) -> int:
+    """R of the modules, which must be C / reduction exactly."""
+    hidden = reduced_features("PolarizedAttention", features, reduction, hidden_features)
+    if hidden_features is None:
+        check_multiple("PolarizedAttention", "C", features, "reduction", reduction)
+    return hidden

@@ -19,7 +19,7 @@ def position_attention(
     *,
     return_weights: bool = False,
 ) -> Float[Array, "*B H W C"] | Any:
-    """DANet's position attention: each place takes in the values of the places that are like it.
+    """DANet's position attention: each place attends to all places.
 
     q = query(x),   k = key(x),   v = value(x)
     A_ij = softmax_j(q_i · k_j),   y_i = γ Σ_j A_ij v_j + x_i
@@ -33,11 +33,11 @@ def position_attention(
       key: Map from `[*B, H, W, C]` to `[*B, H, W, R]`.
       value: Map of `[*B, H, W, C]`.
       gamma: γ, one number.
-      return_weights: Whether to return A too, which takes memory for (H · W)² numbers.
+      return_weights: If True, also return A, which takes memory for (H · W)² numbers.
 
     Returns:
-      The image with what was attended to `[*B, H, W, C]`; with `return_weights` also A
-      `[*B, H·W, H·W]` in float32 (float64 for float64 input).
+      The output `[*B, H, W, C]`. With `return_weights` also A `[*B, H·W, H·W]` in float32 (float64
+      for float64 input).
 
     Raises:
       ValueError: If `x` is not an image, R is 0, a map returns another shape, or `gamma` is not
@@ -48,8 +48,8 @@ def position_attention(
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
       >>> x = jnp.array([[[[1.0], [5.0]]]])                    # two places of one channel
-      >>> nothing, itself = maps.dense(jnp.zeros((1, 1))), lambda u: u
-      >>> vision.position_attention(x, nothing, nothing, itself, jnp.array(2.0))[0, 0, :, 0]
+      >>> zero, identity = maps.dense(jnp.zeros((1, 1))), lambda u: u
+      >>> vision.position_attention(x, zero, zero, identity, jnp.array(2.0))[0, 0, :, 0]
       Array([ 7., 11.], dtype=float32)
 
     References:

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flax_attn._checks import statistics_dtype
+from flax_attn._checks import broadcast_like, statistics_dtype
 from flax_attn.coords import Coords
-from flax_attn.vision._memory import spread
 
 Size = tuple[int, int]
 
@@ -17,7 +16,7 @@ Size = tuple[int, int]
 def check_tables(
     function: str, tables: tuple[jax.Array, jax.Array], keys: Size, letters: tuple[str, str]
 ) -> None:
-    """Raise unless the tables are `[2 · rows − 1, D]` and `[2 · columns − 1, D]` of the keys."""
+    """Raise unless the tables are `[2 · rows − 1, D]` and `[2 · columns − 1, D]` for the keys."""
     names = ("relative_height", "relative_width")
     for name, table, size, letter in zip(names, tables, keys, letters, strict=True):
         if table.ndim != 2 or table.shape[0] != 2 * size - 1:
@@ -37,21 +36,21 @@ def with_relative_positions(
     *,
     scaled: bool,
 ) -> tuple[Float[Array, "*B T N E"], Float[Array, "*B S K E"]]:
-    """Queries and keys whose dot product holds the position terms.
+    """Queries and keys whose dot product contains the position terms.
 
     q·k + q·r_h[Δy] + q·r_w[Δx] = [q; q R_h; q R_w] · [k; e_y; e_x]
 
-    with the unit vectors e_y, e_x of the key's row and column. So memory stays
-    O((T + S)(D + rows + columns)), in any implementation of attention: no array is T × S.
+    with the unit vectors e_y, e_x of the key's row and column. This adds no T × S array in any
+    implementation of attention: memory is O((T + S)(D + rows + columns)).
 
     Args:
-      function: What messages call it.
+      function: The public function, for error messages.
       query: Queries on a grid of `queries` = (height, width), row by row.
       key: Keys on a grid of `keys`, row by row.
-      tables: r_h, r_w; the term of query row i and key row j is in row j − i + height of keys − 1.
+      tables: r_h, r_w; query row i and key row j use row j − i + height of keys − 1.
       queries: Height and width of the queries' grid.
       keys: Height and width of the keys' grid.
-      scaled: Whether the position terms are scaled by 1/√D like the rest.
+      scaled: If True, the position terms are scaled by 1/√D like q·k.
 
     Returns:
       Queries and keys of E = D + rows + columns, to be scaled by 1/√D.
@@ -60,7 +59,7 @@ def with_relative_positions(
     for name, table in zip(("relative_height", "relative_width"), tables, strict=True):
         if table.shape[1] != head_dim:
             raise ValueError(
-                f"{function}: {name} must have vectors of the queries' D = {head_dim}, "
+                f"{function}: {name} must have rows of the queries' D = {head_dim} features, "
                 f"got {list(table.shape)}."
             )
     grid = query.reshape(*batch, *queries, heads, head_dim)
@@ -82,7 +81,7 @@ def with_relative_positions(
         ],
         axis=-1,
     )
-    units = spread(units[:, None], key, sum(keys))
+    units = broadcast_like(units[:, None], key, sum(keys))
     return (
         jnp.concatenate([query, positions], axis=-1),
         jnp.concatenate([key, units], axis=-1),
@@ -92,7 +91,7 @@ def with_relative_positions(
 def _products(
     subscripts: str, grid: jax.Array, table: jax.Array, queries: int, keys: int
 ) -> jax.Array:
-    """q·r of each query with each row, or column, of keys: query i and key j have j − i."""
+    """q·r of each query with each row, or each column, of keys; the offset is key − query."""
     offsets = np.arange(keys) - np.arange(queries)[:, None] + keys - 1
     vectors = table.astype(grid.dtype)[offsets]
     dtype = statistics_dtype(grid.dtype)

@@ -1,14 +1,13 @@
-"""Resizing images to a given height and width, shared by the vision mechanisms."""
+"""Resizing images to a given height and width, as PyTorch does."""
 
 import jax
 import jax.numpy as jnp
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """`[*B, h, w, C]` -> `[*B, H, W, C]` between the centres of places.
+    """Bilinear resizing without antialiasing: `[*B, h, w, C]` -> `[*B, H, W, C]`.
 
-    Without antialiasing, as in PyTorch (`align_corners=False`): JAX's default blurs what it
-    shrinks.
+    As in PyTorch with `align_corners=False`. JAX's default antialiases when it shrinks.
     """
     if x.shape[-3:-1] == size:
         return x
@@ -17,10 +16,10 @@ def resize_bilinear(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 
 def resize_nearest(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """`[*B, h, w, C]` -> `[*B, H, W, C]`, of which row i is row ⌊i · h / H⌋.
+    """Nearest neighbours: `[*B, h, w, C]` -> `[*B, H, W, C]`, where row i is row ⌊i · h / H⌋.
 
-    As PyTorch's default; JAX's "nearest" looks from the centres of places instead, and differs
-    where the ratio is not a whole number.
+    As PyTorch's default. JAX's "nearest" measures from the centres of places, which differs if the
+    ratio is not a whole number.
     """
     for axis, new in zip((-3, -2), size, strict=True):
         old = x.shape[axis]

@@ -1,15 +1,17 @@
 """Concurrent spatial and channel squeeze-and-excitation (scSE)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._cpu.arithmetic import larger
+from flax_attn._cpu.barriers import reread
+from flax_attn._cpu.elementwise import elementwise
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import again, apply_sum, elementwise, gate_sum
+from flax_attn.vision._gates import apply_gate_sum, gate_sum
 from flax_attn.vision._pooling import spatial_mean
 
 Combine = Literal["max", "add"]
@@ -25,23 +27,23 @@ def scse(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """scSE: the image scaled by channel and the image scaled by place, whichever is larger.
+    """scSE: gate the channels and gate the places, and combine the two.
 
     g_c = σ(expand(ReLU(reduce(mean_{H,W} x)))),   g_s = σ(project(x))
     y = max(g_c ⊙ x, g_s ⊙ x)   or   g_c ⊙ x + g_s ⊙ x
 
-    The paper adds (`combine="add"`), as many re-implementations do. A longer version
-    (arXiv:1808.08127) compares ways to join the two, and the released code takes the maximum. There
-    R = C / 2; some re-implementations take C / 16.
+    The paper adds (`combine="add"`), as do many re-implementations. Its longer version
+    (arXiv:1808.08127) compares ways to combine the two, and the released code takes the maximum, by
+    default here. R = C / 2 in both; some re-implementations take C / 16.
 
     Args:
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[*B, C]` to `[*B, R]`.
       expand: Map from `[*B, R]` to `[*B, C]`.
       project: Map from `[*B, H, W, C]` to `[*B, H, W, 1]`.
-      combine: How the two scaled images are joined.
+      combine: How the two scaled images are combined.
       activation_fn: Between `reduce` and `expand`.
-      gate_fn: From what the maps return to both gates.
+      gate_fn: σ of both gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -80,8 +82,8 @@ def scse_gate(
 ) -> Float[Array, "*B H W C"]:
     """The factor of `scse`, `[*B, H, W, C]` in the dtype of x.
 
-    g_c + g_s to add. For the maximum, the larger gate where x is positive and the smaller one where
-    it is negative.
+    To add, it is g_c + g_s. For the maximum, it is the larger gate where x is positive and the
+    smaller gate where x is negative.
     """
     gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
     return _JOINED[combine](x, *gates)
@@ -96,7 +98,7 @@ def scse_and_gate(
     activation_fn: Activation,
     gate_fn: Activation,
 ) -> tuple[jax.Array, jax.Array]:
-    """What both return."""
+    """`scse` and `scse_gate` of the same gates."""
     gates = _gates(x, reduce, expand, project, combine, activation_fn, gate_fn)
     return _SCALED[combine](x, *gates), _JOINED[combine](x, *gates)
 
@@ -110,7 +112,7 @@ def _gates(
     activation_fn: Activation,
     gate_fn: Activation,
 ) -> tuple[jax.Array, jax.Array]:
-    """The gate of the channels `[*B, 1, 1, C]`, and that of the places `[*B, H, W, 1]`."""
+    """The channel gate `[*B, 1, 1, C]` and the spatial gate `[*B, H, W, 1]`."""
     x = as_image(
         "scse",
         x,
@@ -127,32 +129,21 @@ def _gates(
     check_reduced("scse", hidden)
     channel = gate_fn(expand(hidden))
     check_returned("scse", "expand", channel, pooled.shape, "[*B, C]")
-    spatial = gate_fn(project(again(x, channel)))
+    spatial = gate_fn(project(reread(x, channel)))
     check_returned("scse", "project", spatial, (*x.shape[:-1], 1), "[*B, H, W, 1]")
     dtype = statistics_dtype(x.dtype)
     return channel[..., None, None, :].astype(dtype), spatial.astype(dtype)
 
 
-def _larger_gate(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
-    # The larger where x is positive, the smaller where it is negative, and half of each at 0, where
-    # the scaled images tie and a maximum shares its gradient between them.
+def _larger(x: jax.Array, channel: jax.Array, spatial: jax.Array, *, half: Any) -> jax.Array:
+    return larger(x * channel, x * spatial, half)
+
+
+def _gate_of_larger(x: jax.Array, channel: jax.Array, spatial: jax.Array) -> jax.Array:
+    # The larger gate where x is positive, the smaller one where it is negative. At 0 the scaled
+    # images tie and share the gradient: the mean of the gates.
     return (channel + spatial + jnp.sign(x) * jnp.abs(channel - spatial)) / 2
 
 
-@jax.custom_jvp
-def _larger(a: jax.Array, b: jax.Array, half: jax.Array | float) -> jax.Array:
-    return jnp.maximum(a, b)
-
-
-@_larger.defjvp
-def _larger_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
-    (a, b, half), (da, db, _) = primals, tangents
-    first = lax.stop_gradient(jnp.sign(a - b))  # 1, −1, or 0 where they share the gradient
-    return _larger(*primals), half * (da + db + first * (da - db))
-
-
-_SCALED = {
-    "max": elementwise(lambda x, c, s, half: _larger(x * c, x * s, half), 0.5),
-    "add": apply_sum,
-}
-_JOINED = {"max": elementwise(_larger_gate), "add": gate_sum}
+_SCALED = {"max": elementwise(_larger, half=0.5), "add": apply_gate_sum}
+_JOINED = {"max": elementwise(_gate_of_larger), "add": gate_sum}

@@ -8,9 +8,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    check_dilations,
+    check_multiple,
+    check_odd,
+    check_positive,
+    output_features,
+    reduced_features,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -25,31 +35,30 @@ def selective_kernel(
     activation_fn: Activation = jax.nn.relu,
     return_gate: bool = False,
 ) -> Float[Array, "*B H2 W2 C2"] | Any:
-    """A convolution whose channels each choose between kernels of several sizes.
+    """Selective kernels: each channel of a convolution chooses between several kernels.
 
     U_i = ReLU(norm_i(conv_i(x))),   i = 1 ... P
     z = ReLU(norm(reduce(mean_{H,W} Σ_i U_i))),   a = softmax_i(select(z)),   y = Σ_i a_i ⊙ U_i
 
-    It stands for a convolution: strides and the output's width C' are those of `convs`. In the
-    paper P = 2, both kernels are 3×3, the second with dilation 2 (so that it reaches as far as
-    5×5), R = max(C' / 16, 32), and nothing has a bias. timm's default gives each kernel a half of
-    the channels; its `split_input=False` is the paper's.
+    It replaces a convolution: `convs` decide the stride and the output channels C'. In the paper
+    P = 2, both kernels are 3×3, the second with dilation 2 (which reaches as far as 5×5),
+    R = max(C' / 16, 32), and there are no biases. By default timm gives each kernel half of the
+    channels; its `split_input=False` is the paper's.
 
     Args:
       x: Image `[*B, H, W, C]`.
       convs: P maps from `[*B, H, W, C]` to `[*B, H', W', C']`.
       conv_norms: P maps of `[*B, H', W', C']`.
       reduce: Map from `[*B, C']` to `[*B, R]`.
-      reduce_norm: Map of `[*B, R]`. Batch normalisation of a single pooled vector (a batch of 1 in
-        training) leaves nothing but its bias, and shrinks its running
-        variance. (PyTorch raises.)
-      select: Map from `[*B, R]` to `[*B, P · C']`, kernel by kernel.
+      reduce_norm: Map of `[*B, R]`. In training with a batch of 1, batch normalisation of the
+        single pooled vector returns its bias and shrinks its running variance. (PyTorch raises.)
+      select: Map from `[*B, R]` to `[*B, P · C']`, ordered by kernel.
       activation_fn: After each normalisation.
-      return_gate: Whether to return a too.
+      return_gate: If True, also return a.
 
     Returns:
-      The convolved image `[*B, H', W', C']` in the dtype of x; with `return_gate` also a
-      `[*B, P, 1, 1, C']`, whose sum over P is 1.
+      The output `[*B, H', W', C']` in the dtype of x. With `return_gate` also a
+      `[*B, P, 1, 1, C']`, which sums to 1 over P.
 
     Raises:
       ValueError: If `x` is not an image, there are fewer than two kernels, `convs` and `conv_norms`
@@ -111,3 +120,26 @@ def selective_kernel(
         jnp.add, (apply_gate(path, gate[..., i, :, :, :]) for i, path in enumerate(paths))
     )
     return (y, gate) if return_gate else y
+
+
+def selective_kernel_sizes(
+    features: int,
+    *,
+    out_features: int | None,
+    kernel_size: int,
+    dilations: Sequence[int],
+    strides: int,
+    groups: int,
+    reduction: int,
+    min_features: int,
+    hidden_features: int | None,
+) -> tuple[int, int, list[int]]:
+    """C', R and the dilation of each kernel, in the modules."""
+    module = "SelectiveKernel"
+    out = output_features(module, features, out_features)
+    check_multiple(module, "C", features, "groups", groups)
+    check_multiple(module, "out_features", out, "groups", groups)
+    hidden = reduced_features(module, out, reduction, hidden_features, least=min_features)
+    check_odd(module, kernel_size)
+    check_positive(module, "strides", strides)
+    return out, hidden, check_dilations(module, dilations)

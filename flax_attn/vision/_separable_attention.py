@@ -1,4 +1,4 @@
-"""Separable self-attention, of MobileViT v2."""
+"""Separable self-attention, from MobileViT v2."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate, weighted_sum
+from flax_attn.vision._gates import apply_gate
+from flax_attn.vision._pooling import weighted_sum
 
 
 def separable_attention(
@@ -21,13 +22,13 @@ def separable_attention(
     activation_fn: Activation = jax.nn.relu,
     return_weights: bool = False,
 ) -> Any:
-    """Separable self-attention: one score for each place, one context for all of them.
+    """Separable self-attention: one score for each place, one context for all places.
 
     p = softmax(score(x)),   c = Σ_j p_j key(x)_j,   y_i = out(ReLU(value(x)_i) ⊙ c)
 
-    The sum and the softmax run over all places. MobileViT v2 cuts the image into patches of 2×2
-    (`patch_size=2`), and there they run over the places with one position in their patch: four
-    contexts.
+    The sum and the softmax run over all places. MobileViT v2 cuts the image into 2×2 patches
+    (`patch_size=2`). Then they run over the places with the same position in their patch, which
+    gives four contexts.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -35,9 +36,9 @@ def separable_attention(
       key: Map from `[*B, H, W, C]` to `[*B, H, W, D]`.
       value: Map like `key`.
       out: Map from `[*B, H, W, D]` to `[*B, H, W, C]`.
-      patch_size: Width P of the patches; H and W are multiples of it.
-      activation_fn: Of the values.
-      return_weights: Whether to return p too.
+      patch_size: Size P of the patches, which divides H and W.
+      activation_fn: Applied to the values.
+      return_weights: If True, also return p.
 
     Returns:
       The output `[*B, H, W, C]`. With `return_weights` also p `[*B, H, W, 1]` in float32 (float64
@@ -52,8 +53,8 @@ def separable_attention(
       >>> import jax.numpy as jnp
       >>> from flax_attn import maps, vision
       >>> x = jnp.array([[[[1.0], [3.0]]]])                    # two places of one channel
-      >>> same, itself = maps.dense(jnp.zeros((1, 1))), lambda u: u
-      >>> vision.separable_attention(x, same, itself, itself, itself)[0, 0, :, 0]    # x_i · mean
+      >>> same, identity = maps.dense(jnp.zeros((1, 1))), lambda u: u
+      >>> vision.separable_attention(x, same, identity, identity, identity)[0, 0, :, 0]  # x · mean
       Array([2., 6.], dtype=float32)
 
     References:

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Map
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 
 
 def separable_large_kernel_attention(
@@ -15,19 +15,19 @@ def separable_large_kernel_attention(
     dilated_column: Map,
     project: Map,
 ) -> Float[Array, "*B H W C"]:
-    """Large kernel attention whose kernels are strips: a row, then a column.
+    """Large kernel attention with separable kernels: a row, then a column.
 
     a = project(dilated_column(dilated_row(local_column(local_row(x))))),   y = x ⊙ a
 
-    It is `large_kernel_attention` with each k×k kernel replaced by a 1×k and a k×1 one, so that the
-    cost grows with k, not k². a is not bounded there either.
+    It is `large_kernel_attention` with each k×k kernel replaced by a 1×k and a k×1 kernel, so the
+    cost grows with k instead of k². As there, a is not bounded.
 
     Args:
       x: Image `[*B, H, W, C]`.
       local_row: Map of `[*B, H, W, C]`, a 1×k depthwise convolution (along the width).
       local_column: Map of `[*B, H, W, C]`, a k×1 depthwise convolution (along the height).
-      dilated_row: As `local_row`, dilated.
-      dilated_column: As `local_column`, dilated.
+      dilated_row: Like `local_row`, dilated.
+      dilated_column: Like `local_column`, dilated.
       project: Map of `[*B, H, W, C]` over the channels.
 
     Returns:
@@ -82,7 +82,7 @@ def separable_large_kernel_attention_gate(
 
 
 def separable_kernel_sizes(kernel_size: int) -> tuple[int, int, int]:
-    """The strips that the paper makes a k×k kernel of.
+    """The sizes of the strips that replace a k×k kernel in the paper.
 
     k = k₀ + d (k₁ − 1)
 
@@ -90,10 +90,10 @@ def separable_kernel_sizes(kernel_size: int) -> tuple[int, int, int]:
       kernel_size: k: 7, 11, 23, 35, 41 or 53.
 
     Returns:
-      k₀ of the local strips, k₁ of the dilated ones, and their dilation d.
+      k₀ of the local strips, k₁ of the dilated strips, and their dilation d.
 
     Raises:
-      ValueError: If the paper has no such kernel.
+      ValueError: If the paper does not have such a kernel.
 
     Example:
       >>> from flax_attn import vision

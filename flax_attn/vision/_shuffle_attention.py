@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, expand_rank, statistics_dtype
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._groups import split_groups, standardize_places
-from flax_attn.vision._memory import apply_gate
 
 
 def shuffle_attention(
@@ -22,16 +22,16 @@ def shuffle_attention(
     epsilon: float = 1e-5,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Shuffle attention: half of each group judges channels, half places; then all are shuffled.
+    """Shuffle attention: gate channels in half of each group, places in the other half; shuffle.
 
-    Each of the G groups of consecutive channels is two halves a, b of P = C / (2 G) channels:
+    Each of the G groups of consecutive channels has two halves a, b of P = C / (2 G) channels:
     a' = a ⊙ σ(w_c mean_{H,W} a + b_c)
     b' = b ⊙ σ(w_s b̂ + b_s),   b̂ = γ (b − mean_{H,W} b) / √(var_{H,W} b + ε) + β
     y = shuffle([a'_1; b'_1; ...; a'_G; b'_G])
 
-    All groups share the six vectors, whose length P therefore says what G is (64 in the paper). The
-    shuffle interleaves the first C / 2 channels with the others. At first w_c = w_s = 0 and
-    b_c = b_s = 1: every gate is σ(1). In an image of one place b̂ is β, whatever b.
+    All groups share the six vectors, so their length P determines G (64 in the paper). The shuffle
+    interleaves the first C / 2 channels with the others. The parameters start at w_c = w_s = 0 and
+    b_c = b_s = 1, where every gate is σ(1). In an image of one place b̂ = β for any b.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -42,10 +42,10 @@ def shuffle_attention(
       spatial_scale: w_s, `[P]`.
       spatial_bias: b_s, `[P]`.
       epsilon: ε, added to the variance.
-      gate_fn: From the scaled statistics to the gates.
+      gate_fn: σ, from the scaled statistics to the gates.
 
     Returns:
-      The scaled image, its channels shuffled, `[*B, H, W, C]`.
+      The scaled image with shuffled channels, `[*B, H, W, C]`.
 
     Raises:
       ValueError: If `x` is not an image, the vectors are not all `[P]`, or C is not a multiple of
@@ -96,8 +96,8 @@ def shuffle_attention_gate(
     sizes = [list(vector.shape) for vector in vectors]
     if any(vector.ndim != 1 or vector.shape != channel_scale.shape for vector in vectors):
         raise ValueError(
-            f"shuffle_attention: the six scales and biases must all be [P], got {sizes}. Give one "
-            f"number of each for every channel of half a group."
+            f"shuffle_attention: the six scales and biases must all be [P], got {sizes}. Each "
+            f"needs one number for each channel of half a group."
         )
     (part,) = channel_scale.shape
     channels = x.shape[-1]

@@ -1,29 +1,32 @@
-"""SimAM, attention without parameters."""
+"""SimAM: attention without parameters."""
+
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import check_above_zero
+from flax_attn._cpu.arithmetic import sigmoid
+from flax_attn._cpu.elementwise import elementwise
+from flax_attn._cpu.squared_deviation import squared_deviation
 from flax_attn.vision._checks import as_image
-from flax_attn.vision._memory import apart, elementwise
 from flax_attn.vision._pooling import spatial_mean
 
 
 def simam(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[Array, "*B H W C"]:
-    """SimAM: what stands out from its channel counts more. There is nothing to learn.
+    """SimAM: gate each entry by its deviation from the channel's mean. It has no parameters.
 
     d = (x − mean_{H,W} x)²,   v = Σ_{H,W} d / (H W − 1),   y = x ⊙ σ(d / (4 (v + λ)) + ½)
 
     Args:
       x: Image `[*B, H, W, C]` of at least two places.
-      e_lambda: λ, which keeps the quotient finite in a constant channel.
+      e_lambda: λ; keeps the quotient finite in a constant channel.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, or has one place only (its variance is undefined), or
+      ValueError: If `x` is not an image, or has only one place (its variance is undefined), or
         `e_lambda` is not above 0.
       TypeError: If `x` is not a floating-point array.
 
@@ -48,36 +51,24 @@ def simam_gate(x: Float[Array, "*B H W C"], *, e_lambda: float = 1e-4) -> Float[
 
 
 def simam_and_gate(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
-    """Both, of one mean and variance."""
+    """`simam` and `simam_gate` of the same statistics."""
     x = as_image("simam", x)
     statistics = _statistics(x, e_lambda)
     return _scale(x, *statistics), _gate(x, *statistics)
 
 
-def _open(
-    x: jax.Array,
-    mean: jax.Array,
-    factor: jax.Array,
-    half: jax.Array | float,
-    one: jax.Array | float,
-) -> jax.Array:
+def _open(x: Array, mean: Array, factor: Array, *, half: Any, one: Any) -> Array:
+    """σ((x − mean)² · factor + ½)."""
     deviation = x - mean
-    return _sigmoid(deviation * deviation * factor + half, one)
+    return sigmoid(deviation * deviation * factor + half, one)
 
 
-_gate = elementwise(_open, 0.5, 1.0)
-_scale = elementwise(lambda x, *others: x * _open(x, *others), 0.5, 1.0)
+def _scaled(x: Array, mean: Array, factor: Array, *, half: Any, one: Any) -> Array:
+    return x * _open(x, mean, factor, half=half, one=one)
 
 
-@jax.custom_jvp
-def _sigmoid(x: jax.Array, one: jax.Array | float) -> jax.Array:
-    return one / (one + jnp.exp(-x))
-
-
-@_sigmoid.defjvp
-def _sigmoid_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
-    y = _sigmoid(*primals)
-    return y, (y - y * y) * tangents[0]
+_gate = elementwise(_open, half=0.5, one=1.0)
+_scale = elementwise(_scaled, half=0.5, one=1.0)
 
 
 def _statistics(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
@@ -87,30 +78,5 @@ def _statistics(x: jax.Array, e_lambda: float) -> tuple[jax.Array, jax.Array]:
         raise ValueError("simam: x must have at least two places, got H · W = 1 · 1.")
     check_above_zero("simam", "e_lambda", e_lambda)
     mean = spatial_mean(x)[..., None, None, :]
-    variance = _squared_deviation(x, mean) / (places - 1)
+    variance = squared_deviation(x, mean) / (places - 1)
     return mean, 1 / (4 * (variance + e_lambda))
-
-
-@jax.custom_jvp
-def _squared_deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """Σ_{H,W} (x − mean)², of the mean."""
-    return jnp.sum(jnp.square(_deviation(x, mean)), axis=(-3, -2), keepdims=True)
-
-
-@_squared_deviation.defjvp
-def _squared_deviation_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    x, mean = primals
-
-    @jax.checkpoint
-    def change(dx: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
-        moved = 2 * _deviation(x, mean) * dx.astype(mean.dtype)  # Σ (x − mean) is 0
-        return jnp.sum(moved, axis=(-3, -2), keepdims=True)
-
-    return _squared_deviation(x, mean), change(tangents[0], x, mean)
-
-
-def _deviation(x: jax.Array, mean: jax.Array) -> jax.Array:
-    x, mean = apart(x, mean)
-    return x.astype(mean.dtype) - mean

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_gate
-from flax_attn.vision._pooling import largest, mean
+from flax_attn.vision._gates import apply_gate
+from flax_attn.vision._pooling import maximum, mean
 
 Pooling = Literal["mean", "max"]
 
@@ -23,25 +23,25 @@ def spatial_attention(
     order: Sequence[Pooling] = ("mean", "max"),
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """CBAM's spatial attention: scale each place by its mean and maximum over the channels.
+    """CBAM's spatial attention: gate each place by its mean and maximum over the channels.
 
     g = σ(norm(conv([mean_C x; max_C x]))),   y = g ⊙ x
 
-    The paper's kernel is 7 wide, without normalisation. Its released code normalises the convolved
-    map and puts the maximum first. Channels that tie for the maximum share its gradient.
+    The paper's kernel is 7×7, without normalisation. Its released code normalises the convolved map
+    and puts the maximum first. Channels that tie for the maximum share its gradient.
 
     Args:
       x: Image `[*B, H, W, C]`.
       conv: Map from `[*B, H, W, 2]` to `[*B, H, W, 1]`.
-      norm: Map of `[*B, H, W, 1]`; None for none.
-      order: Which of the two channels is which: `("max", "mean")` for the released weights.
-      gate_fn: From the convolved map to the gate.
+      norm: Map of `[*B, H, W, 1]`, or None.
+      order: Order of the two channels; `("max", "mean")` for the released weights.
+      gate_fn: σ, from the convolved map to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, a map returns another shape, or the order is not one.
+      ValueError: If `x` is not an image, a map returns another shape, or `order` is unknown.
       TypeError: If `x` is not a floating-point array.
 
     Example:
@@ -74,7 +74,7 @@ def spatial_attention_gate(
         )
     pooled = {
         "mean": mean(x, -1)[..., None],
-        "max": largest(x, -1)[..., None],
+        "max": maximum(x, -1)[..., None],
     }
     convolved = conv(jnp.concatenate([pooled[name] for name in order], axis=-1))
     check_returned("spatial_attention", "conv", convolved, (*x.shape[:-1], 1), "[*B, H, W, 1]")

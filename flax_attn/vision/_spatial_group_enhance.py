@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, expand_rank, group_features, statistics_dtype
 from flax_attn.vision._checks import as_image
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._groups import split_groups
-from flax_attn.vision._memory import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -19,27 +19,27 @@ def spatial_group_enhance(
     epsilon: float = 1e-5,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Spatial group-wise enhancement: places that are like their group's mean count more.
+    """Spatial group-wise enhancement: gate places by similarity to the mean of their group.
 
     Of each group of C / G consecutive channels, x_g:
     t = ⟨x_g, mean_{H,W} x_g⟩,   t̂ = (t − mean_{H,W} t) / (std_{H,W} t + ε)
     y_g = x_g ⊙ σ(scale_g t̂ + bias_g)
 
-    As in the released code, std divides by H W − 1, G = 64, and scale starts at 0 and bias at 1
-    (widespread copies start both at 0): at first every place has the gate σ(1).
+    As in the released code, std divides by H W − 1, G = 64, scale starts at 0 and bias at 1, so
+    that every gate starts at σ(1). (Widespread copies start both at 0.)
 
     Args:
       x: Image `[*B, H, W, C]` of at least two places.
-      scale: How much the likeness counts in each group, `[G]`.
-      bias: Added to it, `[G]`.
-      epsilon: ε, added to the deviation.
-      gate_fn: From the likeness to the gate.
+      scale: Gain of the normalised similarity t̂ in each group, `[G]`.
+      bias: Added to the scaled similarity, `[G]`.
+      epsilon: ε, added to the standard deviation.
+      gate_fn: σ, from the similarity to the gate.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, or has one place only: its deviation is undefined; if C is
+      ValueError: If `x` is not an image or has only one place (its deviation is undefined), C is
         not a multiple of G, or `scale` and `bias` are not both `[G]`.
       TypeError: If `x` is not a floating-point array.
 
@@ -67,12 +67,12 @@ def spatial_group_enhance_gate(
     epsilon: float = 1e-5,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """The gate of `spatial_group_enhance`, `[*B, H, W, C]` in the dtype of x, equal in a group."""
+    """The gate of `spatial_group_enhance`, `[*B, H, W, C]` in the dtype of x."""
     x = as_image("spatial_group_enhance", x, gate_fn=gate_fn)
     if scale.ndim != 1 or bias.shape != scale.shape:
         raise ValueError(
             f"spatial_group_enhance: scale and bias must both be [G], got {list(scale.shape)} and "
-            f"{list(bias.shape)}. Give one number of each for every group."
+            f"{list(bias.shape)}. Each needs one number for each group."
         )
     groups = scale.shape[0]
     size = group_features("spatial_group_enhance", x.shape[-1], groups)
@@ -82,7 +82,7 @@ def spatial_group_enhance_gate(
             "spatial_group_enhance: x must have at least two places, got H · W = 1 · 1."
         )
     dtype = statistics_dtype(x.dtype)
-    # t − mean t = ⟨x − mean x, mean x⟩, which is exact where the mean is large.
+    # t − mean t = ⟨x − mean x, mean x⟩, which does not cancel where the mean is large.
     mean = spatial_mean(x)[..., None, None, :]
     products = (x.astype(dtype) - mean) * mean
     centred = jnp.sum(split_groups(products, groups, size), axis=-1)
@@ -94,6 +94,6 @@ def spatial_group_enhance_gate(
 
 
 def _root(variance: Array) -> Array:
-    """√, with the slope 0 at 0: the deviation of a constant map does not move, nor is it NaN."""
+    """√ with derivative 0 at 0, so that the gradient of a constant map is 0 and not NaN."""
     constant = variance == 0
     return jnp.where(constant, 0.0, jnp.sqrt(jnp.where(constant, 1.0, variance)))

@@ -1,4 +1,4 @@
-"""Spatial-reduction attention (SRA), of PVT and PVT v2."""
+"""Spatial-reduction attention (SRA), from PVT and PVT v2."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
+from flax_attn._checks import Activation, Map, check_positive, head_features, statistics_dtype
 from flax_attn.attention import dot_product_attention, multi_head_attention
 from flax_attn.vision._checks import as_image, check_returned
 from flax_attn.vision._pooling import even_bins
@@ -29,10 +29,9 @@ def spatial_reduction_attention(
 
     z = δ(norm(reduce(pool(x)))),   y = out(Attention(query(x), key(z), value(z)))
 
-    In PVT `reduce` is an R×R convolution with stride R, so that keys and values are R² times fewer
-    (R = 8, 4, 2, 1 from the first stage to the last), and there is neither pool nor δ. In the
-    linear form of PVT v2, x is pooled to 7×7 whatever its size, `reduce` is pointwise and δ is the
-    exact GELU.
+    In PVT `reduce` is an R×R convolution with stride R, which divides the number of keys by R²
+    (R = 8, 4, 2, 1 from the first stage to the last). There is no pool and no δ. In the linear form
+    of PVT v2, x is pooled to 7×7 at any size, `reduce` is pointwise and δ is the exact GELU.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -40,11 +39,11 @@ def spatial_reduction_attention(
       key: Map from `[*B, S, C]` to `[*B, S, N, D]`, S = H' · W'.
       value: Map like `key`.
       out: Map from `[*B, T, N, D]` to `[*B, T, C]`.
-      reduce: Map from `[*B, H, W, C]` (or what it is pooled to) to `[*B, H', W', C]`. Rows and
-        columns beyond the last full window of a strided convolution are seen by no query.
+      reduce: Map from `[*B, H, W, C]`, or the pooled image, to `[*B, H', W', C]`. A strided
+        convolution drops rows and columns beyond its last full window.
       norm: Map of `[*B, H', W', C]`.
-      pool_size: Width P of the P×P image that x is averaged to first. Bins are as even as they can
-        be and overlap where they must, as in PyTorch's adaptive pooling.
+      pool_size: If given, x is first averaged to P×P bins as in PyTorch's adaptive pooling, where
+        bins overlap if P does not divide H or W.
       activation_fn: δ.
       attention: Attention on heads, called as `attention(q, k, v)`.
 
@@ -52,7 +51,7 @@ def spatial_reduction_attention(
       The output `[*B, H, W, C]`.
 
     Raises:
-      ValueError: If `x` is not an image, nothing is left after the reduction, or a map returns
+      ValueError: If `x` is not an image, the reduced image is empty, or a map returns
         another shape.
       TypeError: If `x` is not a floating-point array.
 
@@ -111,3 +110,9 @@ def _adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     rows, columns = (even_bins(length, size, dtype) for length in x.shape[-3:-1])
     means = jnp.einsum("ph,...hwc,qw->...pqc", rows, x.astype(dtype), columns, precision="highest")
     return means.astype(x.dtype)
+
+
+def spatial_reduction_head_dim(features: int, num_heads: int, reduction: int) -> int:
+    """D of the modules."""
+    check_positive("SpatialReductionAttention", "reduction", reduction)
+    return head_features("SpatialReductionAttention", features, num_heads)

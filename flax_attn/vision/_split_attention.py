@@ -6,9 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import Activation, Map, check_positive, statistics_dtype
+from flax_attn._checks import (
+    Activation,
+    Map,
+    check_multiple,
+    check_odd,
+    check_positive,
+    output_features,
+    reduced_features,
+    statistics_dtype,
+)
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -25,40 +34,40 @@ def split_attention(
     activation_fn: Activation = jax.nn.relu,
     return_gate: bool = False,
 ) -> Float[Array, "*B H2 W2 C2"] | Any:
-    """A convolution whose channels are split into several versions, weighed against each other.
+    """Split attention: each channel of a convolution is a weighted sum of several splits.
 
     [u_1; ...; u_S] = ReLU(norm(conv(x)))
     z = ReLU(norm(reduce(mean_{H,W} Σ_s u_s))),   a = softmax_s(expand(z)),   y = Σ_s a_s ⊙ u_s
 
-    S is the radix. It stands for a convolution: strides and the output's width C' are those of
-    `conv`, which in the paper has K · S groups, K being the cardinality (`groups`), without a bias.
-    `reduce` and `expand` have K groups too, so that no cardinal group sees another, and
-    R = max(C · S / 4, 32). The splits come one after the other in the channels of `conv`, but
-    within each cardinal group in those of `expand`, as in the released code. With a radix of 1 the
-    softmax is a sigmoid, and this is squeeze-and-excitation after a convolution.
+    S is the radix. It replaces a convolution: `conv` decides the stride and the output channels C'.
+    In the paper `conv` has K · S groups and no bias, where K is the cardinality (`groups`).
+    `reduce` and `expand` have K groups, so that cardinal groups are independent, and
+    R = max(C · S / 4, 32). As in the released code, the channels of `conv` are ordered by split,
+    and those of `expand` by cardinal group and then by split. With a radix of 1 the softmax is a
+    sigmoid, and this is squeeze-and-excitation after a convolution.
 
     Args:
       x: Image `[*B, H, W, C]`.
-      conv: Map from `[*B, H, W, C]` to `[*B, H', W', S · C']`, split by split.
+      conv: Map from `[*B, H, W, C]` to `[*B, H', W', S · C']`, ordered by split.
       conv_norm: Map of `[*B, H', W', S · C']`.
       reduce: Map from `[*B, 1, 1, C']` to `[*B, 1, 1, R]`: a 1×1 convolution of K groups, or a
         dense map if K is 1.
-      reduce_norm: Map of `[*B, 1, 1, R]`. Batch normalisation of a single pooled vector (a batch of
-        1 in training) leaves nothing but its bias, and shrinks its running
-        variance. (PyTorch raises.)
-      expand: Map from `[*B, 1, 1, R]` to `[*B, 1, 1, S · C']`, of K groups, each split by split.
+      reduce_norm: Map of `[*B, 1, 1, R]`. In training with a batch of 1, batch normalisation of the
+        single pooled vector returns its bias and shrinks its running variance. (PyTorch raises.)
+      expand: Map from `[*B, 1, 1, R]` to `[*B, 1, 1, S · C']`, of K groups, each ordered by
+        split.
       radix: S, the number of splits.
       groups: K, the number of cardinal groups.
       activation_fn: After each normalisation.
-      return_gate: Whether to return a too.
+      return_gate: If True, also return a.
 
     Returns:
-      The convolved image `[*B, H', W', C']` in the dtype of x; with `return_gate` also a
-      `[*B, 1, 1, S, C']`, whose sum over S is 1 if the radix is not.
+      The output `[*B, H', W', C']` in the dtype of x. With `return_gate` also a
+      `[*B, 1, 1, S, C']`, which sums to 1 over S if S > 1.
 
     Raises:
-      ValueError: If `x` is not an image, radix or groups is not positive, the channels that `conv`
-        returns are not a multiple of S · K, R is 0, or a map returns another shape.
+      ValueError: If `x` is not an image, radix or groups is not positive, the channels of the
+        output of `conv` are not a multiple of S · K, R is 0, or a map returns another shape.
       TypeError: If `x` is not a floating-point array.
 
     Example:
@@ -112,3 +121,32 @@ def split_attention(
     gate = gate.astype(x.dtype)
     y = jnp.sum(apply_gate(splits_HWSC, gate), axis=-2)
     return (y, gate) if return_gate else y
+
+
+def split_attention_features(
+    features: int,
+    *,
+    out_features: int | None,
+    radix: int,
+    groups: int,
+    kernel_size: int,
+    strides: int,
+    dilation: int,
+    reduction: int,
+    min_features: int,
+    hidden_features: int | None,
+) -> tuple[int, int]:
+    """C' and R of the modules."""
+    module = "SplitAttention"
+    out = output_features(module, features, out_features)
+    splits = check_positive(module, "radix", radix) * check_positive(module, "groups", groups)
+    check_multiple(module, "C", features, "radix · groups", splits)
+    check_multiple(module, "out_features", out, "groups", groups)
+    hidden = reduced_features(
+        module, features * radix, reduction, hidden_features, least=min_features
+    )
+    check_multiple(module, "hidden_features", hidden, "groups", groups)
+    check_odd(module, kernel_size)
+    check_positive(module, "strides", strides)
+    check_positive(module, "dilation", dilation)
+    return out, hidden

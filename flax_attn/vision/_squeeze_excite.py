@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map
 from flax_attn.vision._checks import as_image, check_reduced, check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._pooling import spatial_mean
 
 
@@ -17,19 +17,19 @@ def squeeze_excite(
     activation_fn: Activation = jax.nn.relu,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Squeeze-and-excitation: scale each channel by what the pooled image says of it.
+    """Squeeze-and-excitation: gate each channel by a perceptron of the pooled image.
 
     z = mean_{H,W} x,   g = σ(expand(ReLU(reduce(z)))),   y = g ⊙ x
 
-    The paper reduces by 16, and its released models have biases; ResNets put it before the residual
-    sum.
+    In the paper R = C / 16, and the released models have biases. In ResNets it stands before the
+    residual sum.
 
     Args:
       x: Image `[*B, H, W, C]`.
       reduce: Map from `[*B, C]` to `[*B, R]`.
       expand: Map from `[*B, R]` to `[*B, C]`.
       activation_fn: Between the two (SiLU in EfficientNet).
-      gate_fn: From the expanded statistics to the gate (hard sigmoid in MobileNetV3).
+      gate_fn: σ, from the expanded statistics to the gate (hard sigmoid in MobileNetV3).
 
     Returns:
       The scaled image `[*B, H, W, C]`.

@@ -1,10 +1,10 @@
-"""What the mechanisms share in which every place of an image is a token."""
+"""Shared code of the mechanisms that attend to the places of an image as tokens."""
 
 import jax
 import jax.numpy as jnp
 
 from flax_attn.vision._checks import check_returned
-from flax_attn.vision._memory import apply_gate
+from flax_attn.vision._gates import apply_gate
 from flax_attn.vision._windows import reshape_places
 
 
@@ -22,7 +22,7 @@ def as_places(tokens: jax.Array, image: jax.Array) -> jax.Array:
 def check_projected(
     function: str, map_name: str, projected: jax.Array, image: jax.Array, letters: str
 ) -> None:
-    """Raise unless a map has kept the places of an image, and at least one channel."""
+    """Raise unless a map keeps the places of an image, and at least one channel."""
     check_returned(function, map_name, projected, (*image.shape[:-1], projected.shape[-1]), letters)
     if projected.shape[-1] == 0:
         raise ValueError(f"{function}: {map_name} must keep at least 1 channel, got 0.")

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 
 from flax_attn._checks import Activation, Map, statistics_dtype
 from flax_attn.vision._checks import as_image, check_returned
-from flax_attn.vision._memory import apply_sum, gate_sum
-from flax_attn.vision._pooling import largest, mean
+from flax_attn.vision._gates import apply_gate_sum, gate_sum
+from flax_attn.vision._pooling import maximum, mean
 
 
 def triplet_attention(
@@ -23,16 +23,16 @@ def triplet_attention(
     *,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> Float[Array, "*B H W C"]:
-    """Triplet attention: each pair of axes of the image is looked at as a plane and gates it.
+    """Triplet attention: each pair of axes of the image gives a gate.
 
     z_A = [max_A x, mean_A x],   g_A = σ(norm_A(conv_A(z_A))) for A = H, W, C
     y = x ⊙ (g_H + g_W + g_C) / 3
 
-    Pooling away an axis leaves the plane of the two others: (C, W) without H, (H, C) without W,
-    (H, W) without C. So two of the kernels slide along the channels, and the channels' order
-    matters. The paper rotates the whole image for each branch; to turn the pooled planes is the
-    same. A maximum that several entries share also shares its gradient among them, where the
-    released code gives all of it to the first.
+    Pooling over an axis leaves the plane of the two others: (C, W) without H, (H, C) without W,
+    (H, W) without C. Two of the kernels slide along the channels, so the order of the channels
+    matters. The paper rotates the whole image for each branch; rotating the pooled planes is
+    equivalent. Entries that tie for the maximum share its gradient, where the released code gives
+    all of it to the first.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -41,9 +41,9 @@ def triplet_attention(
       conv_hc: Map from `[*B, H, C, 2]` to `[*B, H, C, 1]`: the maximum and the mean over W.
       norm_hc: Map of `[*B, H, C, 1]`.
       conv_hw: Map from `[*B, H, W, 2]` to `[*B, H, W, 1]`: the maximum and the mean over C. None
-        leaves this plane out, and the mean is of two gates.
+        omits this plane and averages two gates.
       norm_hw: Map of `[*B, H, W, 1]`, given with `conv_hw`.
-      gate_fn: From the normalised planes to the gates.
+      gate_fn: σ, from the normalised planes to the gates.
 
     Returns:
       The scaled image `[*B, H, W, C]`.
@@ -67,7 +67,7 @@ def triplet_attention(
       Module", WACV 2021, arXiv:2010.03045, section 3.
     """
     gates = _gates(x, conv_cw, norm_cw, conv_hc, norm_hc, conv_hw, norm_hw, gate_fn)
-    return apply_sum(x, *gates)
+    return apply_gate_sum(x, *gates)
 
 
 def triplet_attention_gate(
@@ -87,9 +87,9 @@ def triplet_attention_gate(
 
 
 def triplet_attention_and_gate(x: jax.Array, **layers: Any) -> tuple[jax.Array, jax.Array]:
-    """What both return."""
+    """`triplet_attention` and `triplet_attention_gate` of the same gates."""
     gates = _gates(x, **layers)
-    return apply_sum(x, *gates), gate_sum(x, *gates)
+    return apply_gate_sum(x, *gates), gate_sum(x, *gates)
 
 
 def _gates(
@@ -102,7 +102,7 @@ def _gates(
     norm_hw: Map | None = None,
     gate_fn: Activation = jax.nn.sigmoid,
 ) -> list[jax.Array]:
-    """The gates of the planes, divided by their number."""
+    """The gates of the planes, divided by the number of planes."""
     x = as_image(
         "triplet_attention",
         x,
@@ -118,7 +118,7 @@ def _gates(
         missing = "conv_hw" if conv_hw is None else "norm_hw"
         raise ValueError(
             f"triplet_attention: conv_hw and norm_hw must be given together, got no {missing}. "
-            f"Give both, or neither to leave the plane (H, W) out."
+            f"Give both, or neither to omit the plane (H, W)."
         )
 
     def plane_gate(plane: Array, conv: Map, norm: Map, name: str, letters: str) -> Array:
@@ -138,6 +138,6 @@ def _gates(
 
 
 def _pool(x: Array, axis: int) -> Array:
-    """The maximum and the mean over an axis, side by side in a new last one."""
-    maximum = largest(x, axis)
-    return jnp.stack([maximum, mean(x, axis, maximum)], axis=-1)
+    """The maximum and the mean over an axis, stacked on a new last axis."""
+    top = maximum(x, axis)
+    return jnp.stack([top, mean(x, axis, top)], axis=-1)

@@ -37,18 +37,19 @@ def window_attention(
 
     A = softmax(q·kᵀ / √D + t[Δy, Δx]),   y = out(A v)   in each window of M × M places
 
-    With a shift s > 0 the windows lie s further down and to the right, cut off at the borders of
-    the picture: the picture is rolled by −s, and what came around does not see what was there
-    before (regions of the coordinates; nothing is added to the scores). Swin alternates s = 0 and
-    s = ⌊M / 2⌋, with M = 7 and heads of 32 channels. s = 0 is also MaxViT's block attention; a
-    released table of it, `[N, 2 M − 1, 2 M − 1]` of key minus query, becomes
+    With a shift s > 0 the windows are moved down and right by s, and cut off at the borders of the
+    image. This is computed by rolling the image by −s; places from opposite borders do not attend
+    to each other (they have different segment ids, nothing is added to the scores). Swin alternates
+    s = 0 and s = ⌊M / 2⌋, with M = 7 and heads of 32 channels. s = 0 is also MaxViT's block
+    attention. To load its released table, `[N, 2 M − 1, 2 M − 1]` of key minus query, pass
     `table[:, ::-1, ::-1].reshape(N, -1).T`.
 
-    `pad` fills the last windows with places that nobody attends to. Swin's code for detection pads
-    the same places, but attends to them: pad and crop outside of this function for its numbers.
-    A shift along an axis that one window covers raises here. The code for detection keeps it, and
-    so parts the window in two; that for classification drops it along both axes, with windows of
-    min(H, W) if that is less than M; timm drops it along that axis alone.
+    `pad` fills the last windows with masked places. Swin's code for detection pads the same places
+    but attends to them: to get its numbers, pad and crop outside this function.
+
+    A shift along an axis that one window covers raises. Swin's code for detection keeps such a
+    shift, which splits the window in two. Swin's code for classification drops the shift along both
+    axes, and uses windows of min(H, W) if that is less than M. timm drops it along that axis only.
 
     Args:
       x: Image `[*B, H, W, C]`.
@@ -57,20 +58,19 @@ def window_attention(
       value: Map from `[*B, windows, M², C]` to `[*B, windows, M², N, Dv]`.
       out: Map from `[*B, windows, M², N, Dv]` to `[*B, windows, M², C]`.
       relative_bias: t, a number for each offset (query minus key) and head,
-        `[(2 Mh − 1) · (2 Mw − 1), N]`, the offsets of columns running faster; None for none. It
-        is not scaled.
+        `[(2 Mh − 1) · (2 Mw − 1), N]`, column offsets varying fastest, or None. It is not scaled.
       window_size: M, one number or (Mh, Mw).
       shift_size: s, one number or (height, width), less than M.
-      pad: Whether to pad sizes that are no multiple of M; otherwise they raise.
+      pad: If True, sizes that are not multiples of M are padded; otherwise they raise.
       attention: Attention on heads, called with `query, key, value` and the keywords `mask`,
         `score_mod`, `query_coords`, `key_coords` of `dot_product_attention`.
 
     Returns:
-      The image `[*B, H, W, C]`.
+      The output `[*B, H, W, C]`.
 
     Raises:
       ValueError: If `x` is not an image, M does not divide H or W and `pad` is not set, s is not
-        less than M, a shifted axis is no longer than M, or a map or table has another shape.
+        less than M, a shifted axis is not longer than M, or a map or table has another shape.
       TypeError: If `x` is not a floating-point array, or a size is not a whole number.
 
     Example:

@@ -1,4 +1,4 @@
-"""Cutting pictures into windows, and putting them together again."""
+"""Images as windows, and windows as images."""
 
 import operator
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Size = int | tuple[int, int]
 
 
 def as_pair(function: str, name: str, size: Size, least: int) -> tuple[int, int]:
-    """(height, width) of one number for both, or of a pair; each at least `least`."""
+    """(height, width) from one number or a pair; each at least `least`."""
     try:
         pair = tuple(
             operator.index(n) for n in (size if isinstance(size, tuple | list) else (size, size))
@@ -36,7 +36,7 @@ def as_pair(function: str, name: str, size: Size, least: int) -> tuple[int, int]
 def check_divides(
     function: str, name: str, size: tuple[int, int], x: jax.Array, fix: str = ""
 ) -> None:
-    """Raise unless the height and width of a picture are multiples of `size`."""
+    """Raise unless the height and width of an image are multiples of `size`."""
     height, width = x.shape[-3:-1]
     if height % size[0] or width % size[1]:
         raise ValueError(
@@ -48,7 +48,7 @@ def check_divides(
 def to_windows(
     x: Shaped[Array, "*B H W C"], size: tuple[int, int]
 ) -> Shaped[Array, "*B windows places C"]:
-    """Windows of `size`, row by row, and the places of each, row by row."""
+    """Cut an image into windows of `size`; windows and their places are in row-major order."""
     *batch, height, width, _ = x.shape
     rows, columns = height // size[0], width // size[1]
     x = reshape_places(x, len(batch), rows, size[0], columns, size[1])
@@ -58,17 +58,16 @@ def to_windows(
 def from_windows(
     windows: Float[Array, "*B windows places C"], size: tuple[int, int], height: int, width: int
 ) -> Float[Array, "*B H W C"]:
-    """The picture whose `to_windows` these are."""
+    """The inverse of `to_windows`."""
     batch = windows.ndim - 3
     x = reshape_places(windows, batch, height // size[0], width // size[1], *size)
     return reshape_places(jnp.swapaxes(x, -4, -3), batch, height, width)
 
 
 def reshape_places(x: jax.Array, batch: int, *places: int, last: int = 1) -> jax.Array:
-    """Other axes between those of the batch and the last ones.
+    """Reshape the axes between the batch axes and the last ones.
 
-    JAX refuses to change several of them on an explicit mesh unless it is told the result's
-    sharding.
+    On an explicit mesh, JAX needs the sharding of the result to reshape several axes.
     """
     end = x.ndim - last
     spec = jax.typeof(x).sharding.spec
@@ -78,10 +77,10 @@ def reshape_places(x: jax.Array, batch: int, *places: int, last: int = 1) -> jax
 
 
 def overlapping(x: Shaped[Array, "..."], axis: int, block: int, halo: int) -> Shaped[Array, "..."]:
-    """The axis L as blocks with `halo` neighbours on both sides, zeros where there are none.
+    """Cut an axis L into blocks with `halo` neighbours on both sides, padded by zeros.
 
-    `[..., L, ...]` -> `[..., L / block, block + 2 halo, ...]`. A few shifted views of the blocks
-    are joined: no gather, so no scatter in the gradient.
+    `[..., L, ...]` -> `[..., L / block, block + 2 halo, ...]`. It concatenates shifted views of the
+    blocks. A gather would make the gradient a scatter.
     """
     axis %= x.ndim
     count, size = x.shape[axis] // block, block + 2 * halo
@@ -95,7 +94,7 @@ def overlapping(x: Shaped[Array, "..."], axis: int, block: int, halo: int) -> Sh
 
 
 def num_offsets(module: str, name: str, size: Size) -> int:
-    """(2 Mh − 1) · (2 Mw − 1): the rows of the table of relative biases of a window."""
+    """(2 Mh − 1) · (2 Mw − 1), the number of rows of a window's table of relative biases."""
     height, width = as_pair(module, name, size, 1)
     return (2 * height - 1) * (2 * width - 1)
 
@@ -103,7 +102,7 @@ def num_offsets(module: str, name: str, size: Size) -> int:
 def with_relative_bias(
     function: str, attention: Callable[..., Array], table: jax.Array | None, size: tuple[int, int]
 ) -> Callable[..., Array]:
-    """`attention` with a learned bias for each offset within a window; as it is without a table."""
+    """`attention` with a learned bias for each offset in a window; unchanged without a table."""
     if table is None:
         return attention
     bias = RelativeBias2D(table, size)

@@ -92,7 +92,7 @@ NO_MAPS = {
         r"dict\. Bind its arrays, as maps\.dense\(query\['ker",
     ),
     "a name": ("silu", r"'silu'\. Pass the function, as jax\.nn\.silu\."),
-    "a class": (flax_nnx.Linear, r"the class Linear\. Make one of it\."),
+    "a class": (flax_nnx.Linear, r"the class Linear\. Create an instance\."),
     "a tensor": (Tensor(), r"torch's Tensor\. Bind its weights: maps\.dense\(jnp\.asarray"),
     "a number": (3.0, r"float\. Bind arrays by flax_attn\.maps, such as maps\.dense"),
 }

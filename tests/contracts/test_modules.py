@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import pickle
 
 import jax
@@ -155,22 +154,37 @@ def test_linen_modules_with_a_norm_of_ones_own_are_bridged_to_nnx(name):
     assert bridge(module, x, *others).ndim == x.ndim
 
 
-def draws(name):
-    """Whether the module of NNX has parameters to draw."""
-    return "rngs" in inspect.signature(class_of(name).__init__).parameters
+NOT_RANDOM = ("channel_affinity_attention", "gated_channel_transform", "simam")
 
 
-def class_of(name):
-    return getattr(nnx, name) if name in SEQUENCES else module_class(nnx, name)
-
-
-@pytest.mark.parametrize("name", [n for n in [*mechanisms(), *SEQUENCES] if draws(n)])
+@pytest.mark.parametrize("name", [*sorted({*mechanisms()} - {*NOT_RANDOM}), *SEQUENCES])
 def test_keys_that_are_no_rngs_are_refused_with_the_fix(name):
-    cls = class_of(name)
-    message = rf"^{cls.__name__}: rngs must be an nnx\.Rngs, got .*Wrap .*: rngs=nnx\.Rngs\(key\)"
+    build = SEQUENCES[name][0] if name in SEQUENCES else functools.partial(nnx_module, name, 64)
+    message = r"^\w+: rngs must be an nnx\.Rngs, got .*Wrap .*: rngs=nnx\.Rngs\(key\)"
     for keys in (jax.random.key(0), jax.random.PRNGKey(0), 0, {"params": 0}, None, flax_nnx.Rngs):
         with pytest.raises(TypeError, match=message):
-            cls(rngs=keys)
+            build(rngs=keys)
+
+
+@every_mechanism
+def test_unknown_options_are_refused(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kernel_width'"):
+        nnx_module(name, facts(name).shape[-1], kernel_width=3)
+
+
+@every_mechanism
+def test_every_module_of_nnx_takes_channels_and_keys_and_checks_its_input(name):
+    module = nnx_module(name, facts(name).shape[-1])
+    x, *others = image(name)
+    with pytest.raises(ValueError, match="channels that the module was made for"):
+        module(jnp.concatenate([x, x], axis=-1), *others)
+
+
+@pytest.mark.parametrize("cls", [nnx.SpatialAttention, nnx.TripletAttention])
+def test_a_module_for_any_number_of_channels_may_do_without_it(cls):
+    module = cls(rngs=flax_nnx.Rngs(0))
+    for features in (3, 8):
+        assert module(jnp.ones((2, 9, 9, features))).shape == (2, 9, 9, features)
 
 
 def test_a_constructor_of_ones_own_may_take_any_keys():

@@ -1,5 +1,6 @@
 """Every option of every vision module does something, and the same in Linen and NNX."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -51,11 +52,13 @@ VALUES = {
 }
 
 
+LAYER_OPTIONS = ("dtype", "param_dtype", "kernel_init", "bias_init")
+
+
 def options(name):
-    """The options of the NNX module, apart from its widths and keys."""
-    parameters = inspect.signature(module_class(nnx, name).__init__).parameters
-    inferred = ("in_features", "gating_features", "input_size")  # by Linen, from its inputs
-    return [p for p in parameters if p not in ("self", *inferred, "rngs")]
+    """The options of both modules, apart from what Linen alone takes."""
+    names = (field.name for field in dataclasses.fields(module_class(linen, name)))
+    return [name for name in names if name not in ("parent", "name", "use_running_average")]
 
 
 def cases():
@@ -72,13 +75,11 @@ def build(name, **chosen):
     chosen = {**facts(name).module, **chosen}
     linen_options = {k: v[0] if is_pair(v) else v for k, v in chosen.items()}
     nnx_options = {k: v[1] if is_pair(v) else v for k, v in chosen.items()}
-    cls, other = module_class(linen, name), module_class(nnx, name)
+    cls = module_class(linen, name)
     if hasattr(cls, "use_running_average") and "norm" not in chosen:
         linen_options["use_running_average"] = True
-    known = {"in_features": facts(name).shape[-1], "rngs": flax_nnx.Rngs(0)}
-    known["input_size"] = facts(name).shape[1:3]
-    asked = inspect.signature(other.__init__).parameters
-    made = other(**nnx_options, **{k: v for k, v in known.items() if k in asked})
+    nnx_options |= facts(name).nnx
+    made = module_class(nnx, name)(facts(name).shape[-1], **nnx_options, rngs=flax_nnx.Rngs(0))
     made.eval()
     return cls(**linen_options), made
 
@@ -100,9 +101,12 @@ def value(name, option):
 def test_linen_and_nnx_have_the_same_options_and_defaults(name):
     fields = inspect.signature(module_class(linen, name)).parameters
     others = inspect.signature(module_class(nnx, name).__init__).parameters
-    own = set(fields) - {"parent", "name", "use_running_average"}
+    inferred = {"in_features", "gating_features", "input_size"}  # by Linen, from its inputs
+    own = set(others) - {"self", "rngs", "layer_options"} - inferred
+    if "layer_options" in others:
+        own |= set(LAYER_OPTIONS)
     assert own == set(options(name))
-    for option in own - {"norm"}:
+    for option in own - {"norm"} - (set(LAYER_OPTIONS) - set(others)):
         if option.endswith("_init"):
             continue
         assert fields[option].default == others[option].default, option

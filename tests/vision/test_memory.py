@@ -1,7 +1,5 @@
 """What gates keep and how exactly their gradients are summed, in programs as they are compiled."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +8,16 @@ from flax import nnx as flax_nnx
 from jax import lax
 
 from flax_attn import nnx, vision
-from flax_attn.vision._memory import add, apply_gate, apply_sum, weighted_sum
-from flax_attn.vision._one_channel import dot_of_one
-from flax_attn.vision._pooling import largest
+from flax_attn._cpu.maximum import maximum
+from flax_attn._cpu.one_channel import dot_of_one
+from flax_attn._cpu.weighted_sum import weighted_sum
+from flax_attn.vision._gates import add, apply_gate, apply_gate_sum
 from tests.compilation import AS_USERS
 from tests.mechanisms import (
     facts,
+    has_layers,
     load,
     mechanisms,
-    module_class,
     nnx_module,
     random_variables,
 )
@@ -47,10 +46,8 @@ def draw(*shape, seed=0):
 
 
 def build(name, dtype):
-    known = {"in_features": SHAPE[-1], "dtype": dtype, "rngs": flax_nnx.Rngs(0)}
-    cls = getattr(nnx, name)
-    asked = inspect.signature(cls.__init__).parameters
-    return flax_nnx.split(cls(**{n: value for n, value in known.items() if n in asked}))
+    options = {} if name == "SimAM" else {"dtype": dtype}
+    return flax_nnx.split(getattr(nnx, name)(SHAPE[-1], rngs=flax_nnx.Rngs(0), **options))
 
 
 def temporaries(function, *arguments):
@@ -90,7 +87,7 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
     """LLVM joins the product with a difference, which is then not 0 at the maximum."""
     x = jnp.asarray(draw(4, 5, 7, 8), dtype)
     factor = jnp.asarray(0.7, dtype)
-    gradient = jax.grad(lambda x: jnp.sum(largest(x * factor, axis)))
+    gradient = jax.grad(lambda x: jnp.sum(maximum(x * factor, axis)))
     found = jax.jit(gradient).lower(x).compile(compiler_options=AS_USERS)(x)
     expected = jax.grad(lambda x: jnp.sum(jnp.max(x * factor, axis).astype(jnp.float32)))(x)
     assert_close(found, expected, GRADIENT[dtype])
@@ -98,7 +95,7 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
 
 def test_the_maximum_may_be_infinite():
     x = jnp.asarray([[jnp.inf, 1.0], [-jnp.inf, -jnp.inf], [3.0, 3.0]])
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(largest(x, -1))))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(maximum(x, -1))))(x)
     np.testing.assert_array_equal(gradient, [[1, 0], [0.5, 0.5], [0.5, 0.5]])
 
 
@@ -107,7 +104,7 @@ def test_the_count_of_ties_keeps_no_map_of_comparisons():
     x = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
 
     def run(cotangent, x):
-        value, pull = jax.vjp(lambda x: largest(x, (-3, -2)), x)
+        value, pull = jax.vjp(lambda x: maximum(x, (-3, -2)), x)
         return value, pull(cotangent)
 
     assert temporaries(run, jax.ShapeDtypeStruct((8, 256), jnp.float32), x) < 0.01
@@ -154,10 +151,9 @@ def test_modules_in_bfloat16_sum_their_gradients_in_float32(name):
     x = np.random.default_rng(0).exponential(size=(1, height, width, features))
     x = jnp.asarray(x, jnp.bfloat16)
     variables = random_variables(name, features, dtype=np.float32)
-    asked = inspect.signature(module_class(nnx, name).__init__).parameters
 
     def gradient(dtype):
-        options = {"dtype": dtype} if "dtype" in asked else {}
+        options = {"dtype": dtype} if has_layers(name) else {}
         module = load(nnx_module(name, features, **options), variables)
         module.eval()
         graph, state = flax_nnx.split(module)
@@ -188,7 +184,7 @@ def simam(x):
 PAIRS = {
     "product of gates": (apply_gate, product, ((2, 3, 4, 5), (2, 3, 1, 5), (2, 1, 4, 5))),
     "sum of gates": (
-        apply_sum,
+        apply_gate_sum,
         lambda x, g, h: x * (g + h),
         ((2, 3, 4, 5), (2, 3, 1, 5), (2, 1, 4, 5)),
     ),
@@ -226,11 +222,11 @@ def test_what_keeps_no_copies_has_the_derivatives_of_the_formula(name, x64):
 @pytest.mark.parametrize("axis", [-1, (-3, -2)])
 def test_ties_share_the_gradient_of_the_maximum(axis, x64):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 4, 5, 3)), jnp.float64)
-    found = largest(x, axis)
+    found = maximum(x, axis)
     np.testing.assert_array_equal(found, x.max(axis))
     cotangent = jnp.asarray(draw(*found.shape))
     (expected,) = jax.vjp(lambda x: jnp.max(x, axis), x)[1](cotangent)
-    (actual,) = jax.vjp(lambda x: largest(x, axis), x)[1](cotangent)
+    (actual,) = jax.vjp(lambda x: maximum(x, axis), x)[1](cotangent)
     assert_close(actual, expected, GRADIENT["float64"])
 
 

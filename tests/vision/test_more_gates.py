@@ -222,7 +222,7 @@ def test_what_does_not_gather_is_refused():
     for extent in (0, 1, 6):
         with pytest.raises(ValueError, match=f"power of 2, at least 2, got {extent}"):
             vision.gather_excite(X, extent=extent)
-    with pytest.raises(ValueError, match="extent must be None where convs gather, got 2"):
+    with pytest.raises(ValueError, match="extent must be None if convs are given, got 2"):
         vision.gather_excite(X, [identity], [identity], extent=2)
     with pytest.raises(ValueError, match="pair up, got 1 and 0"):
         vision.gather_excite(X, [identity])

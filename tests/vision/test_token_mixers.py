@@ -326,7 +326,7 @@ def test_focal_kernels_that_are_even_or_nothing_are_refused():
         linen.FocalModulation(kernel_size=4).init(jax.random.key(0), X)
     with pytest.raises(ValueError, match=r"kernel_growth must be even, .* got 1, .* \[3, 4\]"):
         linen.FocalModulation(kernel_growth=1).init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match=r"no kernel less than 1 .* got -2, .* \[3, 1, -1\]"):
+    with pytest.raises(ValueError, match=r"each kernel at least 1 wide, got -2, .* \[3, 1, -1\]"):
         nnx.FocalModulation(16, num_levels=3, kernel_growth=-2, rngs=flax_nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"L \+ 1\] = \[2, 6, 4, 1\], got \[2, 6, 4, 16\]"):
         vision.focal_modulation(X, itself, itself, itself, [], itself, itself)

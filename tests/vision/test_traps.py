@@ -194,5 +194,5 @@ def test_a_kernel_of_eca_that_reaches_beyond_all_channels_is_warned_of():
         lambda size: linen.ECA(kernel_size=size).init(jax.random.key(0), jnp.ones((1, 2, 2, 4))),
     ):
         made(7)
-        with pytest.warns(UserWarning, match="the outer 2 never count. Use kernel_size=7 at most"):
+        with pytest.warns(UserWarning, match="2 weights only meet padding"):
             made(9)

@@ -393,7 +393,7 @@ BAD = {
             numbered(2, 2), *MEANS[:3], jnp.ones((3, 1)), jnp.ones((3, 2))
         ),
         ValueError,
-        r"relative_width must have vectors of the queries' D = 1, got \[3, 2\]",
+        r"relative_width must have rows of the queries' D = 1 features, got \[3, 2\]",
     ),
     "halo's query": (
         lambda: vision.halo_attention(
