@@ -74,13 +74,13 @@ def module_class(namespace: Any, mechanism: str) -> type:
 
 
 def build(mechanism: str, height: int = SIZES["H"], width: int = SIZES["W"]) -> nnx.Module:
-    """The NNX module for C channels with its defaults."""
+    """The NNX module for C channels, with default options."""
     options = {"input_size": (height, width)} if mechanism in SIZED else {}
     return module_class(flax_attn.nnx, mechanism)(SIZES["C"], **options, rngs=nnx.Rngs(0))
 
 
 def num_images(module: nnx.Module) -> int:
-    """How many images the module takes: the attention gate also takes a gating signal."""
+    """The number of images that a module takes: the attention gate also takes a gating signal."""
     return 2 if isinstance(module, flax_attn.nnx.AttentionGate) else 1
 
 

@@ -67,7 +67,7 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "window_attention": {"window_size": 4, "num_heads": 4},
 }
 SIZED = ("bottleneck_attention",)  # its parameters depend on the size of the image
-# They have no place in a residual block: one returns a vector, one needs a second image.
+# These do not fit a residual block: one needs a second image, one returns a vector.
 NOT_HERE = ("attention_gate", "attention_pool")
 SPLIT_SEED = 0  # --seed changes the training, not the split
 SMOKE_WIDTHS, SMOKE_EPOCHS = (16, 32), 4

@@ -1,4 +1,4 @@
-"""What coordinates are made of, checked: numbers of tokens, fields, indices."""
+"""Checks of the parts of coordinates: lengths, fields and indices."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from flax_attn._integers import as_bound, as_ids, integers, known
 
 
 def as_length(owner: str, name: str, length: Any) -> Any:
-    """A number of tokens, which `jax.export` may not know yet."""
+    """A number of tokens, which may be symbolic for `jax.export`."""
     return length if is_symbolic_dim(length) else check_at_least(owner, name, length, 0)
 
 
 def as_positions(positions: Any) -> Any:
-    """Positions as int32; those beyond are its ends."""
+    """Positions as int32, saturated."""
     if positions is None or isinstance(positions, str):
         kind = type(positions).__name__
         raise TypeError(f"Coords: positions must be integers, got {kind}. Write Coords.arange(T).")
-    fix = "Write positions.astype(jnp.int32); what is a fraction, such as a time, is a feature."
+    fix = "Write positions.astype(jnp.int32); pass fractions, such as times, as a feature."
     return as_bound("Coords: positions", positions, fix)
 
 
 def as_segments(segment_ids: Any) -> Any:
-    """Numbers of sequences, which must fit int32 where they are known."""
+    """Sequence numbers as int32; known values must fit."""
     fix = "Number the sequences from 0, as np.unique(segment_ids, return_inverse=True)[1] does."
     return as_ids("Coords: segment_ids", segment_ids, fix)
 
@@ -37,14 +37,14 @@ def as_booleans(name: str, values: Any) -> Any:
         values = jnp.asarray(values)
     if values.dtype != jnp.bool_:
         raise TypeError(
-            f"Coords: {name} must be boolean, True for tokens that count, got {values.dtype}. "
+            f"Coords: {name} must be boolean, True for valid tokens, got {values.dtype}. "
             f"Write {name}.astype(bool)."
         )
     return jnp.asarray(values)
 
 
 def as_feature(name: str, values: Any) -> Any:
-    """The array as it is, if JAX has its dtype; wider integers of NumPy as int32, if they fit."""
+    """The array unchanged if JAX has its dtype; wider NumPy integers as int32 if they fit."""
     given = values
     if not hasattr(values, "dtype"):
         values = np.asarray(values)
@@ -55,7 +55,7 @@ def as_feature(name: str, values: Any) -> Any:
     if values.dtype.kind == "O" or (
         values.dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
     ):
-        fix = f"Number what it counts from 0, or cut a bound: np.clip({name}, -2**31, 2**31 - 1)."
+        fix = f"Number the values from 0, or clip a bound: np.clip({name}, -2**31, 2**31 - 1)."
         return as_ids(f"Coords: {name}", values, fix)
     return values if values is given else jnp.asarray(values)
 
@@ -65,7 +65,7 @@ def _is_whole(values: np.ndarray) -> bool:
 
 
 def check_index(index: Any, length: int) -> Any:
-    """A slice, or an array of numbers; those that are known lie within."""
+    """A slice or an array of indices; raise unless known indices are in range."""
     if isinstance(index, slice):
         return index
     if isinstance(index, int | np.integer):
@@ -81,8 +81,8 @@ def check_index(index: Any, length: int) -> Any:
         )
     if index.dtype == jnp.bool_:
         raise TypeError(
-            "Coords: an index must be integers, got booleans, whose number of tokens jit cannot "
-            "know. Write coords[jnp.flatnonzero(index)], or mark tokens in Coords.valid."
+            "Coords: an index must be integers, got booleans, which select an unknown number of "
+            "tokens under jit. Write coords[jnp.flatnonzero(index)], or set Coords.valid."
         )
     numbers = known(integers("Coords: an index", index))
     if index.ndim != 1:

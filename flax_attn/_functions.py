@@ -1,4 +1,4 @@
-"""Functions that users give to masks and score modifiers: their errors, and their pickling."""
+"""Functions that users pass to masks and score modifiers: their errors and their pickling."""
 
 import functools
 import importlib
@@ -16,12 +16,12 @@ BRANCHING_ERRORS = (
 
 
 def check_function(owner: str, function: Any, example: str) -> None:
-    """Raise unless a function has come.
+    """Raise unless `function` is a function.
 
     Args:
       owner: The public function, for the message.
-      function: What was given.
-      example: How such a function begins.
+      function: The argument.
+      example: The signature of such a function, for the message.
     """
     if not callable(function) or inspect.isclass(function):
         kind = function.__name__ if inspect.isclass(function) else type(function).__name__
@@ -29,7 +29,7 @@ def check_function(owner: str, function: Any, example: str) -> None:
 
 
 def kind_of(x: Any) -> str:
-    """What messages call a thing of the wrong kind: its type, or a class or function by name."""
+    """The name of a wrong argument in messages: a class or function by name, others by type."""
     if isinstance(x, type):
         return f"the class {x.__name__}"
     if callable(x) and hasattr(x, "__name__"):
@@ -38,21 +38,21 @@ def kind_of(x: Any) -> str:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function; of another callable, that of its type."""
+    """The name of a function, or the type of another callable."""
     return getattr(function, "__name__", type(function).__name__)
 
 
 def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict[str, Any]) -> None:
-    """Raise unless a function can be called with some inputs and these parameters.
+    """Raise unless a function accepts some inputs and these parameters.
 
     Args:
       function: The function.
-      inputs: Names of what it is called with, `"q, k"`.
-      parameters: What else, by name.
+      inputs: Names of the positional inputs, such as `"q, k"`.
+      parameters: The keyword arguments.
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in functions have none
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return
     count = len(inputs.split(", "))
     try:
@@ -61,19 +61,19 @@ def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict
         name = name_of(function)
         raise TypeError(
             f"{name}: the function is called as {name}({inputs}, **parameters) with the parameters "
-            f"that are given here by name, {', '.join(parameters) or 'none'}, but {error}. It is "
+            f"given here, {', '.join(parameters) or 'none'}, but {error}. Its signature is "
             f"{name}{signature}."
         ) from None
 
 
 def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: Any) -> Any:
-    """Call a user's function; say what to write where it decides by the value of an array.
+    """Call a user's function; explain how to avoid Python control flow on array values.
 
     Args:
       function: The function.
       kind: `"relation"` or `"score modifier"`, for the message.
-      *inputs: What it is called with.
-      **parameters: What else.
+      *inputs: Its positional arguments.
+      **parameters: Its keyword arguments.
     """
     try:
         return function(*inputs, **parameters)
@@ -91,9 +91,10 @@ def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: An
 
 
 def by_name(function: Callable[..., Any]) -> Any:
-    """A function for pickle: itself, or where its name now means what it was made into, that name.
+    """A function in a form that can be pickled: itself, or its module and name.
 
-    `@relation` leaves the maker of a mask under the function's name, which pickle would refuse.
+    `@relation` replaces the function by a mask factory of the same name, so pickle cannot find the
+    function itself. It is found through the factory.
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     try:
@@ -105,7 +106,7 @@ def by_name(function: Callable[..., Any]) -> Any:
 
 
 def from_name(named: Any) -> Callable[..., Any]:
-    """The function that `by_name` has named."""
+    """The inverse of `by_name`."""
     return _made_of(_find(*named)) if isinstance(named, tuple) else named
 
 
@@ -114,5 +115,5 @@ def _find(module: Any, name: str) -> Any:
 
 
 def _made_of(made: Any) -> Any:
-    """The function that a maker of masks, or a score modifier, is made of."""
+    """The function inside a mask factory or a score modifier."""
     return made.function

@@ -1,9 +1,8 @@
 """Shape annotations hold at run time, by jaxtyping's pytest option and beartype.
 
-    pytest -n 0 -m "" -W ignore tests/test_annotations.py flax_attn --jaxtyping-packages=PACKAGES
-
-`.ci/run` has the packages. The doctests call every public function; these tests call attention and
-the vision mechanisms with more arguments. (Workers of pytest-xdist do not see the option: `-n 0`.)
+`.ci/run` has the command, which runs these tests and the doctests of the packages. The doctests
+call every public function; these tests call attention and the vision mechanisms with more
+arguments. It needs `-n 0`: workers of pytest-xdist do not see the option.
 """
 
 import jax

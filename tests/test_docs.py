@@ -49,6 +49,11 @@ def test_the_page_is_what_its_command_prints(page):
     assert (ROOT / "docs" / page).read_text() == made, f"run {command}"
 
 
+def test_the_readme_counts_the_mechanisms():
+    rows = (ROOT / "docs" / "mechanisms.md").read_text().count("\n| `")
+    assert f"**{rows} vision mechanisms**" in README
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_linked_files_exist(page):
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):

@@ -111,7 +111,7 @@ def combinations(num_heads: int, length: int, window: int) -> dict[str, Composit
 
 
 def generality(harness: Harness, cases: Cases, dtype: str, works: Sequence[str]) -> None:
-    """the cost of masks and score modifiers"""  # noqa: D400, D415
+    """The cost of masks and score modifiers."""
     case = cases["causal-4096"]
     inputs, chosen = make_inputs(case), compositions(case.sizes[2])
     row = harness.table(f"{case.name} {dtype}", "pass", "/ plain", "ms", "MiB")
@@ -128,7 +128,7 @@ def generality(harness: Harness, cases: Cases, dtype: str, works: Sequence[str])
 
 
 def growth(harness: Harness, cases: Cases, dtype: str, works: Sequence[str]) -> None:
-    """time and memory over the length, and over the number of documents"""  # noqa: D400, D415
+    """Time and memory over the length, and over the number of documents."""
     smoke = harness.smoke
     window, packed = cases["window-8192"], cases["packed-4096"]
     row = harness.table(f"growth {dtype}", "pass", "ms", "time", "expected", "MiB")
@@ -174,7 +174,7 @@ def growth(harness: Harness, cases: Cases, dtype: str, works: Sequence[str]) -> 
 
 
 def forward_mode(harness: Harness, cases: Cases, dtype: str, works: Sequence[str]) -> None:
-    """the cost of jvp along query, key and value"""  # noqa: D400, D415
+    """The cost of jvp along query, key and value."""
     names = harness.options.case or ("causal-4096", "packed-4096", "window-8192")
     row = harness.table(f"jvp {dtype}", "jvp / fwd", "jvp ms", "MiB")
     for case in progress([cases[name] for name in names], "forward mode"):
@@ -193,7 +193,7 @@ def forward_mode(harness: Harness, cases: Cases, dtype: str, works: Sequence[str
 
 
 def compile_times(harness: Harness, cases: Cases, dtype: str, works: Sequence[str]) -> None:
-    """seconds to trace and to compile forward and backward"""  # noqa: D400, D415
+    """Seconds to trace and to compile forward and backward."""
     case = cases["causal-4096"]
     _, length, num_heads, _, _ = case.sizes
     inputs = make_inputs(case)
@@ -212,7 +212,7 @@ def compile_times(harness: Harness, cases: Cases, dtype: str, works: Sequence[st
 
 
 def threshold(harness: Harness, cases: Cases, dtype: str, works: Sequence[str]) -> None:
-    """short sequences: the time of dense and of jax.nn over that of blockwise"""  # noqa: D400, D415
+    """Short sequences: the time of dense and of jax.nn over that of blockwise."""
     sizes = SMOKE_SHORT if harness.smoke else SHORT
     row = harness.table(f"(B, T, N) {dtype}", "pass", "dense", "jax.nn")
     steps = [(size, causal, work) for size in sizes for causal in (False, True) for work in works]

@@ -27,8 +27,8 @@ class Mask:
 
     `mask(q, k)` is True where the query attends to the key. `q` and `k` are records whose fields
     (`q.positions`, `k.segment_ids`, any feature) broadcast against each other. Masks combine by
-    `&`, `|`, `^` and `~`. They are pytrees and know no shapes. Their numbers are leaves, so the
-    size of a window may be traced.
+    `&`, `|`, `^` and `~`. They are pytrees and do not depend on shapes. Their numbers are leaves,
+    so the size of a window may be traced.
 
     Attributes:
       per_head: Names of the fields that may hold one number per query head, on their last axis.

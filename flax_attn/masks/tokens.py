@@ -140,7 +140,7 @@ class Tree(Mask):
 
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
-        return at_most(k.enter, q.enter) & less(q.enter, k.leave)
+        return _is_at_most(k.enter, q.enter) & _is_less(q.enter, k.leave)
 
 
 @pytree
@@ -210,16 +210,16 @@ class Interval(Mask):
     def __call__(self, q: Record, k: Record) -> Bool[Array, "..."]:
         """See `Mask`."""
         lower, upper = getattr(k, self.lower), getattr(k, self.upper)
-        return at_most(lower, q.positions) & less(q.positions, upper)
+        return _is_at_most(lower, q.positions) & _is_less(q.positions, upper)
 
 
-def at_most(a: jax.Array, b: jax.Array) -> Bool[Array, "..."]:
+def _is_at_most(a: jax.Array, b: jax.Array) -> Bool[Array, "..."]:
     """a ≤ b, for integers of any dtypes."""
     a, b = comparable(a, b)
     return a <= b
 
 
-def less(a: jax.Array, b: jax.Array) -> Bool[Array, "..."]:
+def _is_less(a: jax.Array, b: jax.Array) -> Bool[Array, "..."]:
     """a < b, for integers of any dtypes."""
     a, b = comparable(a, b)
     return a < b
