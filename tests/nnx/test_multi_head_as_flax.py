@@ -285,7 +285,9 @@ ADDED = {
 @pytest.mark.parametrize("name", ADDED)
 def test_what_is_added_to_scores_is_no_mask(package, name):
     call, mask = make(package), ADDED[name]
-    message = r"mask must be boolean, or hold 0 and 1 only.*Pass an additive mask as a bias: bias=mask"
+    message = (
+        r"mask must be boolean, or hold 0 and 1 only.*Pass an additive mask as a bias: bias=mask"
+    )
     with pytest.raises(ValueError, match=message):
         call(X, mask=mask)
     with pytest.raises(ValueError, match=message):  # a constant of the traced function
