@@ -137,7 +137,9 @@ DECIDES = {
 @pytest.mark.parametrize("name", DECIDES)
 def test_a_function_that_decides_by_the_value_of_an_array_is_told_what_to_write(name):
     for call in (relation(DECIDES[name]), planned(DECIDES[name])):
-        with pytest.raises(TypeError, match=r"a relation works on many tokens.*\(a\) & \(b\), \(a\)"):
+        with pytest.raises(
+            TypeError, match=r"a relation works on many tokens.*\(a\) & \(b\), \(a\)"
+        ):
             call()
     mod = modifier(lambda s, q, k, head_ids: s if DECIDES[name](q, k) else -s)
     with pytest.raises(TypeError, match=r"a score modifier works on many tokens.*jnp.where for if"):
