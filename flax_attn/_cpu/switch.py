@@ -16,11 +16,13 @@ def is_enabled() -> bool:
 def disabled() -> Iterator[None]:
     """Use the plain formulas instead of the rewrites in what is traced inside, to compare them.
 
-    The switch is read while a function is traced. `jax.jit` does not know of it and reuses what it
-    traced before, so jit a new function inside the context:
+    The switch is read while a function is traced or differentiated, so do both inside. `jax.jit`
+    does not know of the switch and reuses what it traced before, so jit a new function inside:
 
       with _cpu.disabled():
           plain = jax.jit(lambda x: vision.simam(x)).lower(x).compile()
+
+    A program that was compiled before or inside can be called anywhere.
     """
     token = _enabled.set(False)
     try:

@@ -226,7 +226,7 @@ def test_what_does_not_gather_is_refused():
         vision.gather_excite(X, [identity], [identity], extent=2)
     with pytest.raises(ValueError, match="pair up, got 1 and 0"):
         vision.gather_excite(X, [identity])
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="must be given together"):
         vision.gather_excite(X, reduce=identity)
     with pytest.raises(ValueError, match=r"C = 32, got \[2, 6, 5, 3\]"):
         vision.gather_excite(X, [lambda x: x[..., :3]], [identity])
