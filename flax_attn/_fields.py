@@ -1,4 +1,4 @@
-"""Checks of the parts of coordinates: lengths, fields and indices."""
+"""Checks of the arguments of `Coords`: lengths, fields, indices."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from flax_attn._integers import as_bound, as_ids, integers, known
 
 
 def as_length(owner: str, name: str, length: Any) -> Any:
-    """A number of tokens, which may be symbolic for `jax.export`."""
+    """Check a number of tokens, which is symbolic in `jax.export` with symbolic shapes."""
     return length if is_symbolic_dim(length) else check_at_least(owner, name, length, 0)
 
 
 def as_positions(positions: Any) -> Any:
-    """Positions as int32, saturated."""
+    """Convert positions to int32, and clamp those beyond it."""
     if positions is None or isinstance(positions, str):
         kind = type(positions).__name__
         raise TypeError(f"Coords: positions must be integers, got {kind}. Write Coords.arange(T).")
-    fix = "Write positions.astype(jnp.int32); pass fractions, such as times, as a feature."
+    fix = "Write positions.astype(jnp.int32). Fractions, such as times, are a feature."
     return as_bound("Coords: positions", positions, fix)
 
 
 def as_segments(segment_ids: Any) -> Any:
-    """Sequence numbers as int32; known values must fit."""
+    """Convert segment ids to int32; known ones must fit it."""
     fix = "Number the sequences from 0, as np.unique(segment_ids, return_inverse=True)[1] does."
     return as_ids("Coords: segment_ids", segment_ids, fix)
 
@@ -44,7 +44,7 @@ def as_booleans(name: str, values: Any) -> Any:
 
 
 def as_feature(name: str, values: Any) -> Any:
-    """The array unchanged if JAX has its dtype; wider NumPy integers as int32 if they fit."""
+    """Convert to an array. Integers of a dtype that JAX does not have must fit int32."""
     given = values
     if not hasattr(values, "dtype"):
         values = np.asarray(values)
@@ -55,7 +55,7 @@ def as_feature(name: str, values: Any) -> Any:
     if values.dtype.kind == "O" or (
         values.dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
     ):
-        fix = f"Number the values from 0, or clip a bound: np.clip({name}, -2**31, 2**31 - 1)."
+        fix = f"Number ids from 0, or clip bounds: np.clip({name}, -2**31, 2**31 - 1)."
         return as_ids(f"Coords: {name}", values, fix)
     return values if values is given else jnp.asarray(values)
 
@@ -65,7 +65,7 @@ def _is_whole(values: np.ndarray) -> bool:
 
 
 def check_index(index: Any, length: int) -> Any:
-    """A slice or an array of indices; raise unless known indices are in range."""
+    """Check an index: a slice, or an array of integers, which must be in range if known."""
     if isinstance(index, slice):
         return index
     if isinstance(index, int | np.integer):
@@ -82,7 +82,7 @@ def check_index(index: Any, length: int) -> Any:
     if index.dtype == jnp.bool_:
         raise TypeError(
             "Coords: an index must be integers, got booleans, which select an unknown number of "
-            "tokens under jit. Write coords[jnp.flatnonzero(index)], or set Coords.valid."
+            "tokens. Write coords[jnp.flatnonzero(index)], or mark tokens in Coords.valid."
         )
     numbers = known(integers("Coords: an index", index))
     if index.ndim != 1:

@@ -1,4 +1,4 @@
-"""Functions that users pass to masks and score modifiers: their errors and their pickling."""
+"""Functions of users in masks and score modifiers: checks, calls, pickling."""
 
 import functools
 import importlib
@@ -19,9 +19,9 @@ def check_function(owner: str, function: Any, example: str) -> None:
     """Raise unless `function` is a function.
 
     Args:
-      owner: The public function, for the message.
+      owner: Name of the public function, for error messages.
       function: The argument.
-      example: The signature of such a function, for the message.
+      example: The first line of such a function, for error messages.
     """
     if not callable(function) or inspect.isclass(function):
         kind = function.__name__ if inspect.isclass(function) else type(function).__name__
@@ -29,7 +29,7 @@ def check_function(owner: str, function: Any, example: str) -> None:
 
 
 def kind_of(x: Any) -> str:
-    """The name of a wrong argument in messages: a class or function by name, others by type."""
+    """How error messages name an object: its type, or its name if it is a class or function."""
     if isinstance(x, type):
         return f"the class {x.__name__}"
     if callable(x) and hasattr(x, "__name__"):
@@ -38,17 +38,17 @@ def kind_of(x: Any) -> str:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, or the type of another callable."""
+    """The name of a function; the name of the type of another callable."""
     return getattr(function, "__name__", type(function).__name__)
 
 
 def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict[str, Any]) -> None:
-    """Raise unless a function accepts some inputs and these parameters.
+    """Raise unless a function can be called with the inputs and the parameters.
 
     Args:
       function: The function.
-      inputs: Names of the positional inputs, such as `"q, k"`.
-      parameters: The keyword arguments.
+      inputs: Names of its positional arguments, `"q, k"`.
+      parameters: Its keyword arguments.
     """
     try:
         signature = inspect.signature(function)
@@ -60,18 +60,17 @@ def check_parameters(function: Callable[..., Any], inputs: str, parameters: dict
     except TypeError as error:
         name = name_of(function)
         raise TypeError(
-            f"{name}: the function is called as {name}({inputs}, **parameters) with the parameters "
-            f"given here, {', '.join(parameters) or 'none'}, but {error}. Its signature is "
-            f"{name}{signature}."
+            f"{name}: the function must be {name}({inputs}, **parameters), got {name}{signature} "
+            f"and the parameters {', '.join(parameters) or 'none'}: {error}."
         ) from None
 
 
 def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: Any) -> Any:
-    """Call a user's function; explain how to avoid Python control flow on array values.
+    """Call a function of a user, and explain the error if it branches on the value of an array.
 
     Args:
       function: The function.
-      kind: `"relation"` or `"score modifier"`, for the message.
+      kind: `"relation"` or `"score modifier"`, for error messages.
       *inputs: Its positional arguments.
       **parameters: Its keyword arguments.
     """
@@ -91,10 +90,10 @@ def call(function: Callable[..., Any], kind: str, *inputs: Any, **parameters: An
 
 
 def by_name(function: Callable[..., Any]) -> Any:
-    """A function in a form that can be pickled: itself, or its module and name.
+    """A picklable stand-in for a function: the function itself, or its name.
 
-    `@relation` replaces the function by a mask factory of the same name, so pickle cannot find the
-    function itself. It is found through the factory.
+    After `@relation`, the name of the function refers to what `relation` returned, so pickle would
+    refuse the function itself.
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     try:
@@ -115,5 +114,5 @@ def _find(module: Any, name: str) -> Any:
 
 
 def _made_of(made: Any) -> Any:
-    """The function inside a mask factory or a score modifier."""
+    """The function of a relation or score modifier."""
     return made.function

@@ -1,8 +1,8 @@
-"""Integers of masks and coordinates, checked and converted to int32 without overflow.
+"""Checks of integers, and their conversion to int32 without wrapping around.
 
-JAX wraps an integer that does not fit its dtype silently, so wider integers are converted here. A
-*bound* (a window's side, a length, a size) saturates at the limits of int32. An *id* (a segment, a
-head) that is known and does not fit int32 is an error.
+JAX silently wraps an integer that does not fit its dtype. So integers that may be wider than int32
+are converted here. A *bound* (a side of a window, a length, a size) beyond int32 is clamped to the
+ends of int32. An *id* (a segment, a head) beyond int32 is refused if its value is known.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ LARGEST = 2**31 - 1
 
 
 def known(value: Any) -> np.ndarray | None:
-    """The values as a NumPy array; None if they are traced or partly on other processes."""
+    """The value as an array of NumPy; None if it is traced, or on devices of other processes."""
     if isinstance(value, jax.core.Tracer):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -25,10 +25,10 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def integers(name: str, value: Any, fix: str = "") -> Any:
-    """The value as a NumPy or JAX array of integers, without conversion of its dtype.
+    """The value as an array of NumPy or JAX, if it holds integers. Its dtype is kept.
 
     Args:
-      name: Its name in messages, such as `"Coords: positions"`.
+      name: Name for error messages, such as `"Coords: positions"`.
       value: An array, or numbers in lists.
       fix: The last sentence of error messages.
 
@@ -50,7 +50,7 @@ def integers(name: str, value: Any, fix: str = "") -> Any:
 
 
 def as_bound(name: str, value: Any, fix: str = "") -> jax.Array:
-    """Integers as int32, saturated at its limits.
+    """Convert integers to int32, and clamp those beyond it.
 
     Args:
       name: Name for error messages.
@@ -64,7 +64,7 @@ def as_bound(name: str, value: Any, fix: str = "") -> jax.Array:
 
 
 def as_ids(name: str, value: Any, fix: str = "Number them from 0.") -> jax.Array:
-    """Integers as int32. Traced integers of a wider dtype keep it.
+    """Convert integers to int32. Traced integers of a wider dtype keep it.
 
     Args:
       name: Name for error messages.
@@ -73,7 +73,7 @@ def as_ids(name: str, value: Any, fix: str = "Number them from 0.") -> jax.Array
 
     Raises:
       TypeError: If they are not integers.
-      ValueError: If known values do not fit.
+      ValueError: If a known integer does not fit int32.
     """
     value = integers(name, value)
     if not _is_wide(value.dtype):
@@ -91,7 +91,7 @@ def as_ids(name: str, value: Any, fix: str = "Number them from 0.") -> jax.Array
 
 
 def saturate(value: Any, dtype: Any = np.int32) -> Any:
-    """Integers in a narrower dtype, saturated at its limits; NumPy arrays stay NumPy."""
+    """Convert integers to a narrower dtype, and clamp those beyond it. NumPy stays NumPy."""
     limits = np.iinfo(dtype)
     if isinstance(value, np.ndarray | np.generic):
         own = value.dtype
@@ -109,7 +109,7 @@ def saturate(value: Any, dtype: Any = np.int32) -> Any:
 
 
 def comparable(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two arrays in a common dtype, if both are integers."""
+    """Two arrays in a dtype in which they can be compared, if both are integers."""
     if a.dtype == b.dtype or not all(jnp.issubdtype(x.dtype, jnp.integer) for x in (a, b)):
         return a, b
     wide = jax.config.jax_enable_x64 and any(_is_wide(x.dtype) for x in (a, b))

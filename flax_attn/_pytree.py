@@ -1,4 +1,4 @@
-"""Frozen dataclasses as pytrees: arrays and numbers are leaves, settings are static."""
+"""Dataclasses as pytrees: numbers are leaves, settings are part of the structure."""
 
 import dataclasses
 import functools
@@ -12,20 +12,20 @@ T = TypeVar("T")
 
 
 def static(**options: Any) -> Any:
-    """A dataclass field that is a setting: hashable and static under transformations."""
+    """A field that is a setting: it must be hashable, and is not traced."""
     return dataclasses.field(metadata={"static": True}, **options)
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def pytree(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass whose fields are pytree children, except those made by `static`.
+    """A frozen dataclass whose fields are pytree children, except those made by `static`.
 
-    Two objects are equal if their settings and their leaves are equal Python numbers of equal
-    types. 1, 1.0 and True differ because they compile to different programs. An object that holds
-    an array is equal only to itself.
+    Two objects are equal if their settings are equal, and their leaves are equal Python numbers of
+    equal types: 1, 1.0 and True differ, as they compile to different programs. An object with an
+    array is equal to itself only.
 
-    Unflattening does not call `__init__`, because transformations may replace leaves by anything.
-    Unless the class defines `__repr__`, it shows the fields and abbreviates arrays.
+    Unflattening does not call `__init__`, as a transformation may replace a leaf by any object. The
+    default `__repr__` shows the fields, with arrays abbreviated.
     """
     if "__repr__" not in vars(cls):
         setattr(cls, "__repr__", show)  # noqa: B010
@@ -55,7 +55,7 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 class Settings:
-    """The settings of a pytree, which JAX compares as part of its structure.
+    """The settings of a pytree, in a form that JAX can compare as a part of the structure.
 
     Attributes:
       values: The settings.
@@ -78,7 +78,7 @@ class Settings:
 
 
 def _typed(value: Any) -> Hashable:
-    """A key that is equal for equal values of equal types; floats must be equal bit for bit."""
+    """A key that is equal for equal values of equal types. Floats must have equal bits."""
     if isinstance(value, float):
         return type(value), value.hex()
     if isinstance(value, tuple | list):
@@ -87,7 +87,7 @@ def _typed(value: Any) -> Hashable:
 
 
 def _known(x: Any) -> Hashable | None:
-    """A key of a pytree; None if it contains arrays."""
+    """A key that is equal for equal pytrees; None if there are arrays."""
     leaves, tree = jax.tree.flatten(x)
     if all(isinstance(leaf, bool | int | float | str | np.generic) for leaf in leaves):
         return tree, *map(_typed, leaves)
@@ -120,7 +120,7 @@ def show(x: Any) -> str:
 
 @functools.singledispatch
 def show_value(value: Any) -> str:
-    """A value in a `repr`."""
+    """The repr of a field."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         dims = ", ".join(map(str, value.shape))
         if value.shape == () and not isinstance(value, jax.core.Tracer):

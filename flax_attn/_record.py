@@ -1,4 +1,4 @@
-"""The record of token coordinates that masks and score modifiers read."""
+"""The record of coordinates that masks and score modifiers are called with."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ from flax_attn._pytree import pytree, static
 
 @pytree
 class Record:
-    """Coordinates of tokens as attributes, which broadcast against those of the other side.
+    """The coordinates of queries or of keys, as attributes that broadcast against the other side.
 
     All fields have the same rank. The last two axes are `[t, 1]` for queries and `[1, s]` for keys.
-    The axes before them are batch and heads, of size 1 where a field does not vary. A record of
-    queries also has `head_ids`, the global number of each query head.
+    The axes before them are batch and heads, of size 1 if a field does not vary along them. The
+    record of queries also has `head_ids`, the global id of each query head.
     """
 
     _fields: dict[str, Any]
@@ -30,9 +30,9 @@ class Record:
             raise AttributeError(name)
         if name == "numbers":
             raise MissingFieldError(
-                f"the {self._side} coordinates hide the numbers of tokens from masks and score "
-                f"modifiers: only dropout reads them. Compare positions, or pass a feature of "
-                f"another name: Coords.with_features(place=...)."
+                f"masks and score modifiers cannot read the numbers of tokens of the {self._side} "
+                f"coordinates; only dropout can. Compare positions, or add a feature of another "
+                f"name: Coords.with_features(place=...)."
             )
         raise MissingFieldError(
             f"the {self._side} coordinates have no {name!r}, only {', '.join(fields) or 'nothing'}."
@@ -44,7 +44,7 @@ class Record:
 
 
 class MissingFieldError(ValueError, AttributeError):
-    """A mask or score modifier reads a field that the coordinates do not have."""
+    """A mask or score modifier reads a field that the coordinates do not carry."""
 
 
 _FIXES = {

@@ -113,7 +113,7 @@ CASES = {
     "no positions": (lambda: Coords(None), TypeError, r"got NoneType\. Write Coords\.arange\(T\)"),
     "positions of coordinates": (lambda: Coords(C), TypeError, "got Coords. Use it as it is"),
     "a length": (lambda: Coords(5), ValueError, r"got a single number.*Coords\.arange\(length\)"),
-    "times": (lambda: Coords([0.5, 1.0]), TypeError, "got float64.*such as times, as a feature"),
+    "times": (lambda: Coords([0.5, 1.0]), TypeError, "got float64.*such as times, are a feature"),
     "ragged": (lambda: Coords([[1], [1, 2]]), TypeError, "lists of unequal lengths"),
     "a length of a list": (lambda: Coords.arange([3]), TypeError, "one whole number, got .3."),
     "a negative length": (lambda: Coords.arange(-1), ValueError, "at least 0, got -1"),
@@ -175,7 +175,7 @@ CASES = {
     "numbers in a relation": (
         lambda: attend(mask=masks.relation(lambda q, k: q.numbers == k.numbers)()),
         ValueError,
-        "hide the numbers of tokens",
+        "cannot read the numbers of tokens",
     ),
     "zigzag": (lambda: zigzag(C, 2), ValueError, "multiple of 2 · shards = 4, got 5"),
     # plans

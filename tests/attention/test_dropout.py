@@ -160,7 +160,7 @@ def test_a_sequence_over_devices_drops_what_one_device_does():
 
 def test_masks_do_not_see_the_numbers():
     same = masks.relation(lambda q, k: q.numbers == k.numbers)
-    with pytest.raises(ValueError, match="only dropout reads them"):
+    with pytest.raises(ValueError, match="only dropout can"):
         attend(Q, KEY, V, Coords.arange(L), Coords.arange(L), mask=same())
 
 
