@@ -322,8 +322,8 @@ MUTATIONS = [
     Mutation(
         "a tree sees cousins",
         "masks/tokens.py",
-        "& less(q.enter, k.leave)",
-        "& less(k.enter, k.leave)",
+        "& _is_less(q.enter, k.leave)",
+        "& _is_less(k.enter, k.leave)",
         MASKS,
     ),
     Mutation(

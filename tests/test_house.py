@@ -69,12 +69,11 @@ def test_a_module_imports_only_rows_above_its_own(path, package):
 
 
 PRIVATE = ("jax._src", "jax.extend.core", "jax.interpreters", "jaxlib")
-PRIMITIVES = {"attention/_primitive", "attention/_core/primitive"}  # register their own
 
 
 @pytest.mark.parametrize(("path", "package"), list(modules()))
 def test_private_parts_of_jax_and_flax_are_touched_in_one_file(path, package):
-    if package == "_jax" or path.relative_to(ROOT).with_suffix("").as_posix() in PRIMITIVES:
+    if package == "_jax":
         return
     for name in imported(path):
         assert not name.startswith(PRIVATE), f"{path} imports {name}: put it into _jax.py"

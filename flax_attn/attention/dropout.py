@@ -1,6 +1,5 @@
 """Counter-based dropout of attention weights: the same weights are dropped on every path."""
 
-import dataclasses
 import math
 
 import jax
@@ -10,10 +9,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from flax_attn._functions import kind_of
+from flax_attn._pytree import pytree, static
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Dropout:
     """Drop each attention weight with probability `rate`; scale the others by 1 / (1 − rate).
 
@@ -45,7 +44,7 @@ class Dropout:
 
     rate: float | Float[Array, ""]
     key: Key[Array, ""] | UInt32[Array, "2"]
-    broadcast: bool = dataclasses.field(default=False, metadata={"static": True})
+    broadcast: bool = static(default=False)
     batch_ids: Int[Array, "B"] | None = None
 
     def keep(

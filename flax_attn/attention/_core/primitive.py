@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
 from jax.sharding import PartitionSpec
 
 from flax_attn._jax import (
     LoweringContext,
+    Primitive,
     Zero,
     divide,
     instantiate_zeros,
