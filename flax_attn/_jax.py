@@ -76,10 +76,7 @@ def set_lowering(primitive: Primitive, rule: Callable[..., Any], platform: str |
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
     """The mesh axes of a surrounding `shard_map` along which an array differs between devices."""
-    aval = jax.typeof(x)
-    if hasattr(aval, "mat"):  # JAX 0.10 on
-        return aval.mat.varying
-    return getattr(aval, "vma", frozenset())
+    return jax.typeof(x).mat.varying
 
 
 def vary_together(arrays: list[jax.Array]) -> list[jax.Array]:
@@ -98,7 +95,7 @@ NO_MESH = AbstractMesh((), ())
 
 @contextlib.contextmanager
 def no_mesh(ctx: LoweringContext) -> Iterator[LoweringContext]:
-    """Forget the mesh within the block, and in the context of lowering that it gives.
+    """Inside the block there is no mesh. Yields a lowering context without mesh types.
 
     The types of an explicit mesh or of `shard_map` would forbid loops over what they split.
     """
@@ -137,7 +134,7 @@ class Divisible(Protocol):
     def share(
         self, mesh: dict[str, int], args: list[Spec], results: list[Spec]
     ) -> tuple[Callable[..., Any], list[Spec], list[Spec]]:
-        """What one device computes of its parts of the operands, and how all is split for that.
+        """Returns (the function of one device, specs of the operands, specs of the results).
 
         Args:
           mesh: The sizes of the mesh axes.
@@ -149,7 +146,7 @@ class Divisible(Protocol):
 def divide(
     ctx: LoweringContext, computation: Divisible
 ) -> tuple[Callable[..., Any], LoweringContext] | None:
-    """A function that tells XLA's partitioner how to divide it, to be lowered in a new context.
+    """Returns a function with a partitioning rule, and the context to lower it in.
 
     None where the partitioner cannot be told: within a `shard_map` over some axes of a mesh, in
     `jax.export`, where the devices are not known, and without Shardy.
@@ -157,8 +154,8 @@ def divide(
     module = ctx.module_context
     context = module.axis_context
     count = getattr(context, "num_devices", 0)
-    # JAX names the devices of a module only for primitives of its own. The partitioner uses no more
-    # than their count, so that any will do.
+    # JAX names the devices of a module only for primitives of its own. The partitioner uses only
+    # the number of devices, so any devices will do.
     devices = _devices(module.platforms[0])[:count]
     if (
         hasattr(context, "manual_axes")

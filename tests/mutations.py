@@ -2,7 +2,7 @@
 
     python tests/mutations.py                     # every fault, by the tests named beside it
     python tests/mutations.py --only softcap      # those whose name contains a word
-    python tests/mutations.py --whole             # by the whole default suite
+    python tests/mutations.py --whole             # by the whole default and conformance suites
 
 Each fault is one replacement of text in a copy of the repository. A fault *survives* if the tests
 pass with it; the exit status is then 1. It takes an hour on 2 cores.
@@ -479,8 +479,18 @@ MUTATIONS = [
 ]
 
 
-def run(mutation: Mutation, copy: pathlib.Path, whole: bool) -> tuple[bool, float]:
-    """Whether the tests find a fault in a copy of the repository, and the seconds they take."""
+def pytest(copy: pathlib.Path, tests: str) -> int:
+    """The exit status of tests in a copy of the repository."""
+    marks = "not parity and not targets and not workaround and not annotations"
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m '{marks}' {tests}"
+    done = subprocess.run(command, shell=True, cwd=copy, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+    return done.returncode
+
+
+def is_found(mutation: Mutation, copy: pathlib.Path, tests: str) -> bool:
+    """Whether the tests find a fault."""
     path = copy / "flax_attn" / mutation.file
     text = path.read_text()
     if text.count(mutation.old) != 1:
@@ -489,20 +499,9 @@ def run(mutation: Mutation, copy: pathlib.Path, whole: bool) -> tuple[bool, floa
             f"{text.count(mutation.old)} times. Write the text as it is now."
         )
     path.write_text(text.replace(mutation.old, mutation.new))
-    tests = "" if whole else mutation.tests
-    start = time.monotonic()
-    done = subprocess.run(
-        f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not parity and not targets and "
-        f"not workaround and not annotations' {tests}",
-        shell=True,
-        cwd=copy,
-        capture_output=True,
-        text=True,
-    )
+    status = pytest(copy, tests)
     path.write_text(text)
-    if done.returncode not in (0, 1, 2):
-        raise SystemExit(f"{mutation.name}: pytest failed:\n{done.stdout[-2000:]}")
-    return done.returncode != 0, time.monotonic() - start
+    return status == 1
 
 
 def main() -> None:
@@ -510,7 +509,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", default="", help="a word of the name")
-    parser.add_argument("--whole", action="store_true", help="run the whole default suite")
+    parser.add_argument("--whole", action="store_true", help="run all tests")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if arguments.only in m.name]
     survivors = []
@@ -518,9 +517,15 @@ def main() -> None:
         copy = pathlib.Path(folder) / "repository"
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "*.egg-info")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        for mutation in tqdm(chosen):
-            found, seconds = run(mutation, copy, arguments.whole)
-            tqdm.write(f"{'found' if found else 'SURVIVED'}  {seconds:5.0f} s  {mutation.name}")
+        suites = {m.name: "" if arguments.whole else m.tests for m in chosen}
+        for tests in tqdm(sorted(set(suites.values())), desc="without faults"):
+            if pytest(copy, tests):
+                raise SystemExit(f"Without any fault these tests fail: {tests}")
+        for mutation in tqdm(chosen, desc="faults"):
+            start = time.monotonic()
+            found = is_found(mutation, copy, suites[mutation.name])
+            result = "found" if found else "SURVIVED"
+            tqdm.write(f"{result:8}  {time.monotonic() - start:5.0f} s  {mutation.name}")
             if not found:
                 survivors.append(mutation.name)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} found")

@@ -6,7 +6,7 @@ long as the sum, and 5 times with gradients (jaxlib 0.12.0; 3 and 2 times with 0
 3.0 times.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from flax_attn._cpu.rewrites import (
 MAX_PRODUCTS = 4  # of channels in and channels out
 
 
-class FewChannels(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FewChannels:
     """A convolution as a sum of shifted channels, one row of the kernel after another."""
 
     convolution: Convolution

@@ -10,9 +10,9 @@ batch on each device, for one without groups it keeps the batch divided (seen up
 openxla/xla#47945).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from flax_attn._devices import devices_dependent
 BLOCK = 32  # channels; narrower groups are cheaper as one convolution
 
 
-class Groups(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Groups:
     """A grouped convolution as convolutions of blocks of groups.
 
     Groups of less than `BLOCK` channels are joined to blocks. The kernel of a block is zero between

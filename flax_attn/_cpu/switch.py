@@ -16,8 +16,9 @@ def is_enabled() -> bool:
 def disabled() -> Iterator[None]:
     """Use the plain formulas instead of the rewrites in what is traced inside, to compare them.
 
-    The switch is read while a function is traced or differentiated, so do both inside. `jax.jit`
-    does not know of the switch and reuses what it traced before, so jit a new function inside:
+    The switch is read while a function is traced, differentiated and lowered. Do all three inside.
+    `jax.jit` does not know of the switch and reuses what it traced before, so jit a new function
+    inside:
 
       with _cpu.disabled():
           plain = jax.jit(lambda x: vision.simam(x)).lower(x).compile()

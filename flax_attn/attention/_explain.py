@@ -16,7 +16,7 @@ from flax_attn.attention._core.selection import as_candidates, select
 from flax_attn.attention.blockwise import Blockwise
 from flax_attn.masks import Mask, Plan
 from flax_attn.masks._intervals import opaque
-from flax_attn.masks.plan import block_kinds
+from flax_attn.masks.plan import FULL, block_kinds
 
 
 @pytree
@@ -26,7 +26,8 @@ class Explanation:
     Attributes:
       implementation: The name of the implementation that would run.
       refusals: Why the others would not run, by name.
-      plan: The block map, in the blocks of the blockwise implementation.
+      plan: The block map, in the blocks of the blockwise implementation; None if a length is 0 or
+        symbolic.
       opaque: Operations of the mask that the block map has no rule for. Blocks that depend on them
         count as partial.
       text: The printed text.
@@ -42,7 +43,7 @@ class Explanation:
       0.75
     """
 
-    plan: Plan
+    plan: Plan | None
     implementation: str = static()
     refusals: dict[str, str] = static()
     opaque: tuple[str, ...] = static()
@@ -107,23 +108,28 @@ def explain(
         for other in (*_registry.REGISTRY, *_registry.ABSENT)
         if other.name != chosen.name
     }
-    plan = block_map(problem, chosen, platform)
+    blockwise = chosen if isinstance(chosen, Blockwise) else Blockwise()
+    no_map = blockwise.cannot_cut(problem)
+    plan = None if no_map else block_map(problem, blockwise, platform)
     unknown = opaque(problem.mask, *problem.records())
-    lines = [f"dot_product_attention on {platform}: {chosen.name}", f"  {_sizes(problem)}"]
+    lines = [f"dot_product_attention on {platform}: {chosen.name}"]
+    lines.append(f"  {_describe_problem(problem)}")
     lines += [f"  not {name}: {reason}" for name, reason in refusals.items()]
     if unknown:
         lines.append(f"  the block map does not understand {', '.join(unknown)} of the mask")
-    lines.append(f"  {_density(plan)}")
-    lines += [f"  {line}" for line in str(plan).splitlines()]
+    if plan is None:
+        lines.append(f"  no block map: {no_map}")
+    else:
+        lines.append(f"  {_describe_blocks(plan)}")
+        lines += [f"  {line}" for line in str(plan).splitlines()]
     text = "\n".join(lines)
     print(text)
     return Explanation(plan, chosen.name, refusals, unknown, text)
 
 
-def block_map(problem: Problem, chosen: Implementation, platform: str) -> Plan:
+def block_map(problem: Problem, blockwise: Blockwise, platform: str) -> Plan:
     """The blocks of a problem, of the sizes that the blockwise implementation takes."""
     length_q, length_k, _, _ = problem.sizes
-    blockwise = chosen if isinstance(chosen, Blockwise) else Blockwise()
     sizes = blockwise.sizes(problem, Target(platform))
     block = sizes.query, sizes.key
     if problem.plan is not None:
@@ -147,7 +153,7 @@ def _reason(
     return "another comes first." if asked_for or not candidates else "it was not asked for."
 
 
-def _sizes(problem: Problem) -> str:
+def _describe_problem(problem: Problem) -> str:
     length_q, length_k, num_heads, num_kv_heads = problem.sizes
     parts = [
         f"batch {list(problem.batch)}, {length_q} queries × {num_heads} heads, "
@@ -159,11 +165,11 @@ def _sizes(problem: Problem) -> str:
     return "; ".join(parts)
 
 
-def _density(plan: Plan) -> str:
+def _describe_blocks(plan: Plan) -> str:
     kinds = plan.kinds
     if isinstance(kinds, jax.core.Tracer):
         return f"blocks of {plan.block[0]} × {plan.block[1]}, known when it runs"
-    full = float(jnp.mean(kinds == 2))
+    full = float(jnp.mean(kinds == FULL))
     return (
         f"blocks of {plan.block[0]} × {plan.block[1]}: {plan.density:.1%} are computed, "
         f"{full:.1%} of all without a mask"

@@ -1,4 +1,4 @@
-"""The implementations of attention. To add one, add an instance to `REGISTRY`."""
+"""The implementations of attention. A new one stands in `REGISTRY`, before `FALLBACK`."""
 
 import dataclasses
 
@@ -7,9 +7,11 @@ from flax_attn.attention._core.problem import Problem
 from flax_attn.attention.blockwise import Blockwise
 from flax_attn.attention.dense import Dense
 
-# In the order of preference. The last computes every problem on every platform, and JAX can
-# differentiate it: second derivatives use it.
-REGISTRY: tuple[Implementation, ...] = (Blockwise(), Dense())
+FALLBACK = Dense()
+"""It computes every problem on every platform, and JAX differentiates it for second derivatives."""
+
+REGISTRY: tuple[Implementation, ...] = (Blockwise(), FALLBACK)
+"""All implementations, in the order of preference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Absent(Implementation):
         return self.wanted
 
     def declines(self, problem: Problem, platform: str | None) -> str | None:
-        """It is not here."""
+        """Always declines."""
         del problem, platform
         present = ", ".join(implementation.name for implementation in REGISTRY)
         return f"it is not part of this version, which has {present}."

@@ -90,7 +90,7 @@ def attend_densely(problem: Problem) -> Results:
     scores, visible = scores_of(problem)
     weights_BNTS, lse_BNT = problem.normalizer.normalize(scores)
     if visible is not None:
-        # The derivatives of a token that no query sees may not be finite either.
+        # A token that no query sees must not get a NaN derivative.
         used_BS = jnp.any(visible, axis=(-3, -2))[..., None, None]
         value = jnp.where(used_BS, finite(value), 0)
         # They are 0 already; but their cotangent may overflow, and 0 · ∞ is not a number.

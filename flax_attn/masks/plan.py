@@ -18,6 +18,7 @@ from flax_attn.coords import Aligned, Coords, PerHead, to_record
 from flax_attn.masks._bounds import Range, Truth
 from flax_attn.masks._intervals import Tiling, interpret
 from flax_attn.masks._mask import Mask, how_to_mask
+from flax_attn.masks.positional import Causal, Full
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 CHARACTERS = "·▒█"
@@ -323,3 +324,38 @@ def _bound_array(array: Aligned, tiling: Tiling) -> Aligned:
             bounds = (ends[0][0], ends[1][1])
     kind = Truth if array.values.dtype == jnp.bool_ else Range
     return Aligned(kind(*bounds), array.axes)
+
+
+SPARSE = 0.4  # a mask that leaves less than this share of the blocks is sparse
+BLOCK = (512, 512)
+
+
+def is_probably_sparse(mask: Mask, lengths: tuple[Any, Any], located: bool) -> bool:
+    """Whether a mask probably hides most scores of a long sequence.
+
+    The share is computed where it can be known: for integer parameters and positions from 0. It is
+    guessed otherwise: given coordinates usually mean packed sequences.
+
+    Args:
+      mask: The mask.
+      lengths: T and S.
+      located: Whether the user gave coordinates.
+    """
+    if isinstance(mask, Full | Causal) or not all(isinstance(n, int) for n in lengths):
+        return False
+    if min(lengths) <= 2 * BLOCK[0]:
+        return False
+    leaves = jax.tree.leaves(mask, is_leaf=lambda x: isinstance(x, Aligned))
+    if located or not all(isinstance(leaf, bool | int | float) for leaf in leaves):
+        return True
+    return _density(jax.tree.structure(mask), tuple(leaves), lengths) < SPARSE
+
+
+@functools.lru_cache(maxsize=256)
+def _density(
+    tree: jax.tree_util.PyTreeDef, leaves: tuple[int, ...], lengths: tuple[int, int]
+) -> float:
+    mask: Mask = jax.tree.unflatten(tree, leaves)
+    with jax.ensure_compile_time_eval():
+        query, key = (Coords.arange(length) for length in lengths)
+        return make_plan(mask, query, key, block=BLOCK).density

@@ -129,7 +129,9 @@ def test_a_captured_tracer_is_refused_with_the_fix():
 
         return jnp.sum(dot_product_attention(Q, K, V, score_mod=scores.score_mod(steep)))
 
-    with pytest.raises(TypeError, match=r"captures an array float32\[\].*score_mod\(function, tab"):
+    with pytest.raises(
+        TypeError, match=r"captures a traced array float32\[\].*score_mod\(function, tab"
+    ):
         jax.grad(loss)(jnp.float32(0.1))
 
     @masks.relation
@@ -194,3 +196,43 @@ def test_the_sigmoid_has_gradients_blockwise_too():
 
     bias = jnp.arange(4.0) - 5
     assert_close(jax.grad(loss)(bias, "blockwise"), jax.grad(loss)(bias, "dense"), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (attention.Blockwise, r"got the class Blockwise\. Call it: Blockwise\(\)"),
+        ([attention.Dense], r"got the class Dense"),
+        (5, "must be a name or an object, got int"),
+    ],
+)
+def test_what_is_no_implementation_is_refused(choice, message):
+    with pytest.raises(TypeError, match=message):
+        dot_product_attention(Q, K, V, implementation=choice)
+
+
+@pytest.mark.parametrize(("field", "size"), [("block_query", 0), ("blocks_per_tile", 3)])
+def test_impossible_blocks_are_refused(field, size):
+    with pytest.raises(ValueError, match=f"Blockwise: {field} must be .*, got {size}"):
+        attention.Blockwise(**{field: size})
+
+
+def test_implementations_compare_by_value():
+    assert attention.Blockwise(4) == attention.Blockwise(block_query=4) != attention.Blockwise(8)
+    assert hash(attention.Blockwise(4)) == hash(attention.Blockwise(block_query=4))
+
+
+def test_the_blocks_are_those_that_the_user_asked_for(capsys):
+    blocks = attention.Blockwise(block_query=50, block_key=60)
+    assert explain(Q, K, V, implementation=blocks).plan.block == (50, 60)
+    expected = causal(Q, K, V)
+    actual = dot_product_attention(Q, K, V, is_causal=True, implementation=blocks)
+    assert_close(actual, expected, FORWARD["float32"])
+    capsys.readouterr()
+
+
+def test_explain_has_no_block_map_of_nothing(capsys):
+    found = explain(Q, K[:, :0], V[:, :0])
+    assert found.implementation == "dense"
+    assert found.plan is None
+    assert "no block map: " in capsys.readouterr().out

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from flax_attn import _cpu
+from flax_attn import _cpu, dot_product_attention
 from flax_attn._cpu.bias import add_bias
 from flax_attn._cpu.convolution import convolve
 from flax_attn._cpu.maximum import maximum
@@ -114,6 +114,14 @@ def test_arithmetic_of_scse(dtype):
     project = lambda kernel: lambda u: jnp.sum(u * kernel, -1, keepdims=True)
     function = lambda x, kernel: scse(x, identity, identity, project(kernel))
     assert gain(function, IMAGE, (1, 1, 1, 128), dtype=dtype).images > SMALLER
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason="jaxlib 0.12 cuts bfloat16 well")
+def test_half_precision_loops():
+    def attend(q, k, v):
+        return dot_product_attention(q, k, v, is_causal=True, implementation="blockwise")
+
+    assert gain(attend, *[(2, 1024, 8, 64)] * 3, dtype="bfloat16").images > SMALLER
 
 
 def error_of_kernel_gradient(product):

@@ -29,7 +29,8 @@ from flax_attn.normalizers import Normalizer, Softmax, check_normalizer
 from flax_attn.scores import ScoreMod
 from flax_attn.scores._score_mod import how_to_modify
 
-Sides = tuple[int | jax.Array | None, int | jax.Array | None]
+WindowBounds = tuple[int | jax.Array | None, int | jax.Array | None]
+"""How far a window reaches to the left and to the right; None = without end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Arguments:
       key_side: The tokens of the keys.
       head_ids_given: Whether `head_ids` are the user's.
       batch_ids: Global number of each batch element `[*B]`, where dropout needs it.
-      mask_given: Whether `mask` is a `Mask` of the user, not an array.
+      mask_is_relation: Whether the user gave a `Mask`, not an array.
     """
 
     function: str
@@ -81,10 +82,10 @@ class Arguments:
     value: jax.Array
     bias: jax.Array | None
     mask: Mask | None
-    mask_given: bool
+    mask_is_relation: bool
     scale: float | jax.Array | None
     is_causal: bool
-    window: Sides | None
+    window: WindowBounds | None
     score_mod: ScoreMod | None
     normalizer: Normalizer
     dropout: Dropout | None
@@ -123,7 +124,7 @@ def check_arguments(
     is_causal: bool = False,
     query_seq_lengths: jax.Array | None = None,
     key_value_seq_lengths: jax.Array | None = None,
-    local_window_size: int | Sides | None = None,
+    local_window_size: int | WindowBounds | None = None,
     score_mod: ScoreMod | None = None,
     normalizer: Normalizer = Softmax(),
     dropout: Dropout | None = None,
@@ -158,7 +159,7 @@ def check_arguments(
         for part in (mask, score_mod):
             check_numbers_of_heads(function, part, num_heads)
     check_dropout(function, dropout, batch)
-    mask_given = isinstance(mask, Mask)
+    mask_is_relation = isinstance(mask, Mask)
     mask = None if mask is None else _as_mask(function, mask, shape)
     window = _as_window(function, local_window_size)
     bias = None if bias is None else _as_scores(function, "bias", bias, shape)
@@ -173,7 +174,7 @@ def check_arguments(
         for name, (coords, length) in given.items()
     )
     if plan is not None:
-        only_a_mask = mask_given and not is_causal and window is None
+        only_a_mask = mask_is_relation and not is_causal and window is None
         whole = only_a_mask and all(x is None for x in lengths.values())
         _check_plan(function, plan, shape, whole)
     return Arguments(
@@ -183,7 +184,7 @@ def check_arguments(
         value=key if value is None else value,
         bias=bias,
         mask=mask,
-        mask_given=mask_given,
+        mask_is_relation=mask_is_relation,
         scale=scale,
         is_causal=bool(is_causal),
         window=window,
@@ -421,7 +422,7 @@ def _as_lengths(
     return lengths
 
 
-def _as_window(function: str, window: int | Sides | None) -> Sides | None:
+def _as_window(function: str, window: int | WindowBounds | None) -> WindowBounds | None:
     if window is None:
         return None
     sides = tuple(window) if isinstance(window, tuple | list) else (window, window)
@@ -456,9 +457,9 @@ def _check_plan(function: str, plan: Any, shape: tuple[int, ...], whole: bool) -
     """Raise unless a plan fits; `whole` tells whether its mask is all that hides keys."""
     if not whole:
         raise ValueError(
-            f"{function}: a plan belongs to one Mask, and skips what it calls full; it knows "
-            f"nothing of is_causal, local_window_size, lengths or a boolean array. Say all of it "
-            f"in the mask that the plan was made of: masks.Causal() & masks.Padding()."
+            f"{function}: a plan describes one Mask, and cannot be combined with is_causal, "
+            f"local_window_size, lengths or a boolean array. Put them into the mask before "
+            f"make_plan: masks.Causal() & masks.Padding()."
         )
     if not isinstance(plan, Plan):
         raise TypeError(f"{function}: plan must be a Plan, got {type(plan).__name__}.")

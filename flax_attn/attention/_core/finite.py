@@ -19,7 +19,7 @@ def not_finite(array: jax.Array) -> jax.Array:
 
 
 def sees(visible: jax.Array, *bad_keys: jax.Array) -> list[jax.Array]:
-    """Which queries see a bad key, for several kinds of bad.
+    """Which queries see a flagged key, for each array of flags.
 
     Args:
       visible: Which pairs are visible `[*B, N, T, S]`, with axes of size 1 where nothing varies.

@@ -48,13 +48,17 @@ class Implementation:
     def declines(self, problem: Problem, platform: str | None) -> str | None:
         """Why it cannot compute a problem on a platform; None if it can.
 
-        Before the platform is known it is None. The answer is then a reason that holds on all.
+        Before compilation `platform` is None. Then return only a reason that holds on every
+        platform.
         """
         del problem, platform
         return None
 
     def defers(self, problem: Problem, platform: str | None) -> str | None:
-        """Why another one is likely to be faster; None if this one is. Asked unless it is named."""
+        """Why another implementation is likely to be faster, or None.
+
+        It is not asked when the user names implementations.
+        """
         del problem, platform
         return None
 

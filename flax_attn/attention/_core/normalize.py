@@ -64,8 +64,8 @@ def _trace_parts(function: str, structure: Structure, avals: tuple[Any, ...]) ->
     for x in closed.consts:
         if isinstance(x, jax.core.Tracer):
             raise TypeError(
-                f"{function}: the mask or score modifier captures an array {x.dtype}"
-                f"{list(x.shape)} of a surrounding transformation, which cannot follow it there. "
+                f"{function}: the mask or score modifier captures a traced array {x.dtype}"
+                f"{list(x.shape)}, which attention cannot differentiate or batch. "
                 f"Make it a parameter: near(radius=radius) of a relation, or "
                 f"scores.score_mod(function, table=table)."
             )
@@ -85,7 +85,7 @@ def _check_positions(a: Arguments, problem: Problem) -> None:
     length_q, length_k, _, _ = problem.sizes
     if (a.query_side.located and a.key_side.located) or length_q == length_k:
         return
-    if a.mask is not None and a.mask_given and reads(a.mask, *problem.records()) >= POSITIONS:
+    if a.mask is not None and a.mask_is_relation and reads(a.mask, *problem.records()) >= POSITIONS:
         raise ValueError(
             f"{a.function}: the mask {a.mask!r} compares positions, but T = {length_q} queries "
             f"and S = {length_k} keys have none. Give the positions of the queries: "

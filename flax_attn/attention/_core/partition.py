@@ -40,14 +40,14 @@ class Dims(NamedTuple):
 
     @property
     def splittable(self) -> tuple[bool, ...]:
-        """Which dimensions may be split: those of one size are the same for all."""
+        """Which dimensions may be split. One of size 1 is the same on all devices."""
         return tuple(
             name[:1] in ("b", "n", "k", "t") and size > 1
             for name, size in zip(self.names, self.sizes, strict=True)
         )
 
     def axis(self, name: str) -> int | None:
-        """The number of a dimension of more than one size; None if there is none."""
+        """The index of a dimension if its size is above 1, else None."""
         axis = self.names.index(name) if name in self.names else None
         return axis if axis is not None and self.sizes[axis] > 1 else None
 
@@ -200,7 +200,7 @@ class Call(NamedTuple):
     def _run(self, part: Part, keys: list[tuple[str, ...]], *args: jax.Array) -> list[jax.Array]:
         heads = part.key_heads()
         mine = [self._take(x, dims, heads) for x, dims in zip(args, self.args, strict=True)]
-        # A block map counts blocks of all queries; those of a part of them are found anew.
+        # A block map covers all queries. If queries are split, each device computes its own.
         results = self.bind(mine, not part.split.get("t"))
         back = [self._give(x, dims, heads) for x, dims in zip(results, self.results, strict=True)]
         return [part.total(*each) for each in zip(back, self.results, keys, strict=True)]

@@ -16,11 +16,11 @@ from flax_attn.scores import ScoreMod
 def check_numbers_of_heads(function: str, part: Any, num_heads: int) -> None:
     """Raise if a part has numbers for more or fewer heads than there are.
 
-    It is asked where heads are counted from 0, as no `head_ids` are given.
+    Called only without `head_ids`: heads are then numbered from 0.
 
     Args:
       function: The public function, for the message.
-      part: A mask or a score modifier; anything else has none.
+      part: A mask or score modifier. Other objects pass.
       num_heads: N.
     """
     for name, axis, count in _numbers_of_heads(part):
@@ -54,7 +54,7 @@ def _numbers_of_heads(part: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def name_all_axes(function: str, part: Mask | ScoreMod, array: Aligned) -> tuple[str, jax.Array]:
-    """The axes of an array with those of batch and heads, which it may lack, and the array.
+    """Returns the axes and the array, with batch and head axes added.
 
     Every implementation then hands out parts of one rank.
     """
@@ -79,14 +79,15 @@ def check_sizes(
     own = zip(axes[1:], array.shape[len(batch) :], strict=True)
     wanted = (*batch, *(sizes.get(letter, size) for letter, size in own))
     if not broadcasts_to(array.shape, wanted):
+        letters = ", ".join(["*B", *axes[1:].upper()])
         raise ValueError(
             f"{function}: the array with the axes {axes!r} in {part!r} must broadcast to "
-            f"{list(wanted)}, got {list(array.shape)}."
+            f"[{letters}] = {list(wanted)}, got {list(array.shape)}."
         )
 
 
 def align(function: str, part: Any, shape: tuple[int, ...]) -> Any:
-    """Give the arrays within a mask or score modifier all batch axes.
+    """Expand the arrays of a mask or score modifier to all batch axes.
 
     Raises:
       ValueError: If one does not broadcast to `shape`, that of the scores.

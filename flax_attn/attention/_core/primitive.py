@@ -2,13 +2,13 @@
 
     (O, LSE) = forward(x),  (Ȯ, LSĖ) = tangent(x, O, LSE; ẋ),  x̄ = transpose(x, O, LSE; dO, dLSE)
 
-`jvp` binds forward and tangent. `grad` transposes the tangent. Both are therefore as cheap in
-memory as the implementation. Tangent and transpose are each other's transposes. A derivative of
+`jvp` binds forward and tangent. `grad` transposes the tangent. So both take the memory of the
+implementation. Tangent and transpose are each other's transposes. A derivative of
 either with respect to x (second order) is that of the dense formula. `vmap` adds a batch axis.
 The implementation is chosen when a primitive is lowered, for the platform that is compiled for.
 
 x are the leaves of a `Problem`, and `structure` is the rest of it. `active` are the numbers of the
-leaves that have a tangent. Everything about JAX's interpreters is in this file.
+leaves that have a tangent. The rules of these primitives are in this file; `_jax` registers them.
 """
 
 import dataclasses
@@ -236,18 +236,18 @@ def _by_inputs(
 ) -> list[Arrays]:
     """The derivative of tangent or transpose along tangents of the leaves; none if all are 0.
 
-    It is that of the last implementation, which JAX differentiates.
+    JAX differentiates the fallback implementation.
     """
     which, moving = _nonzero(given.x, changes.x)
     if not which:
         return []
-    last = _registry.REGISTRY[-1]
 
     def of_chosen(*chosen: jax.Array) -> Arrays:
         replaced = dict(zip(which, chosen, strict=True))
         x = [replaced.get(i, leaf) for i, leaf in enumerate(given.x)]
         operands = [*x, *given.results, *given.linear]
-        return tuple(run(last, Target(None), operands, structure=structure, active=active))
+        fallback = _registry.FALLBACK
+        return tuple(run(fallback, Target(None), operands, structure=structure, active=active))
 
     return [jax.jvp(of_chosen, [given.x[i] for i in which], moving)[1]]
 
@@ -316,7 +316,7 @@ def _batch(
     structure: Structure,
     **settings: Any,
 ) -> tuple[Arrays, Sequence[int]]:
-    """Add a batch axis; where what is batched has no batch axis, one call after another."""
+    """Add a batch axis. If a batched operand has no batch axis, call once per example."""
     active, count = settings.get("active", ()), structure.num_leaves
     letters, _ = _letters(primitive, structure, active)
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)

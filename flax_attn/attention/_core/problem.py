@@ -17,13 +17,14 @@ from flax_attn.attention._core.arguments import Arguments
 from flax_attn.attention.dropout import Dropout, keep_weights
 from flax_attn.coords import Aligned
 from flax_attn.masks import Causal, Full, Mask, Plan, Window
+from flax_attn.masks.plan import is_probably_sparse
 from flax_attn.normalizers import Normalizer, Sigmoid, Softmax
 from flax_attn.scores import Bias, ScoreMod
 from flax_attn.scores import score_mod as make_score_mod
 
 
 @pytree
-class Known:
+class StaticNumber:
     """A Python number that is part of a pytree's structure, so that `jit` does not trace it."""
 
     value: bool | int | float = static()
@@ -51,7 +52,7 @@ class Drop:
 
 
 @pytree
-class KnownBlocks:
+class GivenBlocks:
     """The block map of a plan that the user made.
 
     Attributes:
@@ -86,8 +87,8 @@ class Problem:
       head_ids: Global number of each query head `[*1, N]`, "bn".
       drop: Dropout of weights.
       plan: Block map of `mask`. Its leaf is the last.
-      masked: Whether some pair may be invisible.
-      located: Whether the user gave coordinates. It decides about speed only.
+      may_hide: Whether some pair may be invisible, by the mask, by `valid` or by a modifier.
+      sparse: Whether the mask probably hides most scores. It decides about speed only.
       normalizer: From scores to weights, without leaves.
       precision: Precision of both dot products.
       output_dtype: dtype of the output.
@@ -103,9 +104,9 @@ class Problem:
     key_fields: dict[str, Aligned]
     head_ids: Aligned
     drop: Drop | None
-    plan: KnownBlocks | None
-    masked: bool = static()
-    located: bool = static()
+    plan: GivenBlocks | None
+    may_hide: bool = static()
+    sparse: bool = static()
     normalizer: Normalizer = static()
     precision: lax.PrecisionLike = static()
     output_dtype: jnp.dtype = static()
@@ -221,7 +222,7 @@ class Structure:
         """The arrays of a problem, and the rest of it."""
 
         def hide(x: Any) -> Any:
-            return Known(x) if isinstance(x, bool | int | float) else x
+            return StaticNumber(x) if isinstance(x, bool | int | float) else x
 
         leaves, tree = jax.tree.flatten(jax.tree.map(hide, problem))
         return leaves, cls(tree)
@@ -230,10 +231,10 @@ class Structure:
         """The problem with these leaves: arrays, abstract values, or anything else."""
 
         def show(x: Any) -> Any:
-            return x.value if isinstance(x, Known) else x
+            return x.value if isinstance(x, StaticNumber) else x
 
         frozen = self.tree.unflatten(leaves)
-        return jax.tree.map(show, frozen, is_leaf=lambda x: isinstance(x, Known))
+        return jax.tree.map(show, frozen, is_leaf=lambda x: isinstance(x, StaticNumber))
 
     @property
     def num_leaves(self) -> int:
@@ -251,7 +252,7 @@ class Structure:
     def scale(self) -> int | None:
         """The number of the leaf that is the scale; None where the scale is a Python number."""
         scale = self.tree.unflatten(range(self.num_leaves)).scale
-        return None if isinstance(scale, Known) else scale
+        return None if isinstance(scale, StaticNumber) else scale
 
 
 QUERY, KEY, VALUE = range(3)
@@ -296,11 +297,15 @@ def build_problem(a: Arguments) -> Problem:
         key_fields=a.key_side.fields,
         head_ids=Aligned(a.head_ids.reshape((1,) * len(batch) + (num_heads,)), "bn"),
         drop=None if a.dropout is None else _drop(a, a.dropout),
-        plan=None if a.plan is None else _known_blocks(a.plan, len(a.scores_shape)),
-        masked=bool(masks)
+        plan=None if a.plan is None else _given_blocks(a.plan, len(a.scores_shape)),
+        may_hide=bool(masks)
         or score_mod is not None
         or any("valid" in side.fields for side in (a.query_side, a.key_side)),
-        located=a.query_side.located or a.key_side.located,
+        sparse=is_probably_sparse(
+            mask,
+            (a.query_side.length, a.key_side.length),
+            located=a.query_side.located or a.key_side.located,
+        ),
         normalizer=_without_leaves(a.normalizer),
         precision=a.precision,
         output_dtype=statistics_dtype(a.query.dtype) if has_sink else a.query.dtype,
@@ -331,8 +336,8 @@ def _drop(a: Arguments, dropout: Dropout) -> Drop:
     )
 
 
-def _known_blocks(plan: Plan, rank: int) -> KnownBlocks:
-    return KnownBlocks(Aligned(expand_rank(plan.kinds, rank), "bnxy"), plan.block)
+def _given_blocks(plan: Plan, rank: int) -> GivenBlocks:
+    return GivenBlocks(Aligned(expand_rank(plan.kinds, rank), "bnxy"), plan.block)
 
 
 def _without_leaves(normalizer: Normalizer) -> Normalizer:

@@ -25,11 +25,11 @@ class Scores(NamedTuple):
 def scores_of(problem: Problem) -> Scores:
     """s = scale · q·k, modified, −∞ for invisible pairs.
 
-    If the problem is masked, queries and keys count as 0 where they are not finite.
+    If the problem may hide pairs, 0 replaces queries and keys that are not finite.
     """
     query, key = problem.query.values, problem.key.values
     _, _, num_heads, num_kv_heads = problem.sizes
-    visible = problem.visible() if problem.masked else None
+    visible = problem.visible() if problem.may_hide else None
     if visible is not None:
         query, key = finite(query), finite(key)
     products_BKRS = jnp.einsum(

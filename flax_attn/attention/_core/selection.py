@@ -1,6 +1,8 @@
 """Which implementation computes a problem on a platform, and why the others do not."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from flax_attn._functions import kind_of
 from flax_attn.attention import _registry
@@ -12,7 +14,7 @@ Choice = str | Implementation | Sequence[str | Implementation] | None
 
 
 def as_candidates(function: str, choice: Choice) -> tuple[Implementation, ...]:
-    """The implementations to try in order; none for whatever is best.
+    """The implementations to try, in order. An empty tuple means that the best is chosen.
 
     Raises:
       ValueError: If a name is unknown, or the sequence is empty.
@@ -20,19 +22,24 @@ def as_candidates(function: str, choice: Choice) -> tuple[Implementation, ...]:
     """
     if choice is None:
         return ()
-    choices = [choice] if isinstance(choice, str | Implementation) else list(choice)
+    choices: Sequence[Any] = choice if isinstance(choice, list | tuple) else [choice]
     if not choices:
         raise ValueError(f"{function}: implementation must name at least one, got an empty list.")
     return tuple(_as_implementation(function, one) for one in choices)
 
 
-def _as_implementation(function: str, choice: str | Implementation) -> Implementation:
+def _as_implementation(function: str, choice: Any) -> Implementation:
     if isinstance(choice, type):
         raise TypeError(
             f"{function}: implementation must be a name or an object, got the class "
             f"{choice.__name__}. Call it: {choice.__name__}()."
         )
     if isinstance(choice, Implementation):
+        if not dataclasses.is_dataclass(choice) or type(choice).__hash__ is None:
+            raise TypeError(
+                f"{function}: implementation {type(choice).__name__} must be a frozen dataclass, "
+                f"which is hashed and compared by value."
+            )
         return choice
     if not isinstance(choice, str):
         raise TypeError(
@@ -51,7 +58,8 @@ def verdicts(
 ) -> Iterator[tuple[Implementation, str | None]]:
     """Every candidate in order, with the reason why it does not compute the problem, or None.
 
-    Without candidates all are asked, and may also leave the problem to a faster one.
+    Without candidates, all registered implementations are asked, and each may defer to a faster
+    one.
     """
     for implementation in candidates or _registry.REGISTRY:
         reason = implementation.declines(problem, platform)

@@ -76,11 +76,15 @@ class Blockwise(Implementation):
             object.__setattr__(self, field.name, size)
 
     def declines(self, problem: Problem, platform: str | None) -> str | None:
-        """It needs a normaliser that folds, lengths that are known, and axes that are not empty."""
+        """Declines unless the normaliser folds, all lengths are known, and no axis is empty."""
         del platform
         if not problem.normalizer.folds:
             name = type(problem.normalizer).__name__
             return f"the normaliser {name} needs whole rows of scores. Use 'dense'."
+        return self.cannot_cut(problem)
+
+    def cannot_cut(self, problem: Problem) -> str | None:
+        """Why the sequences of a problem cannot be cut into blocks; None if they can."""
         if not all(isinstance(size, int) for size in problem.sizes):
             return "it cuts sequences into blocks, and a length is symbolic. Use 'dense'."
         if 0 in (*problem.batch, *problem.sizes, problem.value.values.shape[-1]):
@@ -88,7 +92,7 @@ class Blockwise(Implementation):
         return None
 
     def defers(self, problem: Problem, platform: str | None) -> str | None:
-        """Few scores are faster at once."""
+        """Dense attention is faster for few scores."""
         del platform
         length_q, length_k, _, _ = problem.sizes
         if length_q * length_k <= DENSE_SCORES:
@@ -98,8 +102,8 @@ class Blockwise(Implementation):
     def forward(self, problem: Problem, target: Target) -> Results:
         """Output and LSE."""
         storage = self._storage(problem, target)
-        schedule, equations = make_schedule(storage), Forward(storage)
-        stored = sweep(equations, storage, schedule, equations.zeros(storage))
+        schedule = make_schedule(storage)
+        stored = sweep(Forward(storage), storage, schedule)
         marked = mark_undefined(storage, schedule, *(x.whole() for x in stored))
         output, lse = (x.reshape(*problem.batch, *x.shape[1:]) for x in marked)
         return output, lse[..., 0]
@@ -114,7 +118,7 @@ class Blockwise(Implementation):
         """The derivatives of output and LSE along tangents of some leaves."""
         storage = self._storage(problem, target)
         equations = Tangent(storage, results, tangents)
-        stored = sweep(equations, storage, make_schedule(storage), equations.zeros(storage))
+        stored = sweep(equations, storage, make_schedule(storage))
         d_output, d_lse = map(storage.result, stored)
         return d_output, d_lse[..., 0]
 
@@ -129,7 +133,7 @@ class Blockwise(Implementation):
         """The cotangents of the leaves `active`."""
         storage = self._storage(problem, target, gradients=True)
         equations = Transpose(storage, results, cotangents, active)
-        found = sweep(equations, storage, make_schedule(storage), equations.zeros())
+        found = sweep(equations, storage, make_schedule(storage))
         gradients = found.written | found.sums.others
         return [storage.gradient(gradients[leaf], leaf) for leaf in active]
 

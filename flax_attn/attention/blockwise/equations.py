@@ -39,20 +39,20 @@ from flax_attn.attention.blockwise.sweep import Equations
 from flax_attn.attention.blockwise.tile import Rows, Tile, dot, split_scale
 
 OutputAndLse = tuple[Stored, Stored]
-Extras = dict[int, jax.Array]
 
 
 class Forward(Equations[OutputAndLse, None, tuple[Any, jax.Array]]):
     """O and LSE."""
 
     def __init__(self, storage: Storage) -> None:
-        self.problem, self.normalizer = storage.problem, storage.problem.normalizer
+        self.storage, self.problem = storage, storage.problem
+        self.normalizer = storage.problem.normalizer
         self.features = self.problem.value.values.shape[-1]
 
-    def zeros(self, storage: Storage) -> OutputAndLse:
-        """What the sweep begins with."""
-        output = storage.zeros((self.features,), "btnd", self.problem.output_dtype)
-        return output, storage.zeros((1,), "btnd", self.problem.scores_dtype)
+    def zeros(self) -> OutputAndLse:
+        """No output yet."""
+        output = self.storage.zeros(self.features, self.problem.output_dtype)
+        return output, self.storage.zeros(1, self.problem.scores_dtype)
 
     def begin(self, rows: Rows, carry: OutputAndLse) -> tuple[None, tuple[Any, jax.Array]]:
         """m = −∞, ℓ = 0, A = 0."""
@@ -61,9 +61,9 @@ class Forward(Equations[OutputAndLse, None, tuple[Any, jax.Array]]):
         statistics = self.normalizer.begin(rows.shape, dtype)
         return None, (statistics, jnp.zeros((*rows.shape, self.features), dtype))
 
-    def step(self, tile: Tile, known: None, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+    def step(self, tile: Tile, block: None, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         """m', ℓ' and A'."""
-        del known
+        del block
         statistics, a = state
         s = tile.mask(tile.modify(tile.products(tile.rows.query, tile.key), {}))
         statistics, factor, p = self.normalizer.extend(statistics, s)
@@ -72,10 +72,10 @@ class Forward(Equations[OutputAndLse, None, tuple[Any, jax.Array]]):
         return statistics, a + dot("bkrs,bksd->bkrd", p, tile.value, self.problem)
 
     def finish(
-        self, rows: Rows, known: None, state: tuple[Any, jax.Array], carry: OutputAndLse
+        self, rows: Rows, block: None, state: tuple[Any, jax.Array], carry: OutputAndLse
     ) -> OutputAndLse:
         """O = A / ℓ, LSE = m + log ℓ."""
-        del known
+        del block
         statistics, a = state
         divisor, lse = self.normalizer.finish(statistics)
         o = a if divisor is None else a / divisor[..., None]
@@ -106,18 +106,19 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
         tangents: Mapping[int, jax.Array],
     ) -> None:
         output, lse = results
-        self.problem, self.normalizer = storage.problem, storage.problem.normalizer
+        self.storage, self.problem = storage, storage.problem
+        self.normalizer = storage.problem.normalizer
         self.scale = storage.structure.scale
         self.output, self.lse = storage.store(output, "btnd"), storage.store(lse[..., None], "btnd")
         letters = storage.structure.letters
         self.tangents = {i: storage.store(x, letters[i]) for i, x in tangents.items()}
         self.others = [i for i in tangents if i not in (QUERY, KEY, VALUE, self.scale)]
 
-    def zeros(self, storage: Storage) -> OutputAndLse:
-        """What the sweep begins with."""
+    def zeros(self) -> OutputAndLse:
+        """No derivatives yet."""
         features = self.problem.value.values.shape[-1]
-        output = storage.zeros((features,), "btnd", self.output.dtype)
-        return output, storage.zeros((1,), "btnd", self.lse.dtype)
+        output = self.storage.zeros(features, self.output.dtype)
+        return output, self.storage.zeros(1, self.lse.dtype)
 
     def begin(
         self, rows: Rows, carry: OutputAndLse
@@ -131,7 +132,7 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
         return RowsOfTangent(o, lse, dq), (a, jnp.zeros(rows.shape, dtype))
 
     def step(
-        self, tile: Tile, known: RowsOfTangent, state: tuple[jax.Array, jax.Array]
+        self, tile: Tile, block: RowsOfTangent, state: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         """A' = A + (P ∘ Ṡ) V + P V̇, r' = r + rowsum(P ∘ Ṡ)."""
         a, r = state
@@ -139,10 +140,10 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
         raw = tile.products(query, key)
         leaves = {i: tile.leaf(i) for i in self.others}
         changes = {i: tile.leaf(i, self.tangents[i]) for i in self.others}
-        d_raw = self._change_of_products(tile, known, raw)
+        d_raw = self._change_of_products(tile, block, raw)
         s, ds = jax.jvp(tile.modify, (raw, leaves), (d_raw, changes))
         s = tile.mask(s)
-        p = self.normalizer.weights(s, known.lse)
+        p = self.normalizer.weights(s, block.lse)
         dp = tile.zero_if_hidden(self.normalizer.slope(p, s) * ds, s)
         r = r + jnp.sum(dp, axis=-1)
         dtype = self.problem.dtype
@@ -152,16 +153,16 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
             a = a + dot("bkrs,bksd->bkrd", p, dv, self.problem)
         return a, r
 
-    def _change_of_products(self, tile: Tile, known: RowsOfTangent, raw: jax.Array) -> jax.Array:
+    def _change_of_products(self, tile: Tile, block: RowsOfTangent, raw: jax.Array) -> jax.Array:
         """scale · (Q̇ Kᵀ + Q K̇ᵀ) + scalė · Q Kᵀ."""
         query, key = tile.rows.query, tile.key
         change = jnp.zeros_like(raw)
-        if known.dq is not None and KEY in self.tangents:  # one product over twice the features
-            both = jnp.concatenate([known.dq, query], axis=-1)
+        if block.dq is not None and KEY in self.tangents:  # one product over twice the features
+            both = jnp.concatenate([block.dq, query], axis=-1)
             keys = jnp.concatenate([key, tile.take(self.tangents[KEY])], axis=-1)
             change = tile.products(both, keys)
-        elif known.dq is not None:
-            change = tile.products(known.dq, key)
+        elif block.dq is not None:
+            change = tile.products(block.dq, key)
         elif KEY in self.tangents:
             change = tile.products(query, tile.take(self.tangents[KEY]))
         if self.scale in self.tangents:
@@ -172,14 +173,14 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
     def finish(
         self,
         rows: Rows,
-        known: RowsOfTangent,
+        block: RowsOfTangent,
         state: tuple[jax.Array, jax.Array],
         carry: OutputAndLse,
     ) -> OutputAndLse:
         """Ȯ = A − r O, LSĖ = r."""
         a, r = state
         if self.normalizer.coupled:
-            a = a - r[..., None] * known.o.astype(a.dtype)
+            a = a - r[..., None] * block.o.astype(a.dtype)
         else:
             r = jnp.zeros_like(r)
         return rows.write(carry[0], a), rows.write(carry[1], r[..., None])
@@ -241,7 +242,7 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
         self.others = [i for i in active if i not in (QUERY, KEY, VALUE, self.scale)]
 
     def zeros(self) -> Gradients:
-        """What the sweep begins with."""
+        """No cotangents yet."""
         leaves, dtype = self.storage.leaves, self.problem.scores_dtype
         written = {
             i: self.storage.zeros_like(i, leaves[i].dtype)
@@ -277,7 +278,7 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
         return RowsOfTranspose(lse, delta, do, do_t, q_t), (dq, carry.sums)
 
     def step(
-        self, tile: Tile, known: RowsOfTranspose, state: tuple[jax.Array, Sums]
+        self, tile: Tile, block: RowsOfTranspose, state: tuple[jax.Array, Sums]
     ) -> tuple[jax.Array, Sums]:
         """dV' = dV + Pᵀ dO, dK' = dK + dSᵀ Q, dQ' = dQ + dS K."""
         dq, sums = state
@@ -285,18 +286,18 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
         raw = tile.products(tile.rows.query, tile.key)
         s, pull_back = jax.vjp(tile.modify, raw, {i: tile.leaf(i) for i in self.others})
         s = tile.mask(s)
-        p = self.normalizer.weights(s, known.lse)
-        dp = tile.drop(dot("bkrd,bksd->bkrs", known.do, tile.value, self.problem))
-        centred = dp - known.delta[..., None] if self.normalizer.coupled else dp
+        p = self.normalizer.weights(s, block.lse)
+        dp = tile.drop(dot("bkrd,bksd->bkrs", block.do, tile.value, self.problem))
+        centred = dp - block.delta[..., None] if self.normalizer.coupled else dp
         d_raw, d_leaves = pull_back(tile.zero_if_hidden(self.normalizer.slope(p, s) * centred, s))
         d_raw = d_raw.astype(dtype)
         keys = dict(sums.keys)
         if VALUE in self.active:
             p = tile.drop(p).astype(dtype)
-            dv_t = dot("bkdr,bkrs->bkds", known.do_t, p, self.problem)
+            dv_t = dot("bkdr,bkrs->bkds", block.do_t, p, self.problem)
             keys[VALUE] = tile.add_keys(keys[VALUE], dv_t)
         if KEY in self.active:
-            dk_t = dot("bkdr,bkrs->bkds", known.q_t, d_raw, self.problem)
+            dk_t = dot("bkdr,bkrs->bkds", block.q_t, d_raw, self.problem)
             keys[KEY] = tile.add_keys(keys[KEY], dk_t)
         if QUERY in self.active or self.scale in self.active:
             dq = dq + dot("bkrs,bksd->bkrd", d_raw, tile.key, self.problem)
@@ -306,12 +307,12 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
     def finish(
         self,
         rows: Rows,
-        known: RowsOfTranspose,
+        block: RowsOfTranspose,
         state: tuple[jax.Array, Sums],
         carry: Gradients,
     ) -> Gradients:
         """Write dQ = scale · dQ; add Σ Q ∘ dQ to the cotangent of the scale."""
-        del known
+        del block
         dq, sums = state
         written, others = carry.written, sums.others
         if self.scale in self.active:

@@ -45,7 +45,7 @@ def make_schedule(storage: Storage) -> Schedule:
     count_k = math.ceil(storage.length_k / sizes.key)
     if problem.plan is not None:
         kinds = problem.plan.kinds.values
-    elif problem.masked:
+    elif problem.may_hide:
         # Where the mask is a constant of the program, XLA would find its blocks while it compiles,
         # with an interpreter: seconds for some thousands of tokens.
         mask = jax.tree.map(_not_folded, problem.mask)

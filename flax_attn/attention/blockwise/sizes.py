@@ -5,15 +5,10 @@ only from about 512 × 512 on, and a fused softmax only with several heads: so t
 hold several heads. Where a mask hides much, small blocks waste less.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
-import jax
-
-from flax_attn.attention._core.problem import Problem, is_aligned
-from flax_attn.coords import Coords
-from flax_attn.masks import Causal, Full, Mask, make_plan
+from flax_attn.attention._core.problem import Problem
 
 
 class TileSizes(NamedTuple):
@@ -43,11 +38,10 @@ IF_SHORT = TileSizes(512, 512, 1)
 IF_SHORTER = TileSizes(128, 128, 2, heads=8)
 IF_SPARSE = TileSizes(256, 256, 2)
 ALL_HEADS = TileSizes(128, 128, 4)  # a tile holds all batch elements and heads
-SHORT, SHORTER = 1024, 512  # keys; the second where a mask hides some of them
-SPARSE = 0.4  # a mask that leaves less than this share of the blocks
+SHORT, SHORTER = 1024, 512  # numbers of keys; SHORTER applies only where keys may be hidden
 ROWS = 512  # of query heads that share a key head, together
-# A tile may hold several heads up to so many scores; half as many for short sequences, where its
-# memory shows. With gradients more heads take more memory than time.
+# Largest number of scores in a tile of several heads. It is halved for short sequences, to save
+# memory, and not used for gradients, where more heads save little time.
 SCORES = 2**20
 
 
@@ -75,12 +69,12 @@ def choose_sizes(
     length_q, length_k, num_heads, num_kv_heads = problem.sizes
     if not sequential:
         wanted = ALL_HEADS
-    elif length_k <= SHORTER and problem.masked and num_kv_heads >= IF_SHORTER.heads // 2:
+    elif length_k <= SHORTER and problem.may_hide and num_kv_heads >= IF_SHORTER.heads // 2:
         wanted = IF_SHORTER
     elif length_k <= SHORT:
         wanted = IF_SHORT
     else:
-        wanted = IF_SPARSE if _is_sparse(problem) else USUAL
+        wanted = IF_SPARSE if problem.sparse else USUAL
     groups = num_heads // num_kv_heads
     query = _equal_blocks(length_q, min(wanted.query, max(ROWS // groups, 64)))
     key = _equal_blocks(length_k, wanted.key)
@@ -103,34 +97,8 @@ def _divisor(number: int, limit: int) -> int:
 
 
 def _equal_blocks(length: int, size: int) -> int:
-    """The size of as many equal blocks as `size` would need, a multiple of 16 where possible."""
+    """Split a length into ceil(length / size) equal blocks, rounded up to a multiple of 16."""
     if length <= size:
         return length
     count = math.ceil(length / size)
     return math.ceil(length / count / 16) * 16
-
-
-def _is_sparse(problem: Problem) -> bool:
-    """Whether the mask probably hides most of the scores. It decides about speed only.
-
-    It is computed where it can be known: without coordinates and with known numbers. Otherwise it
-    is guessed: whoever gives coordinates has packed sequences.
-    """
-    length_q, length_k, _, _ = problem.sizes
-    if isinstance(problem.mask, Full | Causal) or min(length_q, length_k) <= 2 * USUAL.query:
-        return False
-    leaves = jax.tree.leaves(problem.mask, is_leaf=is_aligned)
-    if problem.located or not all(isinstance(leaf, bool | int | float) for leaf in leaves):
-        return True
-    structure = jax.tree.structure(problem.mask)
-    return _density(structure, tuple(leaves), (length_q, length_k)) < SPARSE
-
-
-@functools.lru_cache(maxsize=256)
-def _density(
-    tree: jax.tree_util.PyTreeDef, leaves: tuple[int, ...], lengths: tuple[int, int]
-) -> float:
-    mask: Mask = jax.tree.unflatten(tree, leaves)
-    with jax.ensure_compile_time_eval():
-        query, key = (Coords.arange(length) for length in lengths)
-        return make_plan(mask, query, key, block=USUAL[:2]).density

@@ -140,10 +140,10 @@ class Storage:
         """Store another array of the problem's batch."""
         return Stored.of(self._merge_batch(array, axes), axes, as_bits=self.sequential)
 
-    def zeros(self, features: tuple[int, ...], axes: str, dtype: jnp.dtype) -> Stored:
-        """Zeros for a result, whose axes begin with those of the queries `[B, T, N]`."""
-        shape = (*self.problem.query.values.shape[:-1], *features)
-        return Stored.of(jnp.zeros(shape, dtype), axes, as_bits=self.sequential)
+    def zeros(self, features: int, dtype: jnp.dtype) -> Stored:
+        """Zeros for a result `[B, T, N, features]`."""
+        shape = (*self.problem.query.values.shape[:-1], features)
+        return Stored.of(jnp.zeros(shape, dtype), "btnd", as_bits=self.sequential)
 
     def zeros_like(self, leaf: int, dtype: jnp.dtype) -> Stored:
         """Zeros for the gradient of a leaf."""
@@ -187,7 +187,7 @@ class Storage:
 
     @property
     def num_steps(self) -> int:
-        """How many steps that loop has."""
+        """Number of steps of the loop over batch elements and key heads."""
         return math.prod(self.batch) * self.num_kv_heads // self.heads if self.sequential else 1
 
     def piece(self, leaf: int, place: Place, stored: Stored | None = None) -> jax.Array:

@@ -12,31 +12,35 @@ from flax_attn.attention.blockwise.storage import Place, Span, Storage
 from flax_attn.attention.blockwise.tile import Rows, Tile
 
 Carry = TypeVar("Carry")
-Known = TypeVar("Known")
+Block = TypeVar("Block")
 State = TypeVar("State")
 
 
-class Equations(Generic[Carry, Known, State]):
+class Equations(Generic[Carry, Block, State]):
     """What a sweep computes.
 
     `Carry` is folded over all heads and blocks of queries. `State` is folded over the tiles of one
-    block of queries. `Known` is what all these tiles need of the block.
+    block of queries. `Block` is what all these tiles need of the block.
     """
+
+    def zeros(self) -> Carry:
+        """The carry that a sweep begins with."""
+        raise NotImplementedError
 
     def begin_heads(self, place: Place, carry: Carry) -> Carry:
         """Before the blocks of queries of some heads."""
         del place
         return carry
 
-    def begin(self, rows: Rows, carry: Carry) -> tuple[Known, State]:
+    def begin(self, rows: Rows, carry: Carry) -> tuple[Block, State]:
         """Before the tiles of a block of queries."""
         raise NotImplementedError
 
-    def step(self, tile: Tile, known: Known, state: State) -> State:
-        """Take in a tile."""
+    def step(self, tile: Tile, block: Block, state: State) -> State:
+        """Update the state with one tile."""
         raise NotImplementedError
 
-    def finish(self, rows: Rows, known: Known, state: State, carry: Carry) -> Carry:
+    def finish(self, rows: Rows, block: Block, state: State, carry: Carry) -> Carry:
         """After the tiles of a block of queries."""
         raise NotImplementedError
 
@@ -46,9 +50,7 @@ class Equations(Generic[Carry, Known, State]):
         return carry
 
 
-def sweep(
-    equations: Equations[Carry, Known, State], storage: Storage, schedule: Schedule, carry: Carry
-) -> Carry:
+def sweep(equations: Equations[Carry, Block, State], storage: Storage, schedule: Schedule) -> Carry:
     """Fold equations over all tiles of a schedule."""
     sizes, length_k = storage.sizes, storage.length_k
     ragged = length_k % sizes.key != 0
@@ -59,7 +61,7 @@ def sweep(
 
         def query_block(index: jax.Array, carry: Carry) -> Carry:
             rows = Rows(storage, place, index)
-            known, state = equations.begin(rows, carry)
+            block, state = equations.begin(rows, carry)
             starts, ends = schedule.of_block(storage, place, index)
             first: jax.Array | int = 0
             for shape, (width, masked) in enumerate(sizes.shapes):
@@ -74,16 +76,16 @@ def sweep(
                     if masked and ragged:
                         owned = start + lax.iota(jnp.int32, size) >= wanted
                     tile = Tile(rows, Span(start, size), masked=masked, owned_keys=owned)
-                    return equations.step(tile, known, state)
+                    return equations.step(tile, block, state)
 
                 state = lax.fori_loop(first, ends[shape], key_tile, state)
                 first = ends[shape]
-            return equations.finish(rows, known, state, carry)
+            return equations.finish(rows, block, state, carry)
 
         carry = equations.begin_heads(place, carry)
         carry = lax.fori_loop(0, num_blocks, query_block, carry)
         return equations.finish_heads(place, carry)
 
-    if storage.num_steps == 1 and not storage.sequential:
-        return some_heads(0, carry)
-    return lax.fori_loop(0, storage.num_steps, some_heads, carry)
+    if not storage.sequential:
+        return some_heads(0, equations.zeros())
+    return lax.fori_loop(0, storage.num_steps, some_heads, equations.zeros())

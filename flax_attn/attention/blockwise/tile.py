@@ -47,7 +47,7 @@ class Rows:
             owned = start + lax.iota(jnp.int32, length) >= first
             self.owned = jnp.tile(owned, storage.groups).reshape(1, 1, -1)
         query = self.take(storage.leaves[QUERY])
-        self.query = self.scaled(finite(query) if storage.problem.masked else query)
+        self.query = self.scaled(finite(query) if storage.problem.may_hide else query)
 
     def take(self, stored: Stored) -> jax.Array:
         """The rows `[b, k, R, d]` of an array `[B, T, N, d]`."""
@@ -69,7 +69,7 @@ class Rows:
           output: O `[b, k, R, d]`.
           lse: LSE `[b, k, R]`.
         """
-        if not self.storage.problem.masked:
+        if not self.storage.problem.may_hide:
             return None if self.owned is None else jnp.broadcast_to(self.owned, self.shape)
         defined = ~jnp.isnan(output[..., 0]) & jnp.isfinite(lse)
         return defined if self.owned is None else defined & self.owned
@@ -104,7 +104,7 @@ class Tile:
         self.place = rows.place._replace(keys=keys)
         self.problem = self.storage.tile_problem(self.place, {})
         parts = [] if owned_keys is None else [owned_keys.reshape(1, 1, 1, 1, -1)]
-        if masked and self.problem.masked:
+        if masked and self.problem.may_hide:
             parts.append(self.problem.visible())
         self.visible = functools.reduce(operator.and_, parts) if parts else None
 
@@ -123,7 +123,7 @@ class Tile:
     def take(self, stored: Stored) -> jax.Array:
         """The keys of the tile `[b, k, s, d]` of an array `[B, S, K, d]`, 0 where not finite."""
         tile = jnp.swapaxes(stored.tile(self.place), 1, 2)
-        return finite(tile) if self.problem.masked else tile
+        return finite(tile) if self.problem.may_hide else tile
 
     def leaf(self, leaf: int, stored: Stored | None = None) -> jax.Array:
         """The tile of a leaf, or of an array like it, as `[b, k, G, ...]`."""

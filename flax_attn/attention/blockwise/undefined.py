@@ -18,7 +18,7 @@ StoredPair = tuple[Stored, Stored]
 def mark_undefined(storage: Storage, schedule: Schedule, output: jax.Array, lse: jax.Array) -> Pair:
     """Output and LSE with NaN where a query sees what is not finite.
 
-    The dot products have read 0 for it.
+    The dot products read 0 in its place.
 
     A key or a query makes output and LSE undefined, a value only the output. Where everything is
     finite, which is nearly always, this costs one pass over the inputs.
@@ -29,15 +29,14 @@ def mark_undefined(storage: Storage, schedule: Schedule, output: jax.Array, lse:
       output: `[B, T, N, Dv]`.
       lse: `[B, T, N, 1]`.
     """
-    if not storage.problem.masked:
+    if not storage.problem.may_hide:
         return output, lse
     bad = {i: not_finite(storage.leaves[i].whole()) for i in (QUERY, KEY, VALUE)}
     anything = jnp.any(jnp.stack([jnp.any(flags) for flags in bad.values()]))
     no = jnp.zeros(lse.shape, bool)
 
     def find() -> Pair:
-        stored = Stored(no, "btnd", no.dtype)
-        of_scores, of_values = sweep(Undefined(bad), storage, schedule, (stored, stored))
+        of_scores, of_values = sweep(Undefined(bad), storage, schedule)
         return of_scores.whole(), of_values.whole()
 
     of_scores, of_values = lax.cond(anything, find, lambda: (no, no))
@@ -56,13 +55,18 @@ class Undefined(Equations[StoredPair, jax.Array, Pair]):
         self.query = Stored(bad[QUERY][..., None], "btnd", jnp.dtype(bool))
         self.key, self.value = (Stored(bad[i], "bsk", jnp.dtype(bool)) for i in (KEY, VALUE))
 
+    def zeros(self) -> StoredPair:
+        """All flags are False."""
+        no = Stored(jnp.zeros_like(self.query.values), "btnd", jnp.dtype(bool))
+        return no, no
+
     def begin(self, rows: Rows, carry: StoredPair) -> tuple[jax.Array, Pair]:
-        """No row is known to be undefined."""
+        """All flags of the block are False."""
         del carry
         no = jnp.zeros((*rows.shape, 1), bool)
         return rows.take(self.query), (no, no)
 
-    def step(self, tile: Tile, known: jax.Array, state: Pair) -> Pair:
+    def step(self, tile: Tile, block: jax.Array, state: Pair) -> Pair:
         """A query that sees a bad key, or is bad and sees any; one that sees a bad value."""
         of_scores, of_values = state
         zeros = jnp.zeros(
@@ -77,9 +81,9 @@ class Undefined(Equations[StoredPair, jax.Array, Pair]):
             jnp.any(found, axis=-1, keepdims=True)
             for found in (visible & key, visible & value, visible)
         )
-        return of_scores | sees_key | (known & sees_any), of_values | sees_value
+        return of_scores | sees_key | (block & sees_any), of_values | sees_value
 
-    def finish(self, rows: Rows, known: jax.Array, state: Pair, carry: StoredPair) -> StoredPair:
+    def finish(self, rows: Rows, block: jax.Array, state: Pair, carry: StoredPair) -> StoredPair:
         """Write both."""
-        del known
+        del block
         return rows.write(carry[0], state[0]), rows.write(carry[1], state[1])
