@@ -238,7 +238,7 @@ CASES = {
     ),
     "nothing to merge": (lambda: merge([]), ValueError, "at least one part, got none"),
     "merge kind": (lambda: merge([Q]), TypeError, r"must be Partial, got .*partial\(query"),
-    "plan kind": (lambda: attend(plan=3), ValueError, "a plan belongs to one Mask"),
+    "plan kind": (lambda: attend(plan=3), ValueError, "a plan describes one Mask"),
     "plan length": (
         lambda: attend(mask=masks.Full(), plan=make_plan(masks.Full(), Coords.arange(9))),
         ValueError,
@@ -251,7 +251,7 @@ CASES = {
             plan=make_plan(masks.Full(), Coords.arange(5), Coords.arange(7)),
         ),
         ValueError,
-        "knows nothing of is_causal",
+        "cannot be combined with is_causal",
     ),
     # the other attention functions
     "single head ranks": (
