@@ -178,8 +178,8 @@ def adapted(
 ) -> Callable[..., jax.Array]:
     """`attention_fn` with inputs of one dtype, and with the keywords that it takes.
 
-    Functions of Flax, and functions with the same keywords, get dropout in those keywords. Options
-    that a function does not take are refused.
+    Flax's functions, and functions with Flax's keywords, receive dropout through those keywords.
+    Options that a function does not take are refused.
 
     Args:
       attention_fn: The function.

@@ -19,7 +19,7 @@ from flax_attn.vision._gates import apply_gate
 
 
 class Module(nn.Module):
-    """`flax.linen.Module` with errors for arguments that only the NNX modules take."""
+    """`flax.linen.Module` with checks of constructor arguments, sowing and gates."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Refuse the arguments of the NNX module, and a `norm` that is a module, not a class."""

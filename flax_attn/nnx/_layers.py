@@ -73,7 +73,7 @@ class LayerOptions(TypedDict, total=False):
 
 
 class Layers:
-    """Makes the layers of a module with its keys and options, where a layer has none of its own."""
+    """Makes the layers of a module. A layer's own options override those of the module."""
 
     def __init__(
         self, module: str, rngs: nnx.Rngs, use_bias: bool, **options: Unpack[LayerOptions]

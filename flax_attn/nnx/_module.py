@@ -34,7 +34,7 @@ class Module(nnx.Module):
         return Layers(type(self).__name__, rngs, use_bias, **options)
 
     def _set_in_features(self, in_features: int | None) -> None:
-        """Store the channels of the input; None stands for any number."""
+        """Store the channels of the input; None means any number."""
         if in_features is not None:
             check_positive(type(self).__name__, "in_features", in_features)
         self.in_features = in_features
@@ -87,7 +87,7 @@ class Module(nnx.Module):
         return {name: _to_name(value) for name, value in super().__getstate__().items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """From the attributes."""
+        """Restore the attributes."""
         super().__setstate__({name: _from_name(value) for name, value in state.items()})
 
 
@@ -99,7 +99,7 @@ class _Name:
     name: str
 
     def __call__(self) -> Any:
-        """The function. Only what can be called may stand in a `functools.partial`."""
+        """Return the function. `functools.partial` accepts only callables, so this is one."""
         return _find(self.module, self.name)
 
 

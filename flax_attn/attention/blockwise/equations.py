@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from flax_attn._cpu.barriers import separate
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE
 from flax_attn.attention.blockwise.storage import Place, Storage, Stored
 from flax_attn.attention.blockwise.sweep import Equations
@@ -269,11 +269,11 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
         do = _where(defined, rows.take(self.d_output)).astype(dtype)
         delta = jnp.sum(do * o.astype(dtype), axis=-1)
         delta = delta - _where(defined, rows.take(self.d_lse))[..., 0]
-        delta = lax.optimization_barrier(delta)  # else XLA joins this sum and the product dO Vᵀ
+        (delta,) = separate(delta)  # otherwise XLA joins this sum and the product dO Vᵀ
         do = do.astype(self.problem.dtype)
-        # Their transposes are computed here: XLA would fold a transpose into the dot product, which
-        # on a CPU then leaves the fast kernels (and fails for bfloat16).
-        q_t, do_t = (lax.optimization_barrier(jnp.swapaxes(x, -1, -2)) for x in (rows.query, do))
+        # Otherwise XLA folds the transposes into dot products, which then leave the fast kernels of
+        # CPUs, and fail for bfloat16.
+        q_t, do_t = separate(jnp.swapaxes(rows.query, -1, -2), jnp.swapaxes(do, -1, -2))
         dq = jnp.zeros((*rows.shape, rows.query.shape[-1]), dtype)
         return RowsOfTranspose(lse, delta, do, do_t, q_t), (dq, carry.sums)
 
