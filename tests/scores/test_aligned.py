@@ -115,7 +115,11 @@ def test_a_relation_takes_them_too(implementation, x64):
         ("tn", (L, N), "the axes 'tn' .* must be different letters, b and n first"),
         ("nb", (N, B), "b and n first"),
         ("bntt", (B, N, L, L), "different letters"),
-        ("bnt", (B, N, L - 1), r"must broadcast to \[\*B, N, T\] = \[2, 4, 320\], got \[2, 4, 319\]"),
+        (
+            "bnt",
+            (B, N, L - 1),
+            r"must broadcast to \[\*B, N, T\] = \[2, 4, 320\], got \[2, 4, 319\]",
+        ),
         ("bn", (B, 3), r"must broadcast to \[\*B, N\] = \[2, 4\], got \[2, 3\]"),
         ("bnr", (3, N, R), r"must broadcast to \[\*B, N, R\] = \[2, 4, 7\], got \[3, 4, 7\]"),
         ("bn", (B, B, N), "more than the 1 batch axes"),
