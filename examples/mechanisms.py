@@ -38,7 +38,7 @@ are used.
 - **Gate** is the shape of what the image is multiplied by. None: the mechanism adds to the image,
   or replaces it.
 - **Cost** is the time of a forward pass, and of a pass with gradients, divided by that of a 3×3
-  convolution. The image is 4 × 56 × 56 × 128 in float32; measured with JAX 0.10.2 on two CPU cores
+  convolution. The image is 4 × 56 × 56 × 128 in float32; measured with JAX 0.12.0 on two CPU cores
   (`python examples/benchmarks/mechanism_costs.py`).
 """
 HEADER = ("Function", "Module", "Gate", f"Parameters at C = {SIZES['C']}", "Cost", "Paper")
