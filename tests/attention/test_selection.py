@@ -236,3 +236,11 @@ def test_explain_has_no_block_map_of_nothing(capsys):
     assert found.implementation == "dense"
     assert found.plan is None
     assert "no block map: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("choice", [["dense", "blockwise"], [attention.Blockwise(), "dense"]])
+def test_the_first_that_does_not_decline_is_taken(choice, capsys):
+    first = choice[0] if isinstance(choice[0], str) else choice[0].name
+    assert explain(Q, K, V, implementation=choice).implementation == first
+    assert explain(Q, K, V, normalizer=TopK(3), implementation=choice).implementation == "dense"
+    capsys.readouterr()
