@@ -18,6 +18,18 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """Keep compiled programs, for the other workers and for the next run.
+
+    Most of the tests' time is compilation, and most programs are one operation each. A program is
+    found again by its text, the options of XLA and the versions, so a kept one is never stale.
+    `pytest --cache-clear` removes them.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def x64():
     """Run a test in 64-bit precision."""

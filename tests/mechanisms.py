@@ -344,9 +344,7 @@ def random_variables(name: str, features: int, seed: int = 0, dtype=np.float64, 
 
     They are those of a mechanism's Linen module, or of one of its modules with other options.
     """
-    x = jnp.ones((1, *facts(name).shape[1:3], features), jnp.float32)
-    module = linen_module(name) if module is None else module
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, *facts(name).others(x))
+    shapes = _shapes(name, features) if module is None else _shapes_of(module, name, features)
 
     def draw(path, leaf):
         name = path[-1].key
@@ -359,7 +357,18 @@ def random_variables(name: str, features: int, seed: int = 0, dtype=np.float64, 
             return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(dtype)
         return (0.1 * rng.normal(size=leaf.shape)).astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, flax_linen.unbox(shapes))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def _shapes(name, features):
+    return _shapes_of(linen_module(name), name, features)
+
+
+def _shapes_of(module, name, features):
+    x = jnp.ones((1, *facts(name).shape[1:3], features), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, *facts(name).others(x))
+    return flax_linen.unbox(shapes)
 
 
 def merged(variables) -> dict:
