@@ -1,5 +1,6 @@
 """Coordinates: constructors, slicing, orders, and what they refuse."""
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -12,32 +13,34 @@ from tests.tolerances import FORWARD, assert_close
 
 
 def test_constructors():
-    assert np.array_equal(Coords.arange(3, offset=7).positions, [7, 8, 9])
+    chex.assert_trees_all_equal(Coords.arange(3, offset=7).positions, np.array([7, 8, 9]))
     each = Coords.arange(2, offset=jnp.array([0, 10])).positions
-    assert np.array_equal(each, [[0, 1], [10, 11]])
+    chex.assert_trees_all_equal(each, np.array([[0, 1], [10, 11]]))
     ids = jnp.array([[4, 4, 7, 7, 7], [1, 2, 2, 2, 1]])
-    assert np.array_equal(Coords.from_segments(ids).positions, [[0, 1, 2, 3, 4]] * 2)
+    chex.assert_trees_all_equal(
+        Coords.from_segments(ids).positions, np.array([[0, 1, 2, 3, 4]] * 2)
+    )
     again = Coords.from_segments(ids, restart=True)
-    assert np.array_equal(again.positions, [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]])
-    assert np.array_equal(again.segment_ids, ids)
+    chex.assert_trees_all_equal(again.positions, np.array([[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]]))
+    chex.assert_trees_all_equal(again.segment_ids, ids)
     padded = Coords.from_lengths(jnp.array([1, 3]), 3)
-    assert np.array_equal(padded.valid, [[1, 0, 0], [1, 1, 1]])
+    chex.assert_trees_all_equal(padded.valid, np.array([[1, 0, 0], [1, 1, 1]]))
     grid = Coords.grid(2, 3).features
-    assert np.array_equal(grid["row"], [0, 0, 0, 1, 1, 1])
-    assert np.array_equal(grid["col"], [0, 1, 2, 0, 1, 2])
+    chex.assert_trees_all_equal(grid["row"], np.array([0, 0, 0, 1, 1, 1]))
+    chex.assert_trees_all_equal(grid["col"], np.array([0, 1, 2, 0, 1, 2]))
     tree = Coords.tree([-1, 0, 0, 1, -1])
-    assert np.array_equal(tree.positions, [0, 1, 1, 2, 0])
-    assert np.array_equal(tree.features["enter"], [0, 1, 3, 2, 4])
-    assert np.array_equal(tree.features["leave"], [4, 3, 4, 3, 5])
+    chex.assert_trees_all_equal(tree.positions, np.array([0, 1, 1, 2, 0]))
+    chex.assert_trees_all_equal(tree.features["enter"], np.array([0, 1, 3, 2, 4]))
+    chex.assert_trees_all_equal(tree.features["leave"], np.array([4, 3, 4, 3, 5]))
 
 
 def test_slices_and_gathers_take_every_field():
     coords = Coords.arange(5).with_features(
         valid=jnp.arange(5) < 3, gate=PerHead(jnp.arange(10.0).reshape(5, 2))
     )
-    assert np.array_equal(coords[1:3].positions, [1, 2])
-    assert np.array_equal(coords[1:3].features["gate"].values, [[2, 3], [4, 5]])
-    assert np.array_equal(coords[jnp.array([4, 0])].valid, [False, True])
+    chex.assert_trees_all_equal(coords[1:3].positions, np.array([1, 2]))
+    chex.assert_trees_all_equal(coords[1:3].features["gate"].values, np.array([[2, 3], [4, 5]]))
+    chex.assert_trees_all_equal(coords[jnp.array([4, 0])].valid, np.array([False, True]))
     assert len(coords[2:]) == 3
     assert repr(coords) == (
         "Coords(positions=int32[5], valid=bool[5], gate=PerHead(values=float32[5, 2]))"
@@ -47,21 +50,21 @@ def test_slices_and_gathers_take_every_field():
 def test_they_are_pytrees():
     coords = Coords.from_segments(jnp.zeros((2, 4), int)).with_features(x=jnp.ones(4))
     twice = jax.jit(lambda c: jax.tree.map(lambda x: 2 * x, c))(coords)
-    assert np.array_equal(twice.features["x"], 2 * np.ones(4))
-    assert jax.tree.structure(twice) == jax.tree.structure(coords)
+    chex.assert_trees_all_equal(twice.features["x"], 2 * np.ones(4))
+    chex.assert_trees_all_equal_structs(twice, coords)
     stacked = jax.vmap(lambda o: Coords.arange(3, o))(jnp.arange(2))
-    assert stacked.positions.shape == (2, 3)
+    chex.assert_shape(stacked.positions, (2, 3))
 
 
 def test_zigzag_shares_causal_work_and_can_be_undone():
     x = {"a": jnp.arange(24).reshape(1, 24), "c": Coords.arange(24)}
     mixed = zigzag(x, 3)
-    assert np.array_equal(mixed["c"].positions, mixed["a"][0])
+    chex.assert_trees_all_equal(mixed["c"].positions, mixed["a"][0])
     work = np.asarray(mixed["c"].positions).reshape(3, 8).sum(1)
     assert len(set(work)) == 1
     back = unzigzag(mixed, 3)
-    assert np.array_equal(back["a"], x["a"])
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 24, 2, 8))
+    chex.assert_trees_all_equal(back["a"], x["a"])
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 24, 2, 8)).astype(np.float32)
     c = mixed["c"]
     actual = dot_product_attention(
         *zigzag((q, k, v), 3), mask=masks.Causal(), query_coords=c, key_coords=c
@@ -82,8 +85,7 @@ def test_the_number_of_tokens_may_be_unknown_until_a_program_is_called():
     exported = jax.export.export(jax.jit(coordinates))(jax.ShapeDtypeStruct((t,), jnp.int32))
     for length in (5, 9):
         ids = jnp.arange(length, dtype=jnp.int32) // 2
-        for actual, expected in zip(exported.call(ids), coordinates(ids), strict=True):
-            np.testing.assert_array_equal(actual, expected)
+        chex.assert_trees_all_equal(exported.call(ids), coordinates(ids))
 
 
 @pytest.mark.parametrize(

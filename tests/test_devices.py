@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,9 +55,9 @@ TRANSFORMED = {  # a function, and what it is on one device
 def test_the_form_is_that_of_the_devices_it_is_compiled_for(name):
     f, expected = TRANSFORMED[name]
     x, y = jnp.asarray(X), jnp.asarray(Y)
-    np.testing.assert_array_equal(jax.jit(f)(x, y), expected)
+    chex.assert_trees_all_equal(jax.jit(f)(x, y), expected)
     split = jax.device_put(x, NamedSharding(mesh(), P("devices")))
-    np.testing.assert_array_equal(jax.jit(f)(split, y), -expected)
+    chex.assert_trees_all_equal(jax.jit(f)(split, y), -expected)
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
@@ -65,7 +66,7 @@ def test_a_device_of_a_shard_map_has_a_program_of_its_own(name):
     run = jax.shard_map(
         f, mesh=mesh(), in_specs=(P("devices"), P()), out_specs=P("devices"), check_vma=True
     )
-    np.testing.assert_array_equal(jax.jit(run)(jnp.asarray(X), jnp.asarray(Y)), expected)
+    chex.assert_trees_all_equal(jax.jit(run)(jnp.asarray(X), jnp.asarray(Y)), expected)
 
 
 def test_over_some_axes_of_a_mesh_xla_still_divides_by_the_others():
@@ -74,7 +75,7 @@ def test_over_some_axes_of_a_mesh_xla_still_divides_by_the_others():
         jax.shard_map, in_specs=(P("manual"), P()), out_specs=P("manual"), axis_names={"manual"}
     )
     found = jax.jit(run(product, mesh=two))(jnp.asarray(X), jnp.asarray(Y))
-    np.testing.assert_array_equal(found, -X * Y)
+    chex.assert_trees_all_equal(found, -X * Y)
 
 
 def test_an_explicit_mesh_keeps_its_shardings():
@@ -84,9 +85,9 @@ def test_an_explicit_mesh_keeps_its_shardings():
         found = jax.jit(product)(x, jnp.asarray(Y))
         change = jax.jit(TRANSFORMED["transposed"][0])(x, jnp.asarray(Y))
     assert found.sharding.spec[0] == change.sharding.spec[0] == "devices"
-    np.testing.assert_array_equal(found, -X * Y)
+    chex.assert_trees_all_equal(found, -X * Y)
 
 
 def test_without_compilation_it_is_the_form_for_one_device():
     with jax.disable_jit():
-        np.testing.assert_array_equal(product(jnp.asarray(X), jnp.asarray(Y)), X * Y)
+        chex.assert_trees_all_equal(product(jnp.asarray(X), jnp.asarray(Y)), X * Y)

@@ -1,5 +1,6 @@
 """Flax's layers in our modules: theirs in all but the gradient of a bias in half precision."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,14 +33,14 @@ class Holder(flax_linen.Module):
 
 def of_linen(module, name, **settings):
     holder = Holder(getattr(module, name), LINEN[name], settings)
-    parameters = holder.init(jax.random.key(0), X)
-    return parameters["params"]["layer"], lambda p: holder.apply({"params": {"layer": p}}, X)
+    parameters = jax.jit(holder.init)(jax.random.key(0), X)
+    return parameters["params"]["layer"], lambda p, x: holder.apply({"params": {"layer": p}}, x)
 
 
 def of_nnx(module, name, **settings):
     layer = getattr(module, name)(*NNX[name], **settings, rngs=flax_nnx.Rngs(0))
     graph, state = flax_nnx.split(layer)
-    return flax_nnx.to_pure_dict(state), lambda p: flax_nnx.merge(graph, flax_nnx.State(p))(X)
+    return flax_nnx.to_pure_dict(state), lambda p, x: flax_nnx.merge(graph, flax_nnx.State(p))(x)
 
 
 LAYERS = [
@@ -48,8 +49,14 @@ LAYERS = [
 ]
 
 
-def weighed(apply):
-    return lambda p: jnp.sum(apply(p).astype(jnp.float32).reshape(WEIGHT.shape) * WEIGHT)
+def gradient_and_output(apply):
+    """Of the weighed sum of the output."""
+
+    def loss(p, x, weight):
+        output = apply(p, x)
+        return jnp.sum(output.astype(jnp.float32).reshape(weight.shape) * weight), output
+
+    return jax.grad(loss, has_aux=True)
 
 
 @pytest.mark.parametrize(("make", "ours", "theirs", "name"), LAYERS)
@@ -57,10 +64,9 @@ def test_in_float32_they_are_flaxs(make, ours, theirs, name):
     settings = {"bias_init": INIT}
     p, apply = make(ours, name, **settings)
     q, expected = make(theirs, name, **settings)
-    jax.tree.map(np.testing.assert_array_equal, p, q)
-    np.testing.assert_array_equal(apply(p), expected(p))
-    grads = (jax.grad(weighed(f))(p) for f in (apply, expected))
-    jax.tree.map(np.testing.assert_array_equal, *grads)
+    chex.assert_trees_all_equal(p, q)
+    compiled = (jax.jit(gradient_and_output(f)) for f in (apply, expected))
+    chex.assert_trees_all_equal(*(f(p, X, WEIGHT) for f in compiled))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -71,16 +77,15 @@ def test_the_gradient_of_a_bias_does_not_accumulate_in_half_precision(
     settings = {"bias_init": INIT, "dtype": dtype}
     p, apply = make(ours, name, **settings)
     _, expected = make(theirs, name, **settings)
-    assert apply(p).dtype == dtype
+    gradient, output = gradient_and_output(apply)(p, X, WEIGHT)
+    theirs, wanted = gradient_and_output(expected)(p, X, WEIGHT)
+    chex.assert_type(output, dtype)
     eps = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(
-        np.float32(apply(p)), np.float32(expected(p)), rtol=2 * eps, atol=8 * eps
-    )
-    grads = jax.grad(weighed(apply))(p)
+    output, wanted = np.float32(output), np.float32(wanted)
+    chex.assert_trees_all_close(output, wanted, rtol=2 * eps, atol=8 * eps)
     exact = np.asarray(WEIGHT.astype(dtype), np.float64).sum(axis=(0, 1, 2))
-    np.testing.assert_allclose(grads["bias"].reshape(-1), exact, rtol=1e-5)
-    theirs = jax.grad(weighed(expected))(p)
-    np.testing.assert_allclose(grads["kernel"], theirs["kernel"], rtol=2e-2, atol=2)
+    chex.assert_trees_all_close(gradient["bias"].reshape(-1), exact, rtol=1e-5)
+    chex.assert_trees_all_close(gradient["kernel"], theirs["kernel"], rtol=2e-2, atol=2)
 
 
 @pytest.mark.parametrize(("make", "ours", "theirs", "name"), LAYERS)
@@ -88,7 +93,7 @@ def test_without_a_bias_there_is_none(make, ours, theirs, name):
     p, apply = make(ours, name, use_bias=False)
     q, expected = make(theirs, name, use_bias=False)
     assert set(p) == set(q) == {"kernel"}
-    np.testing.assert_array_equal(apply(p), expected(p))
+    chex.assert_trees_all_equal(*(jax.jit(f)(p, X) for f in (apply, expected)))
 
 
 def test_biases_may_have_names_of_axes():

@@ -1,5 +1,8 @@
 """`additive_attention` against its oracle."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +24,13 @@ MASKS = {
 }
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def attend(query, key, value, mask, dtype):
     weights = (W_QUERY, W_KEY, W_SCORE[:, None])
     return additive_attention(
         *(jnp.asarray(a, dtype) for a in (query, key, value)),
         *(maps.dense(jnp.asarray(w, dtype)) for w in weights),
-        mask=None if mask is None else jnp.asarray(mask),
+        mask=mask,
         return_weights=True,
     )
 
@@ -38,14 +42,14 @@ def test_output_and_weights_equal_the_oracle(name, x64):
     actual = attend(QUERY, KEY, VALUE, mask, jnp.float64)
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e, FORWARD["float64"])
-    assert np.array_equal(np.asarray(actual[1]) == 0, expected[1] == 0)
+    chex.assert_trees_all_equal(np.asarray(actual[1]) == 0, expected[1] == 0)
 
 
 def test_low_precision_stays_so():
     expected, _ = oracles.additive_attention(QUERY, KEY, VALUE, W_QUERY, W_KEY, W_SCORE)
     output, weights = attend(QUERY, KEY, VALUE, None, jnp.bfloat16)
-    assert output.dtype == jnp.bfloat16
-    assert weights.dtype == jnp.float32
+    chex.assert_type(output, jnp.bfloat16)
+    chex.assert_type(weights, jnp.float32)
     assert_close(output, expected, 4 * FORWARD["bfloat16"])  # the projections are bfloat16 too
 
 
@@ -56,7 +60,7 @@ def test_by_hand_equal_keys_share_equally():
         jnp.array([[0.0], [3.0], [6.0]]),
         *(maps.dense(jnp.ones((2, 4))), maps.dense(jnp.ones((2, 4))), maps.dense(jnp.ones((4, 1)))),
     )
-    np.testing.assert_allclose(output, [[3.0]], rtol=1e-6)
+    chex.assert_trees_all_close(output, np.array([[3.0]]))
 
 
 def test_nothing_behind_a_mask_leaks():
@@ -66,10 +70,9 @@ def test_nothing_behind_a_mask_leaks():
     def loss(query, key, value):
         return jnp.sum(attend(query, key, value, mask, jnp.float32)[0] ** 2)
 
-    arguments = [jnp.asarray(a, jnp.float32) for a in (QUERY, KEY, VALUE)]
-    bad = [arguments[0], *(jnp.asarray(a, jnp.float32) for a in (bad_key, bad_value))]
-    expected = jax.value_and_grad(loss, (0, 1, 2))(*arguments)
-    actual = jax.value_and_grad(loss, (0, 1, 2))(*bad)
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    expected = run(*(a.astype(np.float32) for a in (QUERY, KEY, VALUE)))
+    actual = run(*(a.astype(np.float32) for a in (QUERY, bad_key, bad_value)))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert_close(a, e, GRADIENT["float32"])
 

@@ -1,5 +1,6 @@
 """`multi_head_attention` as a composition of maps, whoever made them."""
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -115,8 +116,9 @@ def test_masked_tokens_that_are_not_finite_leave_all_gradients_alone():
     def loss(bound, x, y):
         return jnp.sum(multi_head_attention(x, y, *bound, mask=mask) ** 2)
 
-    expected = jax.grad(loss, (0, 1, 2))((*project, out), x, y)
-    actual = jax.grad(loss, (0, 1, 2))((*project, out), x, y.at[:, 4:].set(jnp.nan))
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))
+    expected = gradients((*project, out), x, y)
+    actual = gradients((*project, out), x, y.at[:, 4:].set(jnp.nan))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert_close(a, e, FORWARD["float32"])
     visible = multi_head_attention(x, y.at[:, 2:].set(jnp.nan), *project, out, mask=mask)
@@ -128,11 +130,10 @@ def test_maps_are_arguments_of_jit_and_grad():
     project = [maps.dense(jnp.asarray(RNG.normal(size=(MQ, N, D)), jnp.float32)) for _ in range(3)]
     out = maps.dense(jnp.asarray(RNG.normal(size=(N, D, MO)), jnp.float32), axes=2)
 
-    @jax.jit
     def loss(bound, x, dropout):
         return jnp.sum(multi_head_attention(x, x, *bound, dropout=dropout) ** 2)
 
-    gradients = jax.grad(loss)((*project, out), x, Dropout(0.2, jax.random.key(0)))
-    shapes = jax.tree.map(jnp.shape, gradients)
-    assert jax.tree.leaves(shapes) == jax.tree.leaves(jax.tree.map(jnp.shape, (*project, out)))
+    bound = (*project, out)
+    gradients = jax.jit(jax.grad(loss))(bound, x, Dropout(0.2, jax.random.key(0)))
+    chex.assert_trees_all_equal_shapes(gradients, bound)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients))

@@ -6,6 +6,7 @@ results must be equal in float64.
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,11 +252,10 @@ def check(transformation, implementation, x):
     library = functools.partial(by_library, implementation)
     compiled = [jax.jit(functools.partial(transformation, f))(x) for f in (library, by_formula)]
     actual, expected = compiled
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
     for (path, a), e in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
     ):
-        assert a.dtype == e.dtype
         assert_close(a, e, 10 * GRADIENT["float64"], jax.tree_util.keystr(path))
 
 

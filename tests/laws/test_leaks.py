@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,10 +143,7 @@ def test_what_is_hidden_never_leaks(implementation, cell, bad):
     )
     for names in (("key",), ("value",), together):
         actual = everything(poison(x, bad, names), tangents(x), implementation, *settings)
-        found = jax.tree_util.tree_leaves_with_path(actual)
-        for (path, a), e in zip(found, jax.tree.leaves(expected), strict=True):
-            message = f"{names} {bad}: {jax.tree_util.keystr(path)}"
-            np.testing.assert_array_equal(a, e, err_msg=message)
+        chex.assert_trees_all_equal(actual, expected, custom_message=f"{names} {bad}")
 
 
 def late_queries_see_nothing(x, implementation, normalizer):
@@ -178,7 +176,7 @@ def test_tangents_and_cotangents_of_the_hidden_never_leak(implementation, normal
     ct = draw(*x["query"].shape, seed=6)
     expected = derivatives(dx, ct)
     actual = derivatives(poison(dx, np.nan, arrays), ct.at[:, FIRST:].set(np.nan))
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    chex.assert_trees_all_equal(actual, expected)
 
 
 @pytest.mark.parametrize("hide", ["padding", "columns", "nothing"])
@@ -224,7 +222,7 @@ def test_a_row_without_keys_is_zero_and_has_no_gradient(implementation, hide):
     assert not np.asarray(d_lse[:, rows]).any()
     assert not np.asarray(gradients["query"][:, rows]).any()
     assert not np.asarray(gradients["bias"][..., rows, :]).any()
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    chex.assert_tree_all_finite(gradients)
     assert hide != "nothing" or not any(np.asarray(g).any() for g in jax.tree.leaves(gradients))
 
 
@@ -255,6 +253,6 @@ def test_what_is_seen_and_not_a_number_shows_in_its_rows_alone(implementation, n
             expected = np.zeros(output.shape, bool)
             heads = slice(1, 2) if name == "query" else slice(2, 4)
             expected[0, 5 : 6 if name == "query" else 8, heads] = True
-            np.testing.assert_array_equal(np.isnan(output), expected)
-            assert all(np.isfinite(g).all() for g in gradients.values())
+            chex.assert_trees_all_equal(np.isnan(output), expected)
+            chex.assert_tree_all_finite(gradients)
             assert not np.asarray(gradients["query"][expected]).any()

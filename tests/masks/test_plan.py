@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,12 @@ def brute_force(mask, query_coords, key_coords, block, head_ids=None):
     for record in (q, k):
         if "valid" in record._fields:
             seen = seen & record.valid
-    lengths = (len(query_coords), len(key_coords))
-    seen = np.broadcast_to(np.asarray(seen), (*seen.shape[:2], *lengths))
+    return kinds_of(seen, (len(query_coords), len(key_coords)), block)
+
+
+def kinds_of(seen, lengths, block):
+    """Kinds from pairs that broadcast to `[B, N, T, S]`."""
+    seen = np.broadcast_to(seen, (*seen.shape[:2], *lengths))
     counts = [-(-length // size) for length, size in zip(lengths, block, strict=True)]
     kinds = np.zeros((*seen.shape[:2], *counts), np.int8)
     for i in range(counts[0]):
@@ -85,9 +90,9 @@ def test_orderly_coordinates_lose_nothing(layout):
     query_coords, key_coords = map(with_features, LAYOUTS[layout])
     block = (2, 6)
     q, k = to_record(query_coords, "query", 1), to_record(key_coords, "key", 1)
-    found = jax.jit(lambda masks, q, k: [block_kinds(mask, q, k, block) for mask in masks])
-    for mask, kinds in zip(TIGHT, found(TIGHT, q, k), strict=True):
-        expected = brute_force(mask, query_coords, key_coords, block)
+    find = jax.jit(lambda masks, q, k: [(block_kinds(m, q, k, block), m(q, k)) for m in masks])
+    for mask, (kinds, seen) in zip(TIGHT, find(TIGHT, q, k), strict=True):
+        expected = kinds_of(seen, (len(query_coords), len(key_coords)), block)
         np.testing.assert_array_equal(kinds, expected, err_msg=repr(mask))
 
 
@@ -99,41 +104,41 @@ def test_a_causal_plan_in_numbers():
         [2, 2, 2, 2, 1, 1, 0, 0],
         [2, 2, 2, 2, 2, 2, 1, 1],
     ]
-    np.testing.assert_array_equal(plan.kinds[0, 0], expected)
-    assert plan.kinds.shape == (1, 1, 4, 8)
-    assert plan.kinds.dtype == jnp.int8
+    chex.assert_trees_all_equal(plan.kinds[0, 0], np.array(expected))
+    chex.assert_shape(plan.kinds, (1, 1, 4, 8))
+    chex.assert_type(plan.kinds, jnp.int8)
     assert (plan.block, plan.lengths) == ((256, 128), (1000, 1000))
     assert plan.density == 20 / 32
 
 
 def test_the_last_block_is_whole_if_its_tokens_are():
     kinds = make_plan(masks.Full(), Coords.arange(10), Coords.arange(7), block=(4, 3)).kinds
-    np.testing.assert_array_equal(kinds[0, 0], np.full((3, 3), FULL))
+    chex.assert_trees_all_equal(kinds[0, 0], np.full((3, 3), FULL))
 
 
 def test_blocks_larger_than_the_sequence_are_one_block():
     kinds = make_plan(masks.Causal(), Coords.arange(10), block=(64, 64)).kinds
-    np.testing.assert_array_equal(kinds, [[[[PARTIAL]]]])
+    chex.assert_trees_all_equal(kinds, np.array([[[[PARTIAL]]]]))
 
 
 def test_padding_makes_blocks_partial_and_padding_alone_empty():
     coords = Coords.from_lengths(jnp.array([5, 8]), 12)
     kinds = make_plan(masks.Full(), coords, block=(4, 4)).kinds
-    assert kinds.shape == (2, 1, 3, 3)
-    np.testing.assert_array_equal(kinds[0, 0], [[2, 1, 0], [1, 1, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(kinds[1, 0], [[2, 2, 0], [2, 2, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(make_plan(masks.Padding(), coords, block=(4, 4)).kinds, kinds)
+    chex.assert_shape(kinds, (2, 1, 3, 3))
+    chex.assert_trees_all_equal(kinds[0, 0], np.array([[2, 1, 0], [1, 1, 0], [0, 0, 0]]))
+    chex.assert_trees_all_equal(kinds[1, 0], np.array([[2, 2, 0], [2, 2, 0], [0, 0, 0]]))
+    chex.assert_trees_all_equal(make_plan(masks.Padding(), coords, block=(4, 4)).kinds, kinds)
     hidden = make_plan(~masks.Padding(), coords, block=(4, 4)).kinds
-    np.testing.assert_array_equal(hidden, np.zeros((2, 1, 3, 3)))
+    chex.assert_trees_all_equal(hidden, np.zeros((2, 1, 3, 3)))
 
 
 def test_invalid_tokens_do_not_widen_bounds():
     positions = jnp.array([0, 1, 999, 2, 3, 999], jnp.int32)
     coords = Coords(positions, valid=positions < 900)
     kinds = make_plan(masks.Window(3, 3), coords, block=(3, 3)).kinds
-    np.testing.assert_array_equal(kinds[0, 0], [[PARTIAL] * 2] * 2)
+    chex.assert_trees_all_equal(kinds[0, 0], np.array([[PARTIAL] * 2] * 2))
     bounds = block_bounds(positions, 0, 3, coords.valid)
-    np.testing.assert_array_equal(bounds, [[0, 2], [1, 3]])
+    chex.assert_trees_all_equal(np.array(bounds), np.array([[0, 2], [1, 3]]))
 
 
 def test_a_cache_of_any_order_equals_brute_force_up_to_partial():
@@ -154,14 +159,14 @@ def test_batch_and_heads_appear_where_something_varies():
     window = masks.Window(jnp.array([2, 100, 5], jnp.int32))
     heads = jnp.arange(3)
     kinds = make_plan(masks.SameSegment(), coords, block=(4, 4)).kinds
-    assert kinds.shape == (2, 1, 3, 3)
+    chex.assert_shape(kinds, (2, 1, 3, 3))
     kinds = make_plan(window, Coords.arange(12), block=(4, 4), head_ids=heads).kinds
-    assert kinds.shape == (1, 3, 3, 3)
+    chex.assert_shape(kinds, (1, 3, 3, 3))
     mask = window & masks.SameSegment()
     kinds = make_plan(mask, coords, block=(4, 4), head_ids=heads).kinds
-    np.testing.assert_array_equal(kinds, brute_force(mask, coords, coords, (4, 4), heads))
+    chex.assert_trees_all_equal(kinds, brute_force(mask, coords, coords, (4, 4), heads))
     two = Coords(coords.positions[None], coords.segment_ids[None])
-    assert make_plan(mask, two, block=(4, 4), head_ids=heads).kinds.shape == (1, 2, 3, 3, 3)
+    chex.assert_shape(make_plan(mask, two, block=(4, 4), head_ids=heads).kinds, (1, 2, 3, 3, 3))
 
 
 def test_a_feature_per_head_is_bounded_per_head():
@@ -173,7 +178,7 @@ def test_a_feature_per_head_is_bounded_per_head():
         return k.time <= q.time
 
     kinds = make_plan(later(), coords, block=(4, 4)).kinds
-    np.testing.assert_array_equal(kinds[0], [[[1, 0], [2, 1]], [[1, 2], [0, 1]]])
+    chex.assert_trees_all_equal(kinds[0], np.array([[[1, 0], [2, 1]], [[1, 2], [0, 1]]]))
 
 
 def test_dense_and_its_batch_axes():
@@ -184,12 +189,12 @@ def test_dense_and_its_batch_axes():
     kinds = make_plan(mask, Coords.arange(10), Coords.arange(9), block=(5, 3)).kinds
     expected = np.zeros((2, 3, 2, 3))
     expected[0, 1, 0, 1], expected[1, 2, 1, 2] = FULL, PARTIAL
-    np.testing.assert_array_equal(kinds, expected)
+    chex.assert_trees_all_equal(kinds, expected)
     mask = masks.Dense(jnp.asarray(seen[0, 1])) & masks.SameSegment()
     query = Coords.from_segments(jnp.zeros((2, 4, 10), jnp.int32).at[1, 2].set(3))
     kinds = make_plan(mask, query, query[:9], block=(5, 3)).kinds
-    assert kinds.shape == (2, 4, 1, 2, 3)
-    np.testing.assert_array_equal(kinds[1, 2, 0], expected[0, 1])
+    chex.assert_shape(kinds, (2, 4, 1, 2, 3))
+    chex.assert_trees_all_equal(kinds[1, 2, 0], expected[0, 1])
     with pytest.raises(ValueError, match=r"\[T, S\] = \[10, 10\], got \[10, 9\]"):
         make_plan(mask, query)
 
@@ -209,7 +214,7 @@ def test_any_aligned_field_of_a_mask_is_bounded():
     scores = jnp.arange(48, dtype=jnp.float32).reshape(1, 6, 8)
     mask = Above(Aligned(scores, "bnts"), 20.5)
     kinds = make_plan(mask, Coords.arange(6, offset=4), Coords.arange(8), block=(3, 2)).kinds
-    np.testing.assert_array_equal(kinds[0, 0], [[0, 0, 1, 1], [2, 2, 2, 2]])
+    chex.assert_trees_all_equal(kinds[0, 0], np.array([[0, 0, 1, 1], [2, 2, 2, 2]]))
 
 
 def test_no_block_of_pairs_is_ever_evaluated_and_memory_is_linear():
@@ -257,10 +262,10 @@ def test_a_plan_inside_jit_and_vmap_is_the_same():
     mask = masks.Causal() & masks.SameSegment()
     plan = make_plan(mask, coords, block=(4, 4))
     jitted = jax.jit(functools.partial(make_plan, block=(4, 4)))(mask, coords)
-    np.testing.assert_array_equal(jitted.kinds, plan.kinds)
+    chex.assert_trees_all_equal(jitted.kinds, plan.kinds)
     assert (jitted.block, jitted.lengths) == (plan.block, plan.lengths)
     mapped = jax.vmap(lambda c: make_plan(mask, c, block=(4, 4)).kinds)(coords)
-    np.testing.assert_array_equal(mapped[:, 0], plan.kinds)
+    chex.assert_trees_all_equal(mapped[:, 0], plan.kinds)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -283,7 +288,7 @@ def test_heads_over_devices_keep_their_windows(check_vma):
             check_vma=check_vma,
         )
     )(jnp.arange(4), sizes)
-    np.testing.assert_array_equal(spread, kinds(jnp.arange(4), sizes))
+    chex.assert_trees_all_equal(spread, kinds(jnp.arange(4), sizes))
 
 
 def test_the_picture_and_the_repr():
@@ -328,14 +333,14 @@ def test_a_plan_is_a_pytree_with_static_sizes():
 
 def test_empty_sequences_have_no_blocks():
     plan = make_plan(masks.Causal(), Coords.arange(0), Coords.arange(8), block=(4, 4))
-    assert plan.kinds.shape == (1, 1, 0, 2)
+    chex.assert_shape(plan.kinds, (1, 1, 0, 2))
 
 
 def test_block_kinds_works_on_tiles_of_any_batch_rank():
     coords = Coords.from_segments(jnp.arange(2 * 3 * 8).reshape(2, 3, 8) // 5)
     q, k = to_record(coords, "query", 2), to_record(coords, "key", 2)
     kinds = block_kinds(masks.SameSegment(), q, k, (4, 4))
-    assert kinds.shape == (2, 3, 1, 2, 2)
+    chex.assert_shape(kinds, (2, 3, 1, 2, 2))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Positional encodings."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,18 +45,20 @@ def test_a_shift_is_one_linear_map_for_all_positions():
 
 
 def test_integers_floats_and_dtypes():
-    assert positions.sinusoidal(jnp.arange(3), 4).dtype == jnp.float32
-    assert positions.sinusoidal(jnp.arange(3), 4, dtype=jnp.bfloat16).dtype == jnp.bfloat16
+    chex.assert_type(positions.sinusoidal(jnp.arange(3), 4), jnp.float32)
+    chex.assert_type(positions.sinusoidal(jnp.arange(3), 4, dtype=jnp.bfloat16), jnp.bfloat16)
     half = positions.sinusoidal(jnp.array([0.5], jnp.bfloat16), 2)
-    np.testing.assert_allclose(half, [[np.sin(0.5), np.cos(0.5)]], rtol=1e-6)
-    assert positions.sinusoidal(jnp.int32(3), 4).shape == (4,)
+    chex.assert_trees_all_close(half, np.array([[np.sin(0.5), np.cos(0.5)]]))
+    chex.assert_shape(positions.sinusoidal(jnp.int32(3), 4), (4,))
 
 
 def test_learned_positions_are_rows():
     table = jnp.arange(12.0).reshape(4, 3)
-    assert np.array_equal(positions.learned(jnp.array([[3, 0]]), table), table[jnp.array([[3, 0]])])
+    chex.assert_trees_all_equal(
+        positions.learned(jnp.array([[3, 0]]), table), table[jnp.array([[3, 0]])]
+    )
     gradient = jax.grad(lambda t: jnp.sum(positions.learned(jnp.array([1, 1]), t)))(table)
-    assert np.array_equal(gradient, np.array([0, 2, 0, 0.0])[:, None] * np.ones(3))
+    chex.assert_trees_all_equal(gradient, np.array([0, 2, 0, 0.0])[:, None] * np.ones(3))
 
 
 @pytest.mark.parametrize("place", [4, -1])

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +23,17 @@ from flax_attn import (
 )
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
+long = pytest.mark.conformance
 B, T, N, K, D, M = 4, 6, 8, 4, 8, 24
 RNG = np.random.default_rng(0)
 
 
 def draw(*shape):
-    return jnp.asarray(RNG.normal(size=shape) / 2, jnp.float32)
+    return (RNG.normal(size=shape) / 2).astype(np.float32)
 
 
 Q, KEY, V = draw(B, T, N, D), draw(B, T, K, D), draw(B, T, K, D)
-BIAS, MASK = draw(1, N, T, T), jnp.asarray(RNG.random((B, 1, T, T)) < 0.8)
+BIAS, MASK = draw(1, N, T, T), RNG.random((B, 1, T, T)) < 0.8
 SINK = draw(N)
 X = draw(B, T, M)
 HEADS = P("batch", None, "heads", None)
@@ -52,8 +54,12 @@ def attend(q, k, v, bias, mask, sink, **options):
     return dot_product_attention(q, k, v, bias, mask, **options)
 
 
-def loss(f, *arguments):
-    return jnp.sum(jnp.sin(f(*arguments)))
+def value_and_gradients(f, argnums):
+    def loss(*arguments):
+        output = f(*arguments)
+        return jnp.sum(jnp.sin(output)), output
+
+    return jax.jit(jax.grad(loss, argnums, has_aux=True))
 
 
 ARGUMENTS = (Q, KEY, V, BIAS, MASK, SINK)
@@ -61,21 +67,19 @@ SPECS = (HEADS, HEADS, HEADS, P(None, "heads"), P("batch"), P("heads"))
 DIFFERENTIABLE = (0, 1, 2, 3, 5)
 
 
-def check(f, reference, arguments, argnums, put=lambda a: a):
-    """Value and gradients of `f` on placed arguments equal those of the reference on one device."""
-    placed = put(arguments)
-    assert_close(jax.jit(f)(*placed), reference(*arguments), FORWARD["float32"])
-    expected = jax.grad(functools.partial(loss, reference), argnums)(*arguments)
-    actual = jax.jit(jax.grad(functools.partial(loss, f), argnums))(*placed)
-    check_gradients(actual, expected)
+def check(actual, expected):
+    """Gradients relative to the largest: the softmax does not feel the bias of the keys."""
+    (gradients, output), (wanted, expected) = jax.device_get((actual, expected))
+    chex.assert_tree_all_finite(gradients)
+    assert_close(output, expected, FORWARD["float32"])
+    largest = max(np.max(np.abs(e)) for e in jax.tree.leaves(wanted))
+    tolerance = GRADIENT["float32"] * largest
+    chex.assert_trees_all_close(gradients, wanted, rtol=0, atol=tolerance)
 
 
-def check_gradients(actual, expected):
-    """Relative to the largest: the softmax does not feel the bias of the keys."""
-    largest = max(float(jnp.max(jnp.abs(e))) for e in jax.tree.leaves(expected))
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == e.shape
-        assert np.max(np.abs(a - e)) <= GRADIENT["float32"] * largest
+@functools.cache
+def attention_on_one_device():
+    return value_and_gradients(attend, DIFFERENTIABLE)(*ARGUMENTS)
 
 
 def place(arguments, specs, kind=AxisType.Auto):
@@ -88,23 +92,22 @@ def place(arguments, specs, kind=AxisType.Auto):
 
 
 def test_attention_under_jit_with_shardings():
-    check(attend, attend, ARGUMENTS, DIFFERENTIABLE, lambda a: place(a, SPECS))
+    found = value_and_gradients(attend, DIFFERENTIABLE)(*place(ARGUMENTS, SPECS))
+    check(found, attention_on_one_device())
 
 
 def test_attention_with_explicit_mesh_axes():
     arguments = place(ARGUMENTS, SPECS, AxisType.Explicit)
     with jax.set_mesh(mesh(AxisType.Explicit)):
-        output = jax.jit(attend)(*arguments)
-        gradients = jax.jit(jax.grad(functools.partial(loss, attend), DIFFERENTIABLE))(*arguments)
+        gradients, output = value_and_gradients(attend, DIFFERENTIABLE)(*arguments)
     assert output.sharding.spec == HEADS
-    assert_close(np.asarray(output), attend(*ARGUMENTS), FORWARD["float32"])
-    expected = jax.grad(functools.partial(loss, attend), DIFFERENTIABLE)(*ARGUMENTS)
-    check_gradients(jax.tree.map(np.asarray, gradients), expected)
+    check((gradients, output), attention_on_one_device())
 
 
 def test_attention_under_shard_map():
     sharded = jax.shard_map(attend, mesh=mesh(), in_specs=SPECS, out_specs=HEADS)
-    check(sharded, attend, ARGUMENTS, DIFFERENTIABLE)
+    found = value_and_gradients(sharded, DIFFERENTIABLE)(*ARGUMENTS)
+    check(found, attention_on_one_device())
 
 
 def test_attention_under_pmap():
@@ -123,15 +126,17 @@ def test_attention_under_pmap():
         out = f(*parts, mask)
         return jnp.moveaxis(out, 0, 2).reshape(q.shape)
 
-    assert_close(sharded(*ARGUMENTS), attend(*ARGUMENTS), FORWARD["float32"])
-    expected = jax.grad(functools.partial(loss, attend), DIFFERENTIABLE)(*ARGUMENTS)
-    actual = jax.grad(functools.partial(loss, sharded), DIFFERENTIABLE)(*ARGUMENTS)
-    check_gradients(actual, expected)
+    def loss(*arguments):
+        output = sharded(*arguments)
+        return jnp.sum(jnp.sin(output)), output
+
+    found = jax.grad(loss, DIFFERENTIABLE, has_aux=True)(*map(jnp.asarray, ARGUMENTS))
+    check(found, attention_on_one_device())
 
 
 def test_dropout_is_the_same_on_every_device():
     dropout = Dropout(0.4, jax.random.key(0))
-    expected = attend(*ARGUMENTS, dropout=dropout)
+    expected = jax.jit(functools.partial(attend, dropout=dropout))(*ARGUMENTS)
 
     def local(*arguments):
         heads = jax.lax.axis_index("heads") * (N // 4) + jnp.arange(N // 4)
@@ -190,13 +195,20 @@ FACES = {"function": by_function, "linen": by_linen, "nnx": by_nnx}
 MODULE_SPECS = {"in_specs": (WEIGHT_SPECS, P("batch")), "out_specs": P("batch")}
 
 
+@functools.cache
+def whole_on_one_device():
+    return value_and_gradients(whole, (0, 1))(WEIGHTS, X)
+
+
 @pytest.mark.parametrize("name", FACES)
 def test_multi_head_attention_under_shard_map(name):
     sharded = jax.shard_map(FACES[name], mesh=mesh(), **MODULE_SPECS)
-    check(sharded, whole, (WEIGHTS, X), (0, 1))
+    check(value_and_gradients(sharded, (0, 1))(WEIGHTS, X), whole_on_one_device())
 
 
-@pytest.mark.parametrize("name", FACES)
+@pytest.mark.parametrize(
+    "name", ["function", *(pytest.param(n, marks=long) for n in ("linen", "nnx"))]
+)
 def test_multi_head_attention_under_pmap(name):
     """Two heads and one key head on each of four devices."""
     axes = jax.tree.map(
@@ -218,17 +230,18 @@ def test_multi_head_attention_under_pmap(name):
         )
         return f(jax.tree.map(split, weights, axes, is_leaf=lambda leaf: leaf is None), x)
 
-    expected = whole(WEIGHTS, X)
-    assert_close(sharded(WEIGHTS, X), expected, FORWARD["float32"])
-    expected = jax.grad(functools.partial(loss, whole), (0, 1))(WEIGHTS, X)
-    actual = jax.grad(functools.partial(loss, sharded), (0, 1))(WEIGHTS, X)
-    check_gradients(actual, expected)
+    def loss(*arguments):
+        output = sharded(*arguments)
+        return jnp.sum(jnp.sin(output)), output
+
+    found = jax.grad(loss, (0, 1), has_aux=True)(*jax.tree.map(jnp.asarray, (WEIGHTS, X)))
+    check(found, whole_on_one_device())
 
 
 def test_multi_head_attention_under_jit_with_shardings():
     specs = (WEIGHT_SPECS, P("batch"))
-    check(whole, whole, (WEIGHTS, X), (0, 1), lambda a: place(a, specs))
     weights, x = place((WEIGHTS, X), specs)
+    check(value_and_gradients(whole, (0, 1))(weights, x), whole_on_one_device())
     compiled = jax.jit(whole).lower(weights, x).compile().as_text()
     assert "all-reduce" in compiled  # the output's parts are summed
     assert "all-gather" not in compiled  # and nothing is brought together
@@ -256,7 +269,7 @@ def test_dropout_in_the_modules_is_that_of_one_device(api, broadcast):
         return flax_nnx.merge(graph, state)(x, rngs=flax_nnx.Rngs(dropout=0))
 
     key = flax_nnx.Rngs(dropout=0).dropout()
-    expected = layer.apply({"params": WEIGHTS}, X, dropout_rng=key)
+    expected = jax.jit(lambda w, x: layer.apply({"params": w}, x, dropout_rng=key))(WEIGHTS, X)
     module = {"linen": by_linen, "nnx": by_nnx}[api]
     sharded = jax.shard_map(module, mesh=mesh(), **MODULE_SPECS)
     assert_close(jax.jit(sharded)(WEIGHTS, X), expected, FORWARD["float32"])

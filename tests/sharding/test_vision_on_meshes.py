@@ -41,17 +41,20 @@ OF_ALL_TOKENS = (
 )
 # The default suite takes one of each kind of operation: convolutions of groups, few channels and
 # depthwise ones, means, windows, products of all places, gates.
-QUICK = (
-    "attention_pool",
-    "cbam",
-    "global_context",
-    "halo_attention",
-    "large_kernel_attention",
-    "selective_kernel",
-    "split_attention",
-    "squeeze_excite",
-    "window_attention",
-)
+QUICK = {
+    AxisType.Auto: (
+        "attention_pool",
+        "cbam",
+        "global_context",
+        "halo_attention",
+        "large_kernel_attention",
+        "selective_kernel",
+        "split_attention",
+        "squeeze_excite",
+        "window_attention",
+    ),
+    AxisType.Explicit: ("attention_pool", "halo_attention", "large_kernel_attention"),
+}
 
 
 def mesh(kind):
@@ -74,9 +77,13 @@ def assert_stays_divided(function, variables, *images):
         assert size <= max(largest, images[0].shape[-1])
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else [long]) for n in mechanisms()]
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if name in quick else long, id=f"{name}-{kind}")
+        for kind, quick in QUICK.items()
+        for name in mechanisms()
+    ],
 )
 def test_a_mechanism_keeps_the_batch_divided(name, kind):
     cls = module_class(linen, name)
