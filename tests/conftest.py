@@ -25,6 +25,8 @@ def pytest_configure(config):
     found again by its text, the options of XLA and the versions, so a kept one is never stale.
     `pytest --cache-clear` removes them.
     """
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

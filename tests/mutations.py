@@ -480,9 +480,9 @@ MUTATIONS = [
 
 
 def pytest(copy: pathlib.Path, tests: str) -> int:
-    """The exit status of tests in a copy of the repository."""
+    """The exit status of tests in a copy of the repository, which keeps its compiled programs."""
     marks = "not parity and not targets and not workaround and not annotations"
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m '{marks}' {tests}"
+    command = f"{sys.executable} -m pytest -x -q -m '{marks}' {tests}"
     done = subprocess.run(command, shell=True, cwd=copy, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout[-2000:]}")

@@ -13,10 +13,10 @@ from jax import export
 from flax_attn import Coords, Sigmoid, attention, dot_product_attention, explain, masks, scores
 from flax_attn.attention import _registry
 from flax_attn.normalizers import TopK
+from tests.runs import some_by_default
 from tests.tolerances import FORWARD, assert_close
 
 Q, K, V = np.random.default_rng(0).normal(size=(3, 2, 300, 4, 16)).astype(np.float32)
-long = pytest.mark.conformance
 
 
 def causal(q, k, v):
@@ -175,7 +175,7 @@ def forward_mode(q, k, v):
 
 @pytest.mark.parametrize(
     "function",
-    [value_and_gradients, *(pytest.param(f, marks=long) for f in (causal, forward_mode))],
+    some_by_default([value_and_gradients, causal, forward_mode], value_and_gradients),
 )
 def test_memory_grows_with_the_length_and_not_with_its_square(function):
     short, long = temporaries(function, 4096), temporaries(function, 16384)

@@ -25,9 +25,9 @@ from tests.mechanisms import (
     random_variables,
 )
 from tests.oracles import vision as oracles
+from tests.runs import long, some_by_default
 from tests.tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT, assert_close
 
-long = pytest.mark.conformance
 every_mechanism = pytest.mark.parametrize("name", mechanisms())
 every_gate = pytest.mark.parametrize(
     "name", [name for name in mechanisms() if hasattr(vision, f"{name}_gate")]
@@ -151,7 +151,7 @@ def test_function_and_module_equal_the_oracle_in_float64(name, shape, x64):
 
 
 @every_mechanism
-@pytest.mark.parametrize("train", [False, pytest.param(True, marks=long)])
+@pytest.mark.parametrize("train", some_by_default([False, True], False))
 def test_linen_and_nnx_are_one_program(name, train):
     """Output, gates and statistics: so what is proved of one module is proved of its twin."""
     x = image(facts(name).shape, dtype=np.float32)

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from flax_attn import Coords, Softmax, dot_product_attention, masks, scores
+from tests.runs import long, some_by_default
 from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import GRADIENT, assert_close
-
-pytestmark = pytest.mark.conformance
 
 B, T, S, N, K, D, DV = 2, 6, 7, 2, 1, 3, 2
 COUNT = 3  # size of an axis that `vmap` maps over
@@ -259,8 +258,12 @@ def check(transformation, implementation, x):
         assert_close(a, e, 10 * GRADIENT["float64"], jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("transformation", TRANSFORMATIONS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "transformation",
+    some_by_default(TRANSFORMATIONS, grad, jvp, jvp_of_grad),
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_a_transformation_is_that_of_the_formula(implementation, transformation, x64):
     check(transformation, implementation, leaves())
 
@@ -298,8 +301,8 @@ BATCHED = {
 }
 
 
-@pytest.mark.parametrize("of", BATCHED)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("of", some_by_default(BATCHED, "everything"))
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_vmap_over(implementation, of, x64):
     check(vmaps(BATCHED[of]), implementation, leaves(COUNT, BATCHED[of]))
 
@@ -325,17 +328,20 @@ def by_examples(function, x):
     return alone(grad), alone(jvp), grad(jax.vmap(function, (axes,)), x)
 
 
+@long
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap_over_examples(implementation, x64):
     check(by_examples, implementation, leaves())
 
 
+@long
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap_of_vmap(implementation, x64):
     x = leaves(COUNT, ["query", "left", "key", "slopes"])
     check(twice, implementation, x)
 
 
+@long
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap_of_second_order(implementation, x64):
     check(of_second_order, implementation, leaves(COUNT, ["query", "slopes"]))

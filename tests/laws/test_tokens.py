@@ -18,10 +18,9 @@ from flax_attn import (
     scores,
 )
 from flax_attn.coords import PerHead, unzigzag, zigzag
+from tests.runs import long, some_by_default
 from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import GRADIENT, assert_close
-
-pytestmark = pytest.mark.conformance
 
 B, T, N, K, D = 2, 16, 4, 2, 3
 SINK = np.random.default_rng(1).normal(size=N)
@@ -33,6 +32,9 @@ NORMALIZERS = {
 
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 every_normalizer = pytest.mark.parametrize("normalizer", NORMALIZERS)
+blockwise_by_default = pytest.mark.parametrize(
+    "implementation", some_by_default(IMPLEMENTATIONS, "blockwise")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +122,8 @@ def take(tree, order):
     return jax.tree.map(lambda x: x[:, order], tree)
 
 
-@every_normalizer
-@every_implementation
+@pytest.mark.parametrize("normalizer", some_by_default(NORMALIZERS, "Softmax"))
+@blockwise_by_default
 def test_keys_have_no_order_and_queries_keep_theirs(implementation, normalizer):
     q, k, v = arrays()
     c = tokens()
@@ -136,6 +138,7 @@ def test_keys_have_no_order_and_queries_keep_theirs(implementation, normalizer):
     assert_same(unzigzag(actual, 4), (result, (dq, dk, dv)))
 
 
+@long
 @every_normalizer
 @every_implementation
 def test_keys_may_be_cut_anywhere_and_joined(implementation, normalizer):
@@ -178,6 +181,7 @@ def test_keys_may_be_cut_anywhere_and_joined(implementation, normalizer):
         assert_same(both(functools.partial(joined, cuts=cuts)), expected)
 
 
+@long
 @every_implementation
 def test_packed_is_one_by_one(implementation):
     q, k, v = arrays()
@@ -199,7 +203,7 @@ def test_packed_is_one_by_one(implementation):
         assert_same(take(together, own), alone)
 
 
-@every_implementation
+@blockwise_by_default
 def test_decoding_a_step_is_a_row_of_the_whole(implementation):
     q, k, v = arrays()
     c = Coords.arange(T)
@@ -230,6 +234,7 @@ def test_decoding_a_step_is_a_row_of_the_whole(implementation):
     assert_same(f(rows, Coords.arange(1, steps)), expected)
 
 
+@long
 @pytest.mark.parametrize("normalizer", [Softmax, Sigmoid])
 @every_implementation
 def test_some_heads_are_those_of_the_whole(implementation, normalizer):
@@ -270,7 +275,7 @@ def test_some_heads_are_those_of_the_whole(implementation, normalizer):
         assert_same(actual, whole[:, :, own])
 
 
-@every_implementation
+@blockwise_by_default
 def test_a_constant_added_to_all_scores_changes_only_the_lse(implementation):
     q, k, v = arrays()
     c = tokens()
@@ -296,6 +301,7 @@ def test_a_constant_added_to_all_scores_changes_only_the_lse(implementation):
     assert abs(slope) < 1e-13
 
 
+@long
 def test_dropout_is_the_same_everywhere(monkeypatch):
     q, k, v = arrays()
     c = tokens()

@@ -392,7 +392,7 @@ def assert_sound(mask, kinds, seen):
             assert not (~tile.all(axis=(-1, -2)) & (kind == FULL)).any(), (mask, i, j)
 
 
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 @hypothesis.given(
     COMPOSED,
     st.sampled_from(LAYOUTS),

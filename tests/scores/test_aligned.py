@@ -10,6 +10,7 @@ import pytest
 from flax_attn import dot_product_attention, masks, scores
 from flax_attn.coords import Aligned
 from tests.oracles import attention as oracles
+from tests.runs import some_by_default
 from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
@@ -39,8 +40,6 @@ TABLES = {
     "pairs of all heads": ("bts", (B, L, L), ...),
 }
 
-QUICK = ("heads alone", "queries", "keys", "pairs alone")
-
 
 def of_pairs(name, table):
     """The whole table `[B | 1, N | 1, T | 1, S | 1]`."""
@@ -50,7 +49,7 @@ def of_pairs(name, table):
 
 @every_implementation
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.conformance) for n in TABLES]
+    "name", some_by_default(TABLES, "heads alone", "queries", "keys", "pairs alone")
 )
 def test_a_table_over_some_axes(name, implementation, x64):
     axes, shape, pairs = TABLES[name]

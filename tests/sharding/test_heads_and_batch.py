@@ -21,9 +21,9 @@ from flax_attn import (
     multi_head_attention,
     nnx,
 )
+from tests.runs import some_by_default
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
-long = pytest.mark.conformance
 B, T, N, K, D, M = 4, 6, 8, 4, 8, 24
 RNG = np.random.default_rng(0)
 
@@ -206,9 +206,7 @@ def test_multi_head_attention_under_shard_map(name):
     check(value_and_gradients(sharded, (0, 1))(WEIGHTS, X), whole_on_one_device())
 
 
-@pytest.mark.parametrize(
-    "name", ["function", *(pytest.param(n, marks=long) for n in ("linen", "nnx"))]
-)
+@pytest.mark.parametrize("name", some_by_default(["function", "linen", "nnx"], "function"))
 def test_multi_head_attention_under_pmap(name):
     """Two heads and one key head on each of four devices."""
     axes = jax.tree.map(

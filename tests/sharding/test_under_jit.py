@@ -27,9 +27,9 @@ from flax_attn import (
     scores,
 )
 from tests.compiled import collectives, temporaries
+from tests.runs import long, some_by_default
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
-long = pytest.mark.conformance
 B, T, N, K, D = 4, 320, 8, 4, 8
 LAYOUTS = {
     "batch": ((4,), P("x")),
@@ -159,11 +159,9 @@ SOME = {
 }
 
 
-BATCHED_OR_NOT = [
-    "sequence and heads",
-    pytest.param("batch and heads", marks=long),
-    pytest.param("batch and sequence", marks=long),
-]
+BATCHED_OR_NOT = some_by_default(
+    ["sequence and heads", "batch and heads", "batch and sequence"], "sequence and heads"
+)
 
 
 def make_cases():
@@ -218,7 +216,7 @@ def test_explicit_axes(layout):
     assert found <= allowed
 
 
-@pytest.mark.parametrize("kv_heads", [2, pytest.param(1, marks=long)])
+@pytest.mark.parametrize("kv_heads", some_by_default([1, 2], 2))
 def test_fewer_key_heads_than_devices(kv_heads):
     values = place(make_mesh((8,)), P(None, None, "x"), arguments(kv_heads=kv_heads), P())
     forward = jax.jit(lambda values: everything(**values)).lower(values).compile()
@@ -277,7 +275,7 @@ def test_forward_mode(layout):
 
 @pytest.mark.parametrize(
     "layout",
-    ["batch and heads", pytest.param("batch", marks=long), pytest.param("heads", marks=long)],
+    some_by_default(["batch", "heads", "batch and heads"], "batch and heads"),
 )
 def test_a_device_takes_the_memory_of_its_part(layout):
     """Within 5 % of a program for one device that is given only that part."""
@@ -324,7 +322,7 @@ def test_vmap_of_sharded_arguments():
     assert_close(np.asarray(compiled(placed)), expected(plain)[0], FORWARD["float32"])
 
 
-@pytest.mark.parametrize("api", ["linen", pytest.param("nnx", marks=long)])
+@pytest.mark.parametrize("api", some_by_default(["linen", "nnx"], "linen"))
 def test_modules_with_batch_and_heads_split(api):
     features = 32
     mesh = make_mesh((2, 4))

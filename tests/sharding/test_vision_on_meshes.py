@@ -18,9 +18,9 @@ from flax_attn import linen, maps
 from flax_attn.vision._pooling import spatial_mean
 from tests.compiled import every_collective
 from tests.mechanisms import facts, mechanisms, module_class
+from tests.runs import long
 from tests.tolerances import assert_close
 
-long = pytest.mark.conformance
 SHAPE = (8, 56, 56, 256)
 FEWER_TOKENS = (8, 14, 14, 256)
 OPTIONS = {  # as real networks have them
