@@ -167,9 +167,9 @@ def test_spatial_reduction_to_nothing_is_refused():
 )
 def test_attention_weights_are_sown_on_request(name, settings, shape):
     module = getattr(linen, name)(**settings)
-    _, sown, _ = apply(module)
-    assert not sown
-    variables = random_variables("", 16, dtype=np.float32, module=module)
+    variables = jax.jit(module.init)(jax.random.key(0), X)
+    plain = functools.partial(module.apply, mutable=["intermediates"])
+    assert not jax.eval_shape(plain, variables, X)[1]
     asked = functools.partial(module.apply, sow_weights=True, mutable=["intermediates"])
     _, sown = jax.jit(asked)(variables, X)
     (weights,) = sown["intermediates"]["attention_weights"]
