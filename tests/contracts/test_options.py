@@ -173,8 +173,8 @@ def test_the_default_norm_updates_its_statistics_as_pytorch_does(name):
     params["reduce"]["kernel"][0] = 1
     training = functools.partial(module.apply, mutable=["batch_stats"])
     _, updated = jax.jit(training)({**variables, "params": params}, x)
-    np.testing.assert_allclose(updated["batch_stats"][layer]["mean"], 100.1, rtol=1e-6)
-    np.testing.assert_allclose(updated["batch_stats"][layer]["var"], 0.9 + 0.1, rtol=1e-5)
+    chex.assert_trees_all_close(updated["batch_stats"][layer]["mean"], 100.1)
+    chex.assert_trees_all_close(updated["batch_stats"][layer]["var"], 0.9 + 0.1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bam", "coordinate_attention"])

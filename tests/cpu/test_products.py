@@ -85,7 +85,7 @@ def test_a_product_that_was_asked_for_is_taken(layer):
     def twice(*args, **settings):
         return 2 * lax.dot_general(*args, **settings)
 
-    np.testing.assert_array_equal(layer(dot_general=twice)(x), 2 * layer()(x))
+    chex.assert_trees_all_equal(layer(dot_general=twice)(x), 2 * layer()(x))
 
 
 def test_a_layer_is_its_copy():

@@ -114,7 +114,7 @@ def test_scse_by_hand():
 
 def test_scse_of_the_paper_adds():
     y, p = apply(linen.SCSE(combine="add", reduction=16))
-    assert p["reduce"]["kernel"].shape == (32, 2)
+    chex.assert_shape(p["reduce"]["kernel"], (32, 2))
     assert_close(y, oracles.scse(WIDE, p, combine="add"), FORWARD["float32"])
 
 
@@ -136,7 +136,9 @@ def test_the_gradient_of_scse_at_zeros_is_that_of_a_maximum():
         return value, pull_back(cotangent)[0]
 
     ours = jax.jit(lambda: value_and_gradient(functools.partial(vision.scse, **bound)))()
-    for actual, expected in zip(ours, jax.jit(lambda: value_and_gradient(by_maximum))(), strict=True):
+    for actual, expected in zip(
+        ours, jax.jit(lambda: value_and_gradient(by_maximum))(), strict=True
+    ):
         assert_close(actual, expected, FORWARD["float32"])
 
 
@@ -150,7 +152,7 @@ def test_global_context_by_hand():
 
     reduce, expand = maps.dense(jnp.array([[6.0], [5.0]])), maps.dense(jnp.array([[0.1, -1.0]]))
     weights = call(vision.global_context_weights, SMALL, score)
-    np.testing.assert_allclose(weights.ravel(), np.array([1, 2, 3, 6]) / 12, rtol=1e-6)
+    chex.assert_trees_all_close(weights.ravel(), np.array([1, 2, 3, 6]) / 12)
     context = functools.partial(call, vision.global_context, SMALL, score, reduce, identity, expand)
     added = np.asarray(context()) - SMALL  # hidden = 25 - 5
     chex.assert_trees_all_close(added.reshape(4, 2), np.array([[2.0, -20.0]] * 4), rtol=1e-5)
@@ -175,16 +177,18 @@ def test_global_context_adds_the_same_to_every_place():
     y, _ = apply(linen.GlobalContext(reduction=4))
     difference = np.asarray(y) - X
     assert np.abs(difference).max() > 0.1
-    np.testing.assert_allclose(difference, np.broadcast_to(difference[:, :1, :1], X.shape), 0, 1e-6)
+    chex.assert_trees_all_close(
+        difference, np.broadcast_to(difference[:, :1, :1], X.shape), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_weights_over_many_places_sum_to_one_in_every_dtype(dtype):
     x = RNG.normal(size=(2, 64, 64, 4)).astype(jnp.dtype(dtype))
     weights = call(vision.global_context_weights, x, dense(4, 1))
-    assert weights.dtype == jnp.float32
-    assert weights.shape == (2, 64, 64, 1)
-    np.testing.assert_allclose(np.sum(weights, (1, 2, 3)), 1, rtol=1e-5)
+    chex.assert_type(weights, jnp.float32)
+    chex.assert_shape(weights, (2, 64, 64, 1))
+    chex.assert_trees_all_close(np.sum(weights, (1, 2, 3)), 1, rtol=1e-5)
 
 
 def test_a_bias_of_the_score_changes_nothing():
@@ -196,7 +200,7 @@ def test_a_bias_of_the_score_changes_nothing():
 
 def test_large_logits_do_not_overflow():
     weights = call(vision.global_context_weights, SMALL, lambda x: 1e4 * x[..., :1])
-    np.testing.assert_array_equal(weights.ravel(), [0, 0, 0, 1])
+    chex.assert_trees_all_equal(weights.ravel(), np.array([0, 0, 0, 1]))
 
 
 def test_global_context_sows_its_weights():
@@ -217,9 +221,9 @@ def test_the_layer_normalisation_of_a_context_is_pytorchs():
     y = norm.apply(norm.init(jax.random.key(0), jnp.ones(2)), jnp.asarray(c, jnp.float32))
     centred = np.asarray(c, np.float32) - np.asarray(c, np.float32).mean()
     expected = centred / np.sqrt(np.square(centred).mean() + 1e-5)
-    np.testing.assert_allclose(y, expected, rtol=1e-4)
+    chex.assert_trees_all_close(y, expected, rtol=1e-4)
     other = nnx.GlobalContext(32, reduction=16, rngs=flax_nnx.Rngs(0)).norm
-    np.testing.assert_allclose(other(jnp.asarray(c, jnp.float32)), expected, rtol=1e-4)
+    chex.assert_trees_all_close(other(jnp.asarray(c, jnp.float32)), expected, rtol=1e-4)
 
 
 def test_global_context_takes_batch_normalisation_that_knows_its_phase():
@@ -273,15 +277,15 @@ def test_gated_channel_transform_has_a_gradient_at_zeros():
 
     x = np.zeros((1, 3, 3, 4), np.float32)
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, 0 * ones)
-    assert all(np.isfinite(g).all() for g in gradients)
-    np.testing.assert_allclose(gradients[0], 1 + math.tanh(1), rtol=1e-6)
+    chex.assert_tree_all_finite(gradients)
+    chex.assert_trees_all_close(gradients[0], 1 + math.tanh(1))
 
 
 def test_the_sum_of_squares_does_not_overflow_in_float16():
     x = np.full((1, 64, 64, 4), 60.0, np.float16)  # 60² · 64² = 1.5e7
     ones = np.ones(4, np.float32)
     gate = call(vision.gated_channel_transform_gate, x, ones, ones, 0 * ones)
-    np.testing.assert_allclose(gate, 1 + math.tanh(1), rtol=1e-3)
+    chex.assert_trees_all_close(gate, 1 + math.tanh(1), rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------- FcaNet
@@ -314,7 +318,7 @@ def test_the_first_number_of_a_frequency_is_that_of_the_height():
     rows = np.cos(np.pi * 3 * (np.arange(7) + 0.5) / 7) * np.sqrt(2 / 7) / np.sqrt(7)
     x = np.broadcast_to(rows[:, None, None], (7, 7, 4)).astype(np.float32)
     pooled = spectrum(x, frequencies=((3, 0), (0, 3), (0, 0), (1, 0)))
-    np.testing.assert_allclose(pooled, [1, 0, 0, 0], atol=1e-6)
+    chex.assert_trees_all_close(pooled, np.array([1, 0, 0, 0]), rtol=1e-7, atol=1e-6)
 
 
 def test_the_cosines_are_orthonormal(x64):
@@ -322,7 +326,7 @@ def test_the_cosines_are_orthonormal(x64):
     total = lambda x: jnp.sum(spectrum(x, frequencies=pairs, dct_size=(14, 21)))
     basis = jax.jit(jax.grad(total))(np.ones((14, 21, 49)))  # a channel is pooled by one plane
     planes = np.reshape(basis, (-1, 49)).T
-    np.testing.assert_allclose(planes @ planes.T, np.eye(49), atol=1e-13)
+    chex.assert_trees_all_close(planes @ planes.T, np.eye(49), rtol=1e-7, atol=1e-13)
 
 
 def test_a_frequency_of_the_7_by_7_plane_is_scaled_to_a_larger_one():
@@ -336,15 +340,15 @@ def test_a_frequency_of_the_7_by_7_plane_is_scaled_to_a_larger_one():
 def test_groups_of_channels_follow_one_another():
     x = np.ones((7, 7, 6), np.float32)
     pooled = spectrum(x, frequencies=[(0, 0), (1, 0), (0, 1)])
-    np.testing.assert_allclose(pooled, [7, 7, 0, 0, 0, 0], atol=1e-5)
+    chex.assert_trees_all_close(pooled, np.array([7, 7, 0, 0, 0, 0]), rtol=1e-7, atol=1e-5)
 
 
 def test_frequency_pooling_does_not_accumulate_in_half_precision():
     for dtype, value in (("bfloat16", 1.0), ("float16", 60.0)):
         x = np.full((1, 64, 64, 4), value, jnp.dtype(dtype))
         pooled = spectrum(x, frequencies=1, dct_size=(64, 64))
-        assert pooled.dtype == jnp.float32
-        np.testing.assert_allclose(pooled, 64 * value, rtol=1e-6)
+        chex.assert_type(pooled, jnp.float32)
+        chex.assert_trees_all_close(pooled, 64 * value)
 
 
 @pytest.mark.parametrize(("frequencies", "size"), [(32, 7), (16, (7, 14)), (4, 28)])

@@ -65,7 +65,7 @@ def weights_of(name, x):
 
 @pytest.mark.parametrize("name", ["non_local", "position_attention", "channel_affinity_attention"])
 def test_rows_of_weights_sum_to_one(name):
-    np.testing.assert_allclose(np.sum(weights_of(name, X), axis=-1), 1, rtol=1e-5)
+    chex.assert_trees_all_close(np.sum(weights_of(name, X), axis=-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_channels_attend_to_the_channels_that_are_unlike_them():
     y, weights = call(vision.channel_affinity_attention, x, jnp.array(1.0), return_weights=True)
     row = np.exp([-0.25, 0.25, 0.0])
     row /= row.sum()
-    np.testing.assert_allclose(weights[0, 0], row, rtol=1e-6)
-    np.testing.assert_allclose(y[0, 0, 0, 0], 0.3 + 0.3 * (row[0] - row[1]), rtol=1e-5)
+    chex.assert_trees_all_close(weights[0, 0], row)
+    chex.assert_trees_all_close(y[0, 0, 0, 0], 0.3 + 0.3 * (row[0] - row[1]), rtol=1e-5)
 
 
 def test_large_channels_do_not_overflow():
@@ -116,14 +116,14 @@ def test_one_step_reaches_the_cross_and_two_steps_every_place(recurrence):
     reached = np.abs(jax.jit(jax.grad(at_a_place))(X)).max(axis=(0, 3)) > 0
     cross = np.zeros((6, 5), bool)
     cross[2], cross[:, 3] = True, True
-    np.testing.assert_array_equal(reached, cross if recurrence == 1 else np.ones((6, 5), bool))
+    chex.assert_trees_all_equal(reached, cross if recurrence == 1 else np.ones((6, 5), bool))
 
 
 def test_criss_cross_weights_count_the_own_place_once():
     first, second = weights_of("criss_cross_attention", X)
     for weights in (np.asarray(first), np.asarray(second)):
         chex.assert_shape(weights, (2, 6, 5, 11))
-        np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)
+        chex.assert_trees_all_close(np.sum(weights, axis=-1), 1, rtol=1e-5)
         for i in range(6):
             assert not np.any(weights[:, i, :, i])  # of the column
         for j in range(5):
@@ -167,17 +167,17 @@ def test_criss_cross_scores_grow_with_the_height_plus_the_width():
 
 def test_external_attention_normalises_over_places_and_then_over_slots():
     weights = weights_of("external_attention", X)
-    assert weights.shape == (2, 6, 5, 64)
-    np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)
+    chex.assert_shape(weights, (2, 6, 5, 64))
+    chex.assert_trees_all_close(np.sum(weights, axis=-1), 1, rtol=1e-5)
     one_place = weights_of("external_attention", X[:, :1, :1])
-    np.testing.assert_allclose(one_place, 1 / 64, rtol=1e-5)  # whatever its features are
+    chex.assert_trees_all_close(one_place, 1 / 64, rtol=1e-5)  # whatever its features are
 
 
 def test_double_attention_gathers_over_places_and_distributes_over_descriptors():
     gathering, distributing = weights_of("double_attention", X)
     assert gathering.shape == distributing.shape == (2, 6, 5, 8)
-    np.testing.assert_allclose(np.sum(gathering, axis=(1, 2)), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.sum(distributing, axis=-1), 1, rtol=1e-5)
+    chex.assert_trees_all_close(np.sum(gathering, axis=(1, 2)), 1, rtol=1e-5)
+    chex.assert_trees_all_close(np.sum(distributing, axis=-1), 1, rtol=1e-5)
 
 
 # Traps
@@ -214,8 +214,8 @@ def test_subsampled_keys_and_values_are_maxima_and_drop_what_is_left_over():
     y, weights, seen = jax.jit(attend)(x)
     # As PyTorch's, 7 × 5 -> 3 × 2.
     chex.assert_trees_all_equal(seen, x[:, :6, :4].reshape(2, 3, 2, 2, 2, 32).max((2, 4)))
-    assert y.shape == x.shape
-    assert weights.shape == (2, 35, 6)
+    chex.assert_equal_shape([y, x])
+    chex.assert_shape(weights, (2, 35, 6))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -223,11 +223,11 @@ def test_softmaxes_over_many_places_are_float32(dtype):
     x = np.zeros((1, 64, 64, 8), jnp.dtype(dtype))  # 4096 equal weights: 1 / 4096, which sum to 1
     nothing = maps.dense(jnp.zeros((8, 8)))
     gathering, _ = call(vision.double_attention, x, *[nothing] * 4, return_weights=True)[1]
-    assert gathering.dtype == jnp.float32
-    np.testing.assert_allclose(np.sum(gathering, axis=(1, 2)), 1, rtol=1e-6)
+    chex.assert_type(gathering, jnp.float32)
+    chex.assert_trees_all_close(np.sum(gathering, axis=(1, 2)), 1)
     ones = np.ones_like(x)
     y = call(vision.position_attention, ones, nothing, nothing, identity, jnp.array(1.0))
-    assert y.dtype == dtype
+    chex.assert_type(y, dtype)
     assert_close(y, np.full(x.shape, 2.0), FORWARD[dtype])
     y = call(vision.double_attention, ones, identity, nothing, nothing, identity)
     assert_close(y, np.full(x.shape, 2.0), FORWARD[dtype])
@@ -242,7 +242,7 @@ def test_the_statistics_of_a_training_batch_normalise_the_branch():
         module = linen_module(name, train=True, **options)
         y, _ = jax.jit(functools.partial(module.apply, mutable=["batch_stats"]))(variables, X)
         branch = np.asarray(y, np.float64) - X
-        np.testing.assert_allclose(branch.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+        chex.assert_trees_all_close(branch.mean(axis=(0, 1, 2)), 0, rtol=1e-7, atol=1e-5)
         assert np.all(branch.std(axis=(0, 1, 2)) > 0.5)
 
 

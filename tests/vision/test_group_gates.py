@@ -228,7 +228,7 @@ def test_what_is_not_finite_is_seen_in_its_whole_group_and_in_no_other(number):
     gate = call(vision.spatial_group_enhance_gate, x, jnp.full(4, 2.0), jnp.full(4, 0.5))
     finite = np.isfinite(np.asarray(gate).reshape(2, 30, 4, 8))
     expected = np.array([[True, False, True, True], [True] * 4])[:, None, :, None]
-    np.testing.assert_array_equal(finite, np.broadcast_to(expected, finite.shape))
+    chex.assert_trees_all_equal(finite, np.broadcast_to(expected, finite.shape))
 
 
 def test_spatial_group_enhance_is_stable_on_a_small_deviation_beside_a_large_mean():
@@ -331,7 +331,7 @@ def test_one_place_leaves_the_spatial_half_of_shuffle_attention_a_constant_gate(
     x = IMAGE[:, :1, :1]
     gates = (call(vision.shuffle_attention_gate, i, **bound) for i in (x, 3 * x))
     one, other = (np.asarray(gate).reshape(2, 4, 2, 4) for gate in gates)
-    np.testing.assert_array_equal(one[:, :, 1], other[:, :, 1])
+    chex.assert_trees_all_equal(one[:, :, 1], other[:, :, 1])
     assert (one[:, :, 0] != other[:, :, 0]).all()
 
 

@@ -75,8 +75,8 @@ def test_a_selective_kernel_by_hand():
         constant(math.log(3), 0.0),
         return_gate=True,
     )
-    np.testing.assert_allclose(y, 5.0, rtol=1e-6)
-    np.testing.assert_allclose(gate.ravel(), [0.75, 0.25], rtol=1e-6)
+    chex.assert_trees_all_close(y, 5.0)
+    chex.assert_trees_all_close(gate.ravel(), np.array([0.75, 0.25]))
 
 
 def test_a_selective_kernel_reads_the_mean_of_the_sum_of_its_paths():
@@ -108,18 +108,18 @@ def test_split_attention_orders_splits_first_in_the_image_and_groups_first_in_th
         groups=2,
         return_gate=True,
     )
-    np.testing.assert_allclose(y[0, 0, 0], [0.75 * 4 + 0.25 * 0, 0.25 * 8 + 0.75 * 16], rtol=1e-6)
-    np.testing.assert_allclose(gate[0, 0, 0], [[0.75, 0.25], [0.25, 0.75]], rtol=1e-6)
+    chex.assert_trees_all_close(y[0, 0, 0], np.array([0.75 * 4 + 0.25 * 0, 0.25 * 8 + 0.75 * 16]))
+    chex.assert_trees_all_close(gate[0, 0, 0], np.array([[0.75, 0.25], [0.25, 0.75]]))
 
 
 def test_large_kernel_attention_by_hand():
     # a = 1/2 · 3 · 2x: not bounded, and y grows with the square of x.
     x = np.full((1, 3, 3, 1), 2, np.float32)
     y = call(vision.large_kernel_attention, x, scale(2.0), scale(3.0), scale(0.5))
-    np.testing.assert_allclose(y, 2 * 6)
+    chex.assert_trees_all_close(y, 2 * 6, rtol=1e-7)
     five = [scale(2.0), scale(3.0), scale(0.5), scale(1.0), scale(2.0)]
     y = call(vision.separable_large_kernel_attention, x, *five)
-    np.testing.assert_allclose(y, 2 * 2 * 6)
+    chex.assert_trees_all_close(y, 2 * 2 * 6, rtol=1e-7)
 
 
 def test_a_large_selective_kernel_by_hand():
@@ -129,7 +129,7 @@ def test_a_large_selective_kernel_by_hand():
     given = ([scale(2.0), scale(3.0)], [identity, identity], identity, identity)
     y = call(vision.large_selective_kernel, x, *given)
     expected = 2 / (1 + math.exp(-4.0)) + 6 / (1 + math.exp(-6.0))
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    chex.assert_trees_all_close(y, expected)
 
 
 def test_context_anchor_attention_counts_the_zeros_around_the_image():
@@ -150,7 +150,7 @@ def test_context_anchor_attention_counts_the_zeros_around_the_image():
 def test_the_weights_of_the_kernels_sum_to_one():
     for name, axis in (("selective_kernel", 1), ("split_attention", -2)):
         _, gate, _ = apply(linen_module(name))
-        np.testing.assert_allclose(np.sum(gate, axis), 1.0, rtol=1e-6)
+        chex.assert_trees_all_close(np.sum(gate, axis), 1.0)
         assert np.min(gate) < 0.45  # and they differ
 
 
@@ -172,7 +172,7 @@ def test_convolutions_may_stride_and_widen(name):
 
 def test_three_kernels_and_other_groups():
     y, _, p = apply(linen_module("selective_kernel", dilations=(1, 2, 3), groups=4))
-    assert p["conv_2"]["kernel"].shape == (3, 3, 8, 32)
+    chex.assert_shape(p["conv_2"]["kernel"], (3, 3, 8, 32))
     assert_close(y, oracles.selective_kernel(WIDE, p, (1, 2, 3)), FORWARD["float32"])
 
 
@@ -290,7 +290,7 @@ def test_the_gates_of_context_anchor_attention_stay_above_a_bound():
     gate = functools.partial(call, vision.context_anchor_attention_gate)
     assert np.min(gate(X, *[identity] * 4, scale(-1e3), identity)) >= 0.43
     lowest = gate(X[..., :1], *[identity] * 4, constant(-1.2785), identity)
-    np.testing.assert_allclose(lowest, 1 / (1 + math.exp(0.27846)), rtol=1e-5)
+    chex.assert_trees_all_close(lowest, 1 / (1 + math.exp(0.27846)), rtol=1e-5)
 
 
 # Traps
@@ -300,12 +300,12 @@ def test_the_masks_of_a_large_selective_kernel_do_not_compete():
     ones = constant(*[1.0] * 4)
     given = ([identity] * 2, [ones, scale(0.0)], constant(9.0, 9.0), identity)
     gate = call(vision.large_selective_kernel_gate, X[..., :4], *given)
-    np.testing.assert_allclose(gate, 1 / (1 + math.exp(-9.0)), rtol=1e-6)
+    chex.assert_trees_all_close(gate, 1 / (1 + math.exp(-9.0)))
 
 
 def test_a_large_selective_kernel_of_odd_width_rounds_down():
     y, _, p = apply(linen.LargeSelectiveKernel(), X[..., :5])
-    assert p["reduce_0"]["kernel"].shape == (5, 2)
+    chex.assert_shape(p["reduce_0"]["kernel"], (5, 2))
     assert_close(y, oracles.large_selective_kernel(WIDE[..., :5], p), FORWARD["float32"])
 
 
@@ -330,8 +330,8 @@ def test_the_default_norm_of_context_anchor_attention_is_the_detectors():
     training = functools.partial(module.apply, mutable=["batch_stats"])
     _, updated = jax.jit(training)({**variables, "params": params}, x)
     statistics = updated["batch_stats"]["norm_in"]
-    np.testing.assert_allclose(statistics["mean"], 0.03 * 1001, rtol=1e-6)
-    np.testing.assert_allclose(statistics["var"], 0.97 + 0.03, rtol=1e-5)
+    chex.assert_trees_all_close(statistics["mean"], 0.03 * 1001)
+    chex.assert_trees_all_close(statistics["var"], 0.97 + 0.03, rtol=1e-5)
     made = nnx.ContextAnchorAttention(1, rngs=flax_nnx.Rngs(0))
     assert (made.norm_in.momentum, made.norm_in.epsilon) == (0.97, 1e-3)
 

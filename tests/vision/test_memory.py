@@ -103,7 +103,7 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
 def test_the_maximum_may_be_infinite():
     x = jnp.asarray([[jnp.inf, 1.0], [-jnp.inf, -jnp.inf], [3.0, 3.0]])
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(maximum(x, -1))))(x)
-    np.testing.assert_array_equal(gradient, [[1, 0], [0.5, 0.5], [0.5, 0.5]])
+    chex.assert_trees_all_equal(gradient, np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]]))
 
 
 @about_cpus
@@ -252,7 +252,7 @@ def test_a_dot_product_to_one_channel_is_that_of_lax():
     y, pull = jax.vjp(lambda x, k: dot_of_one(x, k, numbers, precision=None), x, kernel)
     wide = lambda x, k: lax.dot_general(x, k, numbers)
     expected, wide_pull = jax.vjp(wide, *(a.astype(jnp.float32) for a in (x, kernel)))
-    assert y.dtype == jnp.bfloat16
+    chex.assert_type(y, jnp.bfloat16)
     assert_close(y, expected, FORWARD["bfloat16"])
     for actual, gradient in zip(
         pull(cotangent), wide_pull(cotangent.astype(jnp.float32)), strict=True
@@ -265,4 +265,4 @@ def test_a_dot_product_in_another_dtype_is_left_to_lax():
     numbers = (((3,), (0,)), ((), ()))
     wide = dot_of_one(x, kernel, numbers, preferred_element_type=jnp.float32)
     expected = lax.dot_general(x, kernel, numbers, preferred_element_type=jnp.float32)
-    np.testing.assert_array_equal(wide, expected)
+    chex.assert_trees_all_equal(wide, expected)

@@ -67,8 +67,10 @@ def test_bilinear_resizing_reads_the_centres_of_places_and_does_not_blur(sizes, 
 def test_nearest_resizing_is_that_of_pytorch_not_that_of_jax():
     x = np.arange(5, dtype=np.float32)[:, None, None]
     rows = resize_nearest(x, (7, 1))[:, 0, 0]
-    np.testing.assert_array_equal(rows, [0, 0, 1, 2, 2, 3, 4])
-    np.testing.assert_array_equal(jax.image.resize(x, (7, 1, 1), "nearest")[:, 0, 0][:3], [0, 1, 1])
+    chex.assert_trees_all_equal(rows, np.array([0, 0, 1, 2, 2, 3, 4]))
+    chex.assert_trees_all_equal(
+        jax.image.resize(x, (7, 1, 1), "nearest")[:, 0, 0][:3], np.array([0, 1, 1])
+    )
 
 
 # ------------------------------------------------------------------------------- attention gate
@@ -81,7 +83,7 @@ def test_an_attention_gate_by_hand():
     psi = maps.dense(jnp.array([[1.0]]), jnp.array([-2.0]))
     x, gating = np.ones((4, 4, 1), np.float32), np.full((1, 1, 1), 0.5, np.float32)
     y = call(vision.attention_gate, x, gating, theta, phi, psi)
-    np.testing.assert_allclose(y, sigmoid(4 + 1 - 2), rtol=1e-6)
+    chex.assert_trees_all_close(y, sigmoid(4 + 1 - 2))
 
 
 def test_the_gate_of_an_attention_gate_is_resized_after_the_sigmoid():
@@ -100,7 +102,7 @@ def test_the_gate_of_an_attention_gate_is_resized_after_the_sigmoid():
 def test_the_gating_signal_has_a_size_and_channels_of_its_own(size):
     gating = RNG.normal(size=(2, *size, 8)).astype(np.float32)
     y, p = apply(linen.AttentionGate(), X, gating)
-    assert p["phi"]["kernel"].shape == (8, 16)
+    chex.assert_shape(p["phi"]["kernel"], (8, 16))
     expected = oracles.attention_gate(WIDE, np.asarray(gating, np.float64), p)
     assert_close(y, expected, FORWARD["float32"])
     made = nnx.AttentionGate(32, gating_features=8, rngs=flax_nnx.Rngs(0))
@@ -166,8 +168,8 @@ def test_gather_excite_without_parameters_by_hand():
     gate = np.asarray(call(vision.gather_excite_gate, x / 16, extent=2))[..., 0]
     corner = np.mean([0, 1, 4, 5]) / 16
     middle = np.mean([5, 6, 7, 9, 10, 11, 13, 14, 15]) / 16
-    np.testing.assert_allclose(gate[0, :2], sigmoid(corner), rtol=1e-6)
-    np.testing.assert_allclose(gate[2:, 2:], sigmoid(middle), rtol=1e-6)
+    chex.assert_trees_all_close(gate[0, :2], sigmoid(corner))
+    chex.assert_trees_all_close(gate[2:, 2:], sigmoid(middle))
 
 
 @pytest.mark.parametrize("extent", [None, 2, 4, 8])
@@ -198,7 +200,7 @@ def test_gather_excite_by_the_mean_of_all_and_a_perceptron_is_squeeze_and_excita
 def test_gather_excite_over_the_whole_image_by_one_kernel(reduction):
     module = linen_module("gather_excite", extent=(6, 5), reduction=reduction)
     y, p = apply(module)
-    assert p["conv_0"]["kernel"].shape == (6, 5, 1, 32)
+    chex.assert_shape(p["conv_0"]["kernel"], (6, 5, 1, 32))
     gathered = np.einsum("nhwc,hwc->nc", WIDE, p["conv_0"]["kernel"][:, :, 0])
     gathered = oracles.norm(gathered, p["norm_0"])
     if reduction:
@@ -224,8 +226,8 @@ def test_gather_excites_default_norm_updates_as_pytorchs():
     variables["params"]["conv_0"]["kernel"] = np.ones((3, 3, 1, 1), np.float32)
     training = functools.partial(module.apply, mutable=["batch_stats"])
     _, updated = jax.jit(training)(variables, x)
-    np.testing.assert_allclose(updated["batch_stats"]["norm_0"]["mean"], 100.1, rtol=1e-6)
-    np.testing.assert_allclose(updated["batch_stats"]["norm_0"]["var"], 0.9 + 0.1, rtol=1e-5)
+    chex.assert_trees_all_close(updated["batch_stats"]["norm_0"]["mean"], 100.1)
+    chex.assert_trees_all_close(updated["batch_stats"]["norm_0"]["var"], 0.9 + 0.1, rtol=1e-5)
 
 
 def test_what_does_not_gather_is_refused():
@@ -278,7 +280,7 @@ def test_polarized_attention_by_hand():
     gate = call(vision.polarized_attention_gate, x, first, second, expand, query, identity)
     weight = math.sqrt(3) / (1 + math.sqrt(3))
     place = sigmoid(weight * math.log(3) + (1 - weight) * 5)
-    np.testing.assert_allclose(gate[0, 1], [sigmoid(0.4) + place, sigmoid(-0.8) + place], rtol=1e-6)
+    chex.assert_trees_all_close(gate[0, 1], np.array([sigmoid(0.4) + place, sigmoid(-0.8) + place]))
 
 
 def test_sequential_polarized_attention_gates_places_of_the_gated_image(x64):
@@ -360,8 +362,8 @@ def test_efficient_local_attention_by_hand():
     conv = maps.conv1d(jnp.array([0.0, 1.0, 0.5]).reshape(3, 1, 1))
     norm = maps.group_norm(num_groups=1, spatial_axes=1, epsilon=0.0)
     height, width = call(vision.efficient_local_attention_gate, x, conv, norm)
-    np.testing.assert_allclose(height[:, 0, 0], [sigmoid(-1), sigmoid(1)], rtol=1e-6)
-    np.testing.assert_allclose(width[0, :, 0], [sigmoid(1), sigmoid(-1)], rtol=1e-6)
+    chex.assert_trees_all_close(height[:, 0, 0], np.array([sigmoid(-1), sigmoid(1)]))
+    chex.assert_trees_all_close(width[0, :, 0], np.array([sigmoid(1), sigmoid(-1)]))
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def test_cross_covariance_weights_are_cosines_of_channels_by_the_temperature():
     x = np.array([[[[1.0, 3.0], [0.0, 4.0]]]], np.float32)
     y, weights = call(xca, x, 1, jnp.array([5.0]), return_weights=True)
     off = 1 / (1 + np.exp(5 * 0.4))
-    np.testing.assert_allclose(weights[0, 0], [[1 - off, off], [off, 1 - off]], rtol=1e-6)
-    np.testing.assert_allclose(y[0, 0, 1], [4 * off, 4 * (1 - off)], rtol=1e-6)
+    chex.assert_trees_all_close(weights[0, 0], np.array([[1 - off, off], [off, 1 - off]]))
+    chex.assert_trees_all_close(y[0, 0, 1], np.array([4 * off, 4 * (1 - off)]))
 
 
 def test_cross_covariance_weights_do_not_depend_on_the_scale_of_the_image():
@@ -77,7 +77,7 @@ ZEROS_IN_A_CHANNEL = np.where(np.arange(16) == 3, 0, X)
 
 def test_cross_covariance_of_a_channel_of_zeros_has_a_finite_gradient():
     y, weights = call(xca, ZEROS_IN_A_CHANNEL, return_weights=True)
-    np.testing.assert_allclose(weights[:, 0, 3], 1 / 8, rtol=1e-6)  # it likes all alike
+    chex.assert_trees_all_close(weights[:, 0, 3], 1 / 8)  # it likes all alike
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(xca(x) ** 2)))(np.zeros_like(X))
     chex.assert_tree_all_finite((y, gradient))
 
@@ -104,9 +104,9 @@ def test_cross_covariance_of_a_channel_of_zeros_has_finite_second_derivatives():
 def test_cross_covariance_lengths_do_not_overflow_in_float16():
     x = np.full((1, 32, 32, 4), 30.0, np.float16)  # a squared length of 9e5
     y, weights = call(xca, x, return_weights=True)
-    assert weights.dtype == jnp.float32
-    np.testing.assert_allclose(weights, 0.5, rtol=1e-3)
-    np.testing.assert_allclose(y, 30.0, rtol=1e-3)
+    chex.assert_type(weights, jnp.float32)
+    chex.assert_trees_all_close(weights, 0.5, rtol=1e-3)
+    chex.assert_trees_all_close(y, 30.0, rtol=1e-3)
 
 
 def test_cross_covariance_commutes_with_any_order_of_the_places():
@@ -199,7 +199,7 @@ def test_attention_pool_without_positions_does_not_know_where_things_are():
         out=join,
     )
     y = pool(X)
-    assert y.shape == (2, 10)
+    chex.assert_shape(y, (2, 10))
     assert_close(pool(X[:, ::-1, ::-1]), y, 3 * FORWARD["float32"])
     positions = np.where(np.arange(25)[:, None] == 1, np.float32(9), positions)
     assert not np.allclose(pool(X, positions=positions), y, rtol=1e-2)
@@ -234,7 +234,7 @@ def test_separable_attention_applies_its_activation_to_the_values():
     x = np.array([[[[-1.0], [3.0]]]], np.float32)
     score = maps.dense(jnp.zeros((1, 1)))
     y = call(vision.separable_attention, x, score, itself, itself, itself)
-    np.testing.assert_allclose(y[0, 0, :, 0], [0.0, 3.0])
+    chex.assert_trees_all_close(y[0, 0, :, 0], np.array([0.0, 3.0]), rtol=1e-7)
 
 
 def test_patches_of_separable_attention_share_nothing_between_positions():
@@ -246,7 +246,7 @@ def test_patches_of_separable_attention_share_nothing_between_positions():
     for i in range(2):
         for j in range(2):
             total = weights[:, i::2, j::2].sum(axis=(1, 2, 3))
-            np.testing.assert_allclose(total, 1, rtol=1e-6)
+            chex.assert_trees_all_close(total, 1)
     changed = X.copy()
     changed[:, ::2, ::2] += 1
     y, other = np.asarray(y), np.asarray(apply(module, changed, like=linen.SeparableAttention())[0])
@@ -271,7 +271,7 @@ def test_outlook_attention_of_any_stride_equals_its_oracle(kernel_size, stride):
     assert_close(y, oracles.outlook_attention(WIDE[:, :5], p, **settings), FORWARD["float32"])
     (weights,) = sown["attention_weights"]
     height, width, taps = -(-5 // stride), -(-4 // stride), kernel_size**2
-    assert weights.shape == (2, height, width, 4, taps, taps)
+    chex.assert_shape(weights, (2, height, width, 4, taps, taps))
     assert_close(np.sum(weights, axis=-1), np.ones(weights.shape[:-1]), FORWARD["float32"])
 
 
@@ -283,7 +283,7 @@ def test_outlook_attention_adds_up_the_windows_that_hold_a_place():
     even = maps.dense(jnp.zeros((2, 2 * 3**4)))
     x = np.ones((1, 4, 4, 2), np.float32)
     y = call(vision.outlook_attention, x, even, itself, itself, num_heads=2)
-    np.testing.assert_allclose(y[0, 0, 0], (4 + 6 + 6 + 9) / 9, rtol=1e-6)
+    chex.assert_trees_all_close(y[0, 0, 0], (4 + 6 + 6 + 9) / 9)
 
 
 def test_outlook_attention_refuses_what_it_cannot_do():
@@ -328,7 +328,7 @@ def test_focal_modulation_has_the_exact_gelu():
     x = np.full((1, 1, 1, 1), 2, np.float32)
     gate = maps.dense(jnp.array([[0.5]]))  # of the mean alone: 1
     y = call(vision.focal_modulation, x, jnp.ones_like, itself, gate, [], itself, itself)
-    np.testing.assert_allclose(y, 2 * 0.9772498680518208, rtol=1e-6)  # 2 Φ(2)
+    chex.assert_trees_all_close(y, 2 * 0.9772498680518208)  # 2 Φ(2)
 
 
 def test_the_modulator_may_be_a_mean_over_levels():
@@ -337,7 +337,7 @@ def test_the_modulator_may_be_a_mean_over_levels():
     expected = oracles.focal_modulation(WIDE, p, normalize_modulator=True)
     assert_close(y, expected, FORWARD["float32"])
     (gates,) = sown["level_gates"]
-    assert gates.shape == (2, 6, 4, 3)
+    chex.assert_shape(gates, (2, 6, 4, 3))
 
 
 def test_focal_kernels_that_are_even_or_nothing_are_refused():
@@ -379,7 +379,7 @@ def test_the_output_of_a_lambda_layer_may_have_another_width():
     position = maps.conv(jnp.ones((3, 3, 1, 2)))
     query, key, value = dense(16, 4 * 2), dense(16, 2), dense(16, 5)
     y = call(vision.lambda_layer, X, query, itself, key, value, itself, position)
-    assert y.shape == (2, 6, 4, 20)
+    chex.assert_shape(y, (2, 6, 4, 20))
 
 
 def test_a_lambda_layer_normalises_by_the_batch_in_training():

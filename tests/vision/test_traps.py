@@ -42,7 +42,7 @@ def kernel_of(module, layer):
 def test_squeeze_excite_as_in_mobilenet_v3():
     module = linen.SqueezeExcite(hidden_features=5, use_bias=True, gate_fn=jax.nn.hard_sigmoid)
     y, p = apply(module)
-    assert p["reduce"]["kernel"].shape == (32, 5)
+    chex.assert_shape(p["reduce"]["kernel"], (32, 5))
     hidden = oracles.relu(oracles.linear(WIDE.mean((1, 2)), p["reduce"]))
     gate = np.clip(oracles.linear(hidden, p["expand"]) + 3, 0, 6) / 6
     assert_close(y, WIDE * gate[:, None, None], FORWARD["float32"])
@@ -59,7 +59,7 @@ def test_cbam_as_released_has_biases_a_norm_and_the_maximum_first():
     module = linen_module("cbam", reduction=16, kernel_size=7, use_bias=True, order=("max", "mean"))
     norm = functools.partial(flax_linen.BatchNorm, use_running_average=True)
     y, p = apply(module.clone(norm=norm))
-    assert p["channel"]["reduce"]["bias"].shape == (2,)
+    chex.assert_shape(p["channel"]["reduce"]["bias"], (2,))
     flipped = {**p["spatial"], "conv": {"kernel": p["spatial"]["conv"]["kernel"][:, :, ::-1]}}
     expected = oracles.cbam(WIDE, {"channel": p["channel"], "spatial": flipped})
     assert_close(y, expected, FORWARD["float32"])
@@ -78,7 +78,7 @@ def test_explicit_kernels_and_widths():
     assert kernel_of(linen_module(name, reduction=2), "reduce") == (32, 16)
     made = nnx.BAM(32, num_convs=3, dilation=2, rngs=flax_nnx.Rngs(0))
     chex.assert_equal_shape([flax_nnx.eval_shape(lambda m, x: m(x), made, X), X])
-    assert made.conv_3.kernel.shape == (3, 3, 2, 2)
+    chex.assert_shape(made.conv_3.kernel, (3, 3, 2, 2))
 
 
 def test_linen_nnx_and_equinox_layers_are_maps():
@@ -139,7 +139,7 @@ def test_places_that_tie_for_the_maximum_share_its_gradient():
     x = np.array([2, 2, 0, 0], np.float32).reshape(1, 2, 2, 1)  # two places tie at 2
     gradient = np.asarray(jax.jit(jax.grad(loss))(x))[0, :, :, 0]
     slope = 1 / (2 + 2 * math.cosh(3))  # of σ at 3, the sum of the mean 1 and the maximum 2
-    np.testing.assert_allclose(gradient, slope * np.array([[0.75, 0.75], [0.25, 0.25]]), rtol=1e-5)
+    chex.assert_trees_all_close(gradient, slope * np.array([[0.75, 0.75], [0.25, 0.25]]), rtol=1e-5)
 
 
 def test_the_lambda_of_simam_may_be_traced():
@@ -194,9 +194,7 @@ def test_a_norm_of_ones_own_replaces_batch_normalisation():
     norm = functools.partial(flax_linen.GroupNorm, num_groups=2)
     plain = functools.partial(flax_linen.BatchNorm, use_running_average=True)
     for cls in (linen.BAM, linen.CoordinateAttention):
-        own, usual = (
-            jax.eval_shape(cls(norm=n).init, jax.random.key(0), X) for n in (norm, plain)
-        )
+        own, usual = (jax.eval_shape(cls(norm=n).init, jax.random.key(0), X) for n in (norm, plain))
         assert set(own) == {"params"}
         assert set(usual) == {"params", "batch_stats"}
 

@@ -57,7 +57,7 @@ MEANS = (nothing, nothing, one_head, no_heads)
 
 def test_windows_see_themselves_and_nothing_else():
     y = call(vision.window_attention, numbered(2, 4), *MEANS, window_size=2)
-    np.testing.assert_allclose(y[0, :, :, 0], [[2.5, 2.5, 4.5, 4.5]] * 2, rtol=1e-6)
+    chex.assert_trees_all_close(y[0, :, :, 0], np.array([[2.5, 2.5, 4.5, 4.5]] * 2))
 
 
 def test_a_shifted_window_is_cut_at_the_border():
@@ -70,21 +70,21 @@ def test_a_shifted_window_is_cut_at_the_border():
             [12.0, 13.5, 13.5, 15.0],
         ]
     )
-    np.testing.assert_allclose(y[0, :, :, 0], expected, rtol=1e-6)
+    chex.assert_trees_all_close(y[0, :, :, 0], expected)
 
 
 def test_a_shift_of_one_axis_leaves_the_other():
     y = call(vision.window_attention, numbered(4, 2), *MEANS, window_size=2, shift_size=(1, 0))
     y = np.asarray(y)
-    np.testing.assert_allclose(y[0, :, :, 0].mean(1), [0.5, 3.5, 3.5, 6.5], rtol=1e-6)
-    np.testing.assert_allclose(y[0, :, 0, 0], y[0, :, 1, 0])
+    chex.assert_trees_all_close(y[0, :, :, 0].mean(1), np.array([0.5, 3.5, 3.5, 6.5]))
+    chex.assert_trees_all_close(y[0, :, 0, 0], y[0, :, 1, 0], rtol=1e-7)
 
 
 def test_what_came_around_is_hidden_however_large_its_score():
     """A mask that adds −100 lets a score of 1000 through."""
-    x = np.array([0.0, 1.0, 2.0, 1000.0], np.float32).reshape(1, 1, 4, 1)
+    image = np.array([0.0, 1.0, 2.0, 1000.0], np.float32).reshape(1, 1, 4, 1)
     heads = (one_head, one_head, one_head, no_heads)
-    for x in (x, -x):
+    for x in (image, -image):
         y = call(vision.window_attention, x, *heads, window_size=(1, 2), shift_size=(0, 1))
         chex.assert_trees_all_equal(y[0, 0, ::3], x[0, 0, ::3])
 
@@ -95,10 +95,10 @@ def test_the_relative_bias_is_query_minus_key_and_not_scaled():
     x = np.array([[[[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]] * 2], np.float32)
     y = call(vision.window_attention, x, *MEANS, relative_bias=jnp.asarray(table), window_size=2)
     # Both places of the left column see weights alike; the right one sees the left three times.
-    np.testing.assert_allclose(y[0, 0, 0], [0.5, 0.5, 0.0, 0.0], rtol=1e-6)
+    chex.assert_trees_all_close(y[0, 0, 0], np.array([0.5, 0.5, 0.0, 0.0]))
     weights = np.array([3.0, 1.0, 1.0, 1.0]) / 6  # left in its own row, right, and the row below
     expected = np.array([weights[0] + weights[2], weights[1] + weights[3], 0.0, 0.0])
-    np.testing.assert_allclose(y[0, 0, 1], expected, rtol=1e-6)
+    chex.assert_trees_all_close(y[0, 0, 1], expected)
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (1, 1), (2, 0)])
@@ -137,13 +137,13 @@ def test_gradients_do_not_cross_windows():
     touched = np.any(np.asarray(gradient[0]) != 0, axis=-1)
     expected = np.zeros((6, 4), bool)
     expected[1:4, 1:3] = True
-    np.testing.assert_array_equal(touched, expected)
+    chex.assert_trees_all_equal(touched, expected)
 
 
 def test_grids_see_places_spread_over_the_picture():
     y = call(vision.grid_attention, numbered(2, 4), *MEANS, grid_size=2)
     expected = np.array([[3.0, 4.0, 3.0, 4.0]] * 2)  # means of 0 2 4 6 and of 1 3 5 7
-    np.testing.assert_allclose(y[0, :, :, 0], expected, rtol=1e-6)
+    chex.assert_trees_all_close(y[0, :, :, 0], expected)
 
 
 def test_grid_attention_is_window_attention_of_the_rearranged_picture():
@@ -168,7 +168,7 @@ def test_position_terms_are_those_of_the_query_not_of_the_key():
     y = call(vision.bottleneck_attention, x, one_head, nothing, one_head, r_h, r_w)
     left = np.exp(2.0) / (1 + np.exp(2.0))  # the left place has q = 2, and q · r = 2 for the right
     expected = np.array([2 * (1 - left) + 5 * left, 3.5])
-    np.testing.assert_allclose(y[0, 0, :, 0], expected, rtol=1e-6)
+    chex.assert_trees_all_close(y[0, 0, :, 0], expected)
 
 
 def test_position_terms_are_scaled_like_the_rest_unless_told_otherwise():
@@ -247,8 +247,8 @@ def test_padding_takes_softmax_mass_unless_masked():
     given = (nothing, nothing, one_head, *[jnp.zeros((2 * 4 - 1, 1))] * 2)
     attend = functools.partial(call, vision.halo_attention, x, *given, block_size=2)
     # Each block of 4 is a corner: of the 16 places of its window 9 lie inside.
-    np.testing.assert_allclose(attend(halo_size=1), 9 / 16, rtol=1e-6)
-    np.testing.assert_allclose(attend(halo_size=1, mask_padding=True), 1.0, rtol=1e-6)
+    chex.assert_trees_all_close(attend(halo_size=1), 9 / 16)
+    chex.assert_trees_all_close(attend(halo_size=1, mask_padding=True), 1.0)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -281,7 +281,7 @@ def test_weights_are_sown_on_request_and_their_rows_sum_to_one(name):
         "bottleneck_attention": (2, 4, 20, 20),
         "halo_attention": (2, 6, 4, 4, 64),
     }
-    assert weights.shape == places[name]
+    chex.assert_shape(weights, places[name])
     sums = np.sum(weights, axis=-1)
     assert np.all(
         (np.abs(sums - 1) < 1e-5) | ((sums == 0) if name == "window_attention" else False)
