@@ -44,7 +44,7 @@ FORMS = {  # an image, a kernel, settings
 
 
 def draw(*shape, seed=0):
-    return np.random.default_rng([seed, *shape]).normal(size=shape)
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape))
 
 
 def both(strides, padding, settings):
@@ -244,7 +244,7 @@ def test_each_form_runs_on_an_explicit_mesh(name, axis, x64):
 
 
 def test_flax_layers_take_it():
-    x = draw(2, 6, 9, 4).astype(np.float32)
+    x = draw(2, 6, 9, 4).astype(jnp.float32)
     settings = {"feature_group_count": 4, "kernel_dilation": 2, "padding": 2}
     conv = functools.partial(nnx.Conv, 4, 4, (3, 3), **settings)
     plain = conv(rngs=nnx.Rngs(0))
