@@ -6,12 +6,21 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 MADE = {"mechanisms.md": "mechanisms.py", "implementations.md": "capabilities.py"}
+
+# The programs that tests compile are kept for one another (`tests/conftest.py`), and for these.
+ENVIRONMENT = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+CACHE = "default::UserWarning:jax._src.compiler"  # of a program that another worker writes now
 
 # Each page runs in a namespace of its own. Lines outside of its code are blank, so that a traceback
 # names the line of the page.
@@ -32,10 +41,10 @@ def test_the_readme_is_short_and_the_first_code_comes_by_line_20():
 
 def test_the_code_of_every_page_runs_as_it_stands():
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN_PAGES, *map(str, PAGES)],
+        [sys.executable, "-W", "error", "-W", CACHE, "-c", RUN_PAGES, *map(str, PAGES)],
         capture_output=True,
         text=True,
-        env=os.environ | {"MPLBACKEND": "Agg"},
+        env=ENVIRONMENT | {"MPLBACKEND": "Agg"},
     )
     assert done.returncode == 0, done.stderr
 
@@ -43,7 +52,9 @@ def test_the_code_of_every_page_runs_as_it_stands():
 @pytest.mark.parametrize("page", MADE)
 def test_the_page_is_what_its_command_prints(page):
     script = [sys.executable, str(ROOT / "examples" / MADE[page])]
-    made = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(
+        script, capture_output=True, text=True, check=True, env=ENVIRONMENT
+    ).stdout
     command = f"python examples/{MADE[page]} > docs/{page}"
     assert command in made
     assert (ROOT / "docs" / page).read_text() == made, f"run {command}"

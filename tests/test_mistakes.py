@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -347,15 +348,18 @@ def test_a_mistake_is_answered_with_what_to_write(name):
 def test_numbers_of_numpy_and_lists_are_taken():
     """What a newcomer may well write, and what works."""
     assert len(Coords.arange(np.int64(3), np.int32(2))) == 3
-    assert np.array_equal(Coords([3, 1]).positions, [3, 1])
-    assert np.array_equal(C[[-1, 0]].positions, [4, 0])
-    assert np.array_equal(C[[]].positions, [])
-    assert np.array_equal(Coords.from_lengths([1, 2], 2).valid, [[1, 0], [1, 1]])
+    for actual, expected in (
+        (Coords([3, 1]).positions, [3, 1]),
+        (C[[-1, 0]].positions, [4, 0]),
+        (C[[]].positions, []),
+        (Coords.from_lengths([1, 2], 2).valid, [[True, False], [True, True]]),
+    ):
+        chex.assert_trees_all_equal(actual, np.array(expected))
     assert normalizers.ReLU(np.int64(4)).length == normalizers.TopK(np.int32(4)).k == 4
     assert masks.Neighborhood(np.array([8, 8]), np.int64(3)).shape == (8, 8)
     kept = drop(0.5, KEY, batch_ids=[0, 1])
-    np.testing.assert_array_equal(kept, drop(np.float32(0.5), KEY))
+    chex.assert_trees_all_equal(kept, drop(np.float32(0.5), KEY))
     own = scores.ALiBi.for_heads(8)
     part = attend(score_mod=own, head_ids=[2, 3, 4, 5])
     whole = attend(score_mod=scores.ALiBi(own.slopes[2:6]))
-    np.testing.assert_allclose(part, whole, rtol=1e-6)
+    chex.assert_trees_all_close(part, whole)

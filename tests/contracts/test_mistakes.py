@@ -2,6 +2,7 @@
 
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ class Tensor:
 
 
 def arguments(name):
-    x = jnp.ones(facts(name).shape)
+    x = np.ones(facts(name).shape, np.float32)
     bound = maps_of(name, random_variables(name, x.shape[-1], dtype=np.float32))
     return (x, *facts(name).others(x)), bound
 
@@ -124,7 +125,7 @@ def test_the_other_arguments_of_multi_head_attention_are_checked_too():
 @every_mechanism
 def test_tensors_of_another_library_are_refused_everywhere(name):
     (_, *others), bound = arguments(name)
-    module = nnx_module(name, facts(name).shape[-1])
+    module = flax_nnx.eval_shape(lambda: nnx_module(name, facts(name).shape[-1]))
     other = linen_module(name)
     for owner, call in (
         (name, lambda x: getattr(vision, name)(x, *others, **bound)),
@@ -188,7 +189,7 @@ def test_arrays_of_numpy_and_variables_of_nnx_are_arrays(dtype):
     x = np.ones((2, 4, 4, 8), dtype)
     dense = maps.dense(LAYER.kernel), maps.dense(np.ones((4, 8), dtype))
     expected = vision.squeeze_excite(jnp.asarray(x), *dense)
-    np.testing.assert_array_equal(vision.squeeze_excite(x, *dense), expected)
+    chex.assert_trees_all_equal(vision.squeeze_excite(x, *dense), expected)
 
 
 def test_maps_of_every_kind_are_maps():
@@ -196,7 +197,7 @@ def test_maps_of_every_kind_are_maps():
     expand = flax_nnx.Linear(4, 8, rngs=flax_nnx.Rngs(0))
     bound = linen._layers.Dense(8).bind({"params": {"kernel": jnp.ones((4, 8)), "bias": X[0, 0]}})
     for one in (expand, bound, lambda h: h @ jnp.ones((4, 8)), jax.jit(maps.dense(KERNEL[:4]))):
-        assert vision.squeeze_excite(x, LAYER, one).shape == x.shape
+        chex.assert_equal_shape([vision.squeeze_excite(x, LAYER, one), x])
 
 
 def test_a_made_normalisation_and_widths_that_are_no_numbers_are_refused():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from tests.tolerances import FORWARD, assert_close
 def image(name):
     own = facts(name)
     shape = (3, 9, 8, 32) if own.any_size and own.shape[-1] == 32 else own.shape
-    return jnp.asarray(np.random.default_rng(0).normal(0.3, 1.5, shape), jnp.float32)
+    return np.random.default_rng(0).normal(0.3, 1.5, shape).astype(np.float32)
 
 
 def linen_norm(**kwargs):
@@ -165,23 +166,24 @@ def test_the_default_norm_updates_its_statistics_as_pytorch_does(name):
     kernel = {"kernel_init": jax.nn.initializers.zeros, "bias_init": jax.nn.initializers.zeros}
     cls = module_class(linen, name)
     module = cls(use_running_average=False, **kernel)
-    x = jnp.ones((2, 1, 2, features)) * jnp.array([1000.0, 1002.0])[:, None, None, None]
-    variables = module.init(jax.random.key(0), x)
+    x = np.ones((2, 1, 2, features), np.float32) * np.float32([1000, 1002])[:, None, None, None]
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     layer = "norm" if name == "coordinate_attention" else "reduce_norm"
-    params = jax.tree.map(jnp.zeros_like, variables["params"])
-    width = params["reduce"]["kernel"].shape[1]
-    params["reduce"]["kernel"] = jnp.zeros((features, width)).at[0].set(1.0)
-    _, updated = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
-    np.testing.assert_allclose(updated["batch_stats"][layer]["mean"], 100.1, rtol=1e-6)
-    np.testing.assert_allclose(updated["batch_stats"][layer]["var"], 0.9 + 0.1, rtol=1e-5)
+    params = jax.tree.map(np.zeros_like, variables["params"])
+    params["reduce"]["kernel"][0] = 1
+    training = functools.partial(module.apply, mutable=["batch_stats"])
+    _, updated = jax.jit(training)({**variables, "params": params}, x)
+    chex.assert_trees_all_close(updated["batch_stats"][layer]["mean"], 100.1)
+    chex.assert_trees_all_close(updated["batch_stats"][layer]["var"], 0.9 + 0.1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bam", "coordinate_attention"])
 def test_the_phase_may_be_given_at_the_call(name):
     cls, x = module_class(linen, name), image(name)
     variables = random_variables(name, 32, dtype=np.float32)
-    expected = cls(use_running_average=True).apply(variables, x)
-    assert_close(cls().apply(variables, x, use_running_average=True), expected, 0)
+    expected = jax.jit(cls(use_running_average=True).apply)(variables, x)
+    given = functools.partial(cls().apply, use_running_average=True)
+    chex.assert_trees_all_equal(jax.jit(given)(variables, x), expected)
     both = functools.partial(cls(use_running_average=True).apply, variables, x)
     with pytest.raises(ValueError, match="use_running_average"):
         both(use_running_average=True)

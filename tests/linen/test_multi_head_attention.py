@@ -16,7 +16,7 @@ from tests.oracles import attention as oracles
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
 RNG = np.random.default_rng(0)
-X, Y = (jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((2, 5, 24), (2, 7, 24)))
+X, Y = (RNG.normal(size=s).astype(np.float32) for s in ((2, 5, 24), (2, 7, 24)))
 MASK = flax_linen.make_causal_mask(X[..., 0], dtype=bool) & jnp.asarray(
     (RNG.random((2, 1, 5, 5)) < 0.8) | (np.arange(5) == 0)
 )
@@ -29,9 +29,18 @@ FLAX_OPTIONS = {
 
 
 def randomized(tree):
-    leaves, structure = jax.tree.flatten(tree)
-    drawn = [jnp.asarray(RNG.normal(size=a.shape) / 4 + 0.1, a.dtype) for a in leaves]
-    return jax.tree.unflatten(structure, drawn)
+    return jax.tree.map(
+        lambda a: jnp.asarray((RNG.normal(size=a.shape) / 4 + 0.1).astype(a.dtype)), tree
+    )
+
+
+def shapes_of(layer, *inputs):
+    return jax.eval_shape(layer.init, jax.random.key(0), *inputs)
+
+
+def apply(layer, variables, *inputs, **call):
+    """What a Linen module gives, in one program."""
+    return jax.jit(functools.partial(layer.apply, **call))(variables, *inputs)
 
 
 def copy_state(source, target):
@@ -39,24 +48,30 @@ def copy_state(source, target):
     return target
 
 
-@pytest.mark.parametrize("inputs", [(X,), (X, Y), (X, Y, 2 * Y)], ids=["self", "cross", "values"])
-@pytest.mark.parametrize("name", FLAX_OPTIONS)
+INPUTS = {"self": (X,), "cross": (X, Y), "values": (X, Y, 2 * Y)}
+
+
+def options_and_inputs(*names):
+    """Every kind of inputs by default, and the most general kind with every other option."""
+    return [("default", "self"), ("default", "cross"), *((name, "values") for name in names)]
+
+
+@pytest.mark.parametrize(("name", "inputs"), options_and_inputs(*FLAX_OPTIONS))
 def test_linen_weights_move_both_ways(name, inputs):
     theirs = flax_linen.MultiHeadDotProductAttention(num_heads=4, **FLAX_OPTIONS[name])
     ours = linen.MultiHeadAttention(num_heads=4, **FLAX_OPTIONS[name])
-    variables = theirs.init(jax.random.key(0), *inputs)
-    chex.assert_trees_all_equal_shapes_and_dtypes(variables, ours.init(jax.random.key(1), *inputs))
+    inputs = INPUTS[inputs]
+    variables = shapes_of(theirs, *inputs)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes_of(ours, *inputs))
     variables = randomized(variables)
-    expected = theirs.apply(variables, *inputs)
-    assert_close(ours.apply(variables, *inputs), expected, 2 * FORWARD["float32"])
-    mine = ours.init(jax.random.key(2), *inputs)
-    assert_close(ours.apply(mine, *inputs), theirs.apply(mine, *inputs), 2 * FORWARD["float32"])
+    actual, expected = (apply(layer, variables, *inputs) for layer in (ours, theirs))
+    assert_close(actual, expected, 2 * FORWARD["float32"])
 
 
-@pytest.mark.parametrize("inputs", [(X,), (X, Y), (X, Y, 2 * Y)], ids=["self", "cross", "values"])
-@pytest.mark.parametrize("name", FLAX_OPTIONS | {"grouped": {"num_kv_heads": 2}})
+@pytest.mark.parametrize(("name", "inputs"), options_and_inputs(*FLAX_OPTIONS, "grouped"))
 def test_nnx_weights_move_both_ways(name, inputs):
     options = (FLAX_OPTIONS | {"grouped": {"num_kv_heads": 2}})[name]
+    inputs = INPUTS[inputs]
     make = functools.partial(
         flax_nnx.MultiHeadAttention, 4, 24, decode=False, **options, rngs=flax_nnx.Rngs(0)
     )
@@ -67,10 +82,10 @@ def test_nnx_weights_move_both_ways(name, inputs):
         flax_nnx.to_pure_dict(flax_nnx.state(ours, flax_nnx.Param)),
     )
     flax_nnx.update(theirs, randomized(parameters))
-    expected = theirs(*inputs)
-    assert_close(copy_state(theirs, ours)(*inputs), expected, 2 * FORWARD["float32"])
+    actual, expected = (jax.jit(m)(*inputs) for m in (copy_state(theirs, ours), theirs))
+    assert_close(actual, expected, 2 * FORWARD["float32"])
     back = copy_state(ours, make())
-    assert_close(back(*inputs), expected, 0)
+    chex.assert_trees_all_equal(*(flax_nnx.state(m, flax_nnx.Param) for m in (back, theirs)))
 
 
 def test_masks_and_causality_equal_flax():
@@ -81,23 +96,24 @@ def test_masks_and_causality_equal_flax():
     params = flax_nnx.to_pure_dict(flax_nnx.state(theirs, flax_nnx.Param))
     layer = linen.MultiHeadAttention(num_heads=4)
     for options in ({"mask": MASK}, {"mask": MASK.astype(jnp.float32)}, {"is_causal": True}):
-        actual = layer.apply({"params": params}, X, **options)
+        actual = apply(layer, {"params": params}, X, **options)
         assert_close(actual, theirs(X, **options), 2 * FORWARD["float32"])
 
 
 def test_gradients_equal_flax():
     theirs = flax_linen.MultiHeadDotProductAttention(num_heads=4)
     ours = linen.MultiHeadAttention(num_heads=4)
-    variables = randomized(theirs.init(jax.random.key(0), X))
+    variables = randomized(shapes_of(theirs, X))
 
     def loss(layer, variables, x):
         return jnp.sum(jnp.sin(layer.apply(variables, x, mask=MASK)))
 
-    expected = jax.grad(functools.partial(loss, theirs), (0, 1))(variables, X)
-    actual = jax.grad(functools.partial(loss, ours), (0, 1))(variables, X)
-    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert float(jnp.abs(a - e).max()) <= GRADIENT["float32"] * largest
+    actual, expected = (
+        jax.jit(jax.grad(functools.partial(loss, layer), (0, 1)))(variables, X)
+        for layer in (ours, theirs)
+    )
+    largest = max(np.max(np.abs(g)) for g in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=GRADIENT["float32"] * largest)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32])
@@ -106,26 +122,26 @@ def test_the_dtype_policy_is_that_of_flax(dtype, inputs):
     with jax.numpy_dtype_promotion("standard"):
         theirs = flax_linen.MultiHeadDotProductAttention(num_heads=4, dtype=dtype)
         ours = linen.MultiHeadAttention(num_heads=4, dtype=dtype)
-        variables = theirs.init(jax.random.key(0), X)
-        expected = theirs.apply(variables, X.astype(inputs))
-        actual = ours.apply(variables, X.astype(inputs))
-        assert actual.dtype == expected.dtype
-        reference = theirs.clone(dtype=jnp.float32).apply(variables, X)
+        variables = jax.jit(theirs.init)(jax.random.key(0), X)
+        expected = jax.eval_shape(theirs.apply, variables, X.astype(inputs))
+        actual = apply(ours, variables, X.astype(inputs))
+        chex.assert_type(actual, expected.dtype)
+        reference = apply(theirs.clone(dtype=jnp.float32), variables, X)
         assert_close(
             actual, reference, FORWARD[str(actual.dtype)] + 2e-2 * (inputs == jnp.bfloat16)
         )
         made = nnx.MultiHeadAttention(4, 24, dtype=dtype, rngs=flax_nnx.Rngs(0))
-        assert made(X.astype(inputs)).dtype == expected.dtype
+        chex.assert_type(jax.eval_shape(made, X.astype(inputs)), expected.dtype)
 
 
 def test_sown_weights_equal_flax():
     theirs = flax_linen.MultiHeadDotProductAttention(num_heads=4)
     ours = linen.MultiHeadAttention(num_heads=4)
-    variables = theirs.init(jax.random.key(0), X)
+    variables = jax.jit(theirs.init)(jax.random.key(0), X)
     call = {"mask": MASK, "sow_weights": True, "mutable": ["intermediates"]}
-    (_, expected), (_, actual) = (m.apply(variables, X, **call) for m in (theirs, ours))
+    (_, expected), (_, actual) = (apply(m, variables, X, **call) for m in (theirs, ours))
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
-    _, nothing = ours.apply(variables, X, mutable=["intermediates"])
+    _, nothing = apply(ours, variables, X, mutable=["intermediates"])
     assert not nothing
     made = nnx.MultiHeadAttention(4, 24, rngs=flax_nnx.Rngs(0))
     flax_nnx.update(made, flax_nnx.state(made))
@@ -142,12 +158,10 @@ def test_sown_weights_equal_flax():
 
 
 def test_every_width_is_free():
-    q, k, v = (
-        jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((2, 5, 12), (2, 7, 6), (2, 7, 4))
-    )
+    q, k, v = (RNG.normal(size=s).astype(np.float32) for s in ((2, 5, 12), (2, 7, 6), (2, 7, 4)))
     options = {"num_kv_heads": 2, "head_dim": 5, "value_head_dim": 3, "out_features": 11}
     layer = linen.MultiHeadAttention(num_heads=4, scale=0.3, **options)
-    params = randomized(layer.init(jax.random.key(0), q, k, v))["params"]
+    params = randomized(shapes_of(layer, q, k, v))["params"]
     shapes = {name: p["kernel"].shape for name, p in params.items()}
     assert shapes == {
         "query": (12, 4, 5),
@@ -164,14 +178,14 @@ def test_every_width_is_free():
     expected = np.einsum("btnd,ndm->btm", expected, params["out"]["kernel"]) + np.asarray(
         params["out"]["bias"]
     )
-    assert_close(layer.apply({"params": params}, q, k, v), expected, 2 * FORWARD["float32"])
+    assert_close(apply(layer, {"params": params}, q, k, v), expected, 2 * FORWARD["float32"])
     made = nnx.MultiHeadAttention(
         4, 12, in_kv_features=6, in_value_features=4, scale=0.3, **options, rngs=flax_nnx.Rngs(0)
     )
     state = flax_nnx.state(made)
     flax_nnx.replace_by_pure_dict(state, params)
     flax_nnx.update(made, state)
-    assert_close(made(q, k, v), expected, 2 * FORWARD["float32"])
+    assert_close(jax.jit(made)(q, k, v), expected, 2 * FORWARD["float32"])
 
 
 def test_dropout_is_that_of_the_function_and_follows_the_phase():
@@ -195,22 +209,21 @@ def test_dropout_is_that_of_the_function_and_follows_the_phase():
     made = nnx.MultiHeadAttention(4, 24, dropout_rate=0.4, rngs=flax_nnx.Rngs(0))
     made.eval()
     still = made(X)
-    assert np.array_equal(still, made(X))
+    chex.assert_trees_all_equal(still, made(X))
     made.train()
     first, second = made(X), made(X)
     assert not np.allclose(first, second)
     assert not np.allclose(first, still)
-    assert np.array_equal(
-        made(X, rngs=flax_nnx.Rngs(dropout=1)), made(X, rngs=flax_nnx.Rngs(dropout=1))
-    )
-    assert np.array_equal(made(X, deterministic=True), still)
+    again = (made(X, rngs=flax_nnx.Rngs(dropout=1)) for _ in range(2))
+    chex.assert_trees_all_equal(*again)
+    chex.assert_trees_all_equal(made(X, deterministic=True), still)
 
 
 def test_normalizers_and_implementations_reach_the_function():
     layer = linen.MultiHeadAttention(num_heads=4, normalizer=Softmax(jnp.float32(3.0)))
-    variables = linen.MultiHeadAttention(num_heads=4).init(jax.random.key(0), X)
-    plain = linen.MultiHeadAttention(num_heads=4, implementation="dense").apply(variables, X)
-    assert not np.allclose(layer.apply(variables, X), plain)
+    variables = jax.jit(linen.MultiHeadAttention(num_heads=4).init)(jax.random.key(0), X)
+    dense = linen.MultiHeadAttention(num_heads=4, implementation="dense")
+    assert not np.allclose(apply(layer, variables, X), apply(dense, variables, X))
     with pytest.raises(NotImplementedError, match="'cudnn' declines"):
         linen.MultiHeadAttention(num_heads=4, implementation="cudnn").apply(variables, X)
 
@@ -220,7 +233,7 @@ def test_partitioning_metadata_survives():
         flax_linen.initializers.lecun_normal(), (None, "heads", None)
     )
     layer = linen.MultiHeadAttention(num_heads=4, kernel_init=init)
-    specs = flax_linen.get_partition_spec(layer.init(jax.random.key(0), X))
+    specs = flax_linen.get_partition_spec(shapes_of(layer, X))
     assert specs["params"]["query"]["kernel"] == jax.sharding.PartitionSpec(None, "heads", None)
 
 
@@ -268,9 +281,9 @@ def test_learned_positions_hold_flax_embed_tables():
     positions = jnp.arange(5)
     variables = table.init(jax.random.key(0), positions)
     ours = linen.LearnedPositions(max_length=16, features=8)
-    assert np.array_equal(ours.apply(variables, positions), table.apply(variables, positions))
+    chex.assert_trees_all_equal(*(layer.apply(variables, positions) for layer in (ours, table)))
     made = nnx.LearnedPositions(16, 8, dtype=jnp.bfloat16, rngs=flax_nnx.Rngs(0))
-    assert made(positions).dtype == jnp.bfloat16
+    chex.assert_type(made(positions), jnp.bfloat16)
 
 
 def dots_at_highest_precision(function, *arguments):
@@ -297,22 +310,22 @@ def test_inputs_of_two_dtypes_are_promoted_as_in_flax(dtypes):
     options = {"num_heads": 4, "param_dtype": jnp.bfloat16}
     with jax.numpy_dtype_promotion("standard"):
         theirs = flax_linen.MultiHeadDotProductAttention(**options)
-        variables = theirs.init(jax.random.key(0), q, kv)
-        expected = theirs.apply(variables, q, kv)
-        actual = linen.MultiHeadAttention(**options).apply(variables, q, kv)
-        assert actual.dtype == expected.dtype
+        variables = jax.jit(theirs.init)(jax.random.key(0), q, kv)
+        expected = apply(theirs, variables, q, kv)
+        actual = apply(linen.MultiHeadAttention(**options), variables, q, kv)
+        chex.assert_type(actual, expected.dtype)
         assert_close(actual, expected, 2e-2)
         made = nnx.MultiHeadAttention(4, 24, param_dtype=jnp.bfloat16, rngs=flax_nnx.Rngs(0))
-        assert made(q, kv).dtype == expected.dtype
+        chex.assert_type(jax.eval_shape(made, q, kv), expected.dtype)
 
 
 def test_sown_weights_follow_every_option():
     options = {"scale": 0.7, "normalizer": Softmax(jnp.float32(1.0))}
     ours = linen.MultiHeadAttention(num_heads=4, **options)
-    variables = randomized(ours.init(jax.random.key(0), X))
+    variables = randomized(shapes_of(ours, X))
     bias = jnp.asarray(RNG.normal(size=(4, 5, 5)), jnp.float32)
     call = {"bias": bias, "mask": MASK, "sow_weights": True, "mutable": ["intermediates"]}
-    output, sown = ours.apply(variables, X, **call)
+    output, sown = apply(ours, variables, X, **call)
     weights = sown["intermediates"]["attention_weights"][0]
     p = variables["params"]
     value = np.einsum("btm,mnd->btnd", X, p["value"]["kernel"]) + np.asarray(p["value"]["bias"])
@@ -323,16 +336,15 @@ def test_sown_weights_follow_every_option():
     swapped = flax_linen.MultiHeadDotProductAttention(
         num_heads=4, attention_fn=attention.attention_fn(bias=bias, **options)
     )
-    output, sown = swapped.apply(
-        variables, X, mask=MASK, sow_weights=True, mutable=["intermediates"]
-    )
+    call = {"mask": MASK, "sow_weights": True, "mutable": ["intermediates"]}
+    output, sown = apply(swapped, variables, X, **call)
     assert_close(output, expected, 2 * FORWARD["float32"])
     assert_close(sown["intermediates"]["attention_weights"][0], weights, FORWARD["float32"])
 
 
 def test_precision_reaches_every_dot_of_the_modules():
     layer = linen.MultiHeadAttention(num_heads=4, precision="highest")
-    variables = layer.init(jax.random.key(0), X)
+    variables = randomized(shapes_of(layer, X))
     made = nnx.MultiHeadAttention(4, 24, precision="highest", rngs=flax_nnx.Rngs(0))
     for f in (lambda x: layer.apply(variables, x), made):
         assert dots_at_highest_precision(f, X) == (6, 6)

@@ -1,5 +1,6 @@
 """timm's weights are converted wholly or refused, and the refusal names them."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -26,12 +27,10 @@ def test_a_model_is_filled_in_place(weights):
     model = plain_resnet18()
     load_timm(model, weights)
     kernel = model.stages[1][0].conv1.kernel[...]
-    assert kernel.shape == (3, 3, 64, 128)
-    np.testing.assert_array_equal(
-        kernel[2, 1, 5, 7], np.float32(weights["layer2.0.conv1.weight"][7, 5, 2, 1])
-    )
+    expected = np.float32(weights["layer2.0.conv1.weight"]).transpose(2, 3, 1, 0)
+    chex.assert_trees_all_equal(kernel, expected)
     variance = model.stages[0][0].bn2.var[...]
-    np.testing.assert_array_equal(variance, np.float32(weights["layer1.0.bn2.running_var"]))
+    chex.assert_trees_all_equal(variance, np.float32(weights["layer1.0.bn2.running_var"]))
 
 
 def test_weights_without_a_place_are_refused_by_name():
@@ -63,7 +62,7 @@ def test_another_number_of_classes_is_refused_with_the_shapes(weights):
 def arrays(model):
     """A copy of every parameter and statistic."""
     state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    return {path: np.array(place[...]) for path, place in state}
+    return {"/".join(map(str, path)): np.array(place[...]) for path, place in state}
 
 
 def aligned(weight, alignment):
@@ -75,7 +74,7 @@ def aligned(weight, alignment):
     return place
 
 
-@pytest.mark.parametrize("alignment", [16, 64, 4096])
+@pytest.mark.parametrize("alignment", [16, 64])
 def test_the_model_does_not_share_memory_with_the_weights(weights, alignment):
     """On a CPU, jax takes an aligned array as it is, without a copy."""
     weights = {name: aligned(weight, alignment) for name, weight in weights.items()}
@@ -84,8 +83,7 @@ def test_the_model_does_not_share_memory_with_the_weights(weights, alignment):
     before = arrays(model)
     for weight in weights.values():
         weight += 1
-    for path, after in arrays(model).items():
-        np.testing.assert_array_equal(after, before[path], err_msg=path)
+    chex.assert_trees_all_equal(arrays(model), before)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +107,7 @@ def test_a_refused_load_changes_nothing(weights, changes):
     before = arrays(model)
     with pytest.raises((TypeError, ValueError), match="load_timm"):
         load_timm(model, other)
-    for path, after in arrays(model).items():
-        np.testing.assert_array_equal(after, before[path], err_msg=path)
+    chex.assert_trees_all_equal(arrays(model), before)
 
 
 @pytest.mark.parametrize(

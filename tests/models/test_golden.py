@@ -11,6 +11,12 @@ from tests.models.cases import CASES, COVERED, TOLERANCE, difference, our_logits
 from vision_models import MODELS
 
 GOLDEN = make_golden.read()
+# Quick ones which together have most kinds of attention: gates of channels and of places, the
+# selection of kernels, halos, separable attention, windows and grids, cross-covariance attention.
+QUICK = {
+    *("resnet18_cbam", "skresnet18", "halonet26t"),
+    *("mobilevitv2_050", "test_maxvit", "xcit_nano_12_p16_224"),
+}
 
 
 def test_every_model_is_compared():
@@ -21,7 +27,10 @@ def test_every_case_has_its_logits():
     assert GOLDEN.keys() == CASES.keys()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.conformance) for n in CASES],
+)
 def test_the_logits_are_timms(name, record_property):
     weights = random_weights(GOLDEN[name]["shapes"])
     found = difference(our_logits(CASES[name])(weights), np.array(GOLDEN[name]["logits"]))

@@ -1,5 +1,6 @@
 """Whole models with timm's weights give timm's logits, and these depend on the attention."""
 
+import chex
 import numpy as np
 import pytest
 import timm_reference  # noqa: F401  skips where there is no timm
@@ -46,4 +47,6 @@ def test_the_kept_logits_are_timms(models, request):
     kept = make_golden.read()[request.node.callspec.params["models"]]
     assert kept["shapes"] == make_golden.weight_shapes(model)
     expected = make_golden.timm_logits(model, weights, case.image_size, "float64")
-    np.testing.assert_allclose(kept["logits"], expected, rtol=0, atol=1e-8 * abs(expected).max())
+    chex.assert_trees_all_close(
+        np.array(kept["logits"]), expected, rtol=0, atol=1e-8 * abs(expected).max()
+    )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,7 +181,7 @@ def our_results(problem, dtype, *, with_lse):
         return jax.grad(forward, argnums=tuple(range(len(leaves))), has_aux=True)(*leaves)
 
     found, (output, lse) = run(query, key, value, *bias)
-    assert output.dtype == dtype
+    chex.assert_type(output, dtype)
     names = ("query", "key", "value", "bias")
     results = {"output": output} | dict(zip(names, found, strict=False))
     return results | ({"lse": lse} if with_lse else {})
@@ -198,7 +199,7 @@ def test_dot_product_attention_equals_pytorch(problem, attend, dtype, record_pro
     found = {}
     for key, array in expected.items():
         empty = np.isneginf(array)  # the LSE of a row without keys
-        np.testing.assert_array_equal(np.isneginf(np.asarray(actual[key])), empty)
+        chex.assert_trees_all_equal(np.isneginf(np.asarray(actual[key])), empty)
         found[key] = difference(np.where(empty, 0, actual[key]), np.where(empty, 0, array))
     record_property("difference", max(found.values()))
     assert max(found.values()) <= TOLERANCES[dtype], found
@@ -212,7 +213,7 @@ def test_bfloat16_dot_product_attention_is_near_pytorch(problem, record_property
     )
     attend = functools.partial(dot_product_attention, **as_arrays(problem.ours))
     output = compiled(attend)(query, key, value, *bias)
-    assert output.dtype == jnp.bfloat16
+    chex.assert_type(output, jnp.bfloat16)
     wide = [torch.tensor(np.asarray(a, np.float64)) for a in (query, key, value, *bias)]
     expected, _ = by_hand(problem, *map(heads_first, wide[:3]), wide[3] if bias else None)
     found = difference(output, values(heads_first(expected)))

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import chex
 import numpy as np
 import pytest
 import torch_reference as reference
@@ -195,7 +196,7 @@ def test_flax_keeps_the_biased_variance_where_pytorch_keeps_the_unbiased(face):
     with precision(case, face, "float64"):
         updated = run_ours(case, face, "float64", np.ones(SHAPES["7x5"]))
     biased = updated["batch_stats/norm/var"] - 0.9 * before
-    np.testing.assert_allclose(biased * count / (count - 1), unbiased, rtol=1e-12)
+    chex.assert_trees_all_close(biased * count / (count - 1), unbiased, rtol=1e-12)
     assert not np.allclose(biased, unbiased, rtol=1e-3)
 
 

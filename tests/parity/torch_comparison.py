@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +145,7 @@ def run_ours(case, name, dtype, cotangent):
 
     arrays = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), arrays)
     output, params, inputs, new = run(*arrays, jnp.asarray(cotangent, dtype))
-    assert output.dtype == dtype
+    chex.assert_type(output, dtype)
     results = {"output": np.asarray(output)} | flatten(inputs, "inputs") | flatten(params, "params")
     return results | flatten(new, "batch_stats")
 
@@ -152,9 +153,9 @@ def run_ours(case, name, dtype, cotangent):
 def difference(actual, expected, scale=None):
     """max |actual − expected|, relative to max |expected|."""
     actual, expected = (np.asarray(array, np.float64) for array in (actual, expected))
-    assert actual.shape == expected.shape
-    assert np.isfinite(actual).all()
-    assert np.isfinite(expected).all()
+    chex.assert_equal_shape([actual, expected])
+    chex.assert_tree_all_finite(actual)
+    chex.assert_tree_all_finite(expected)
     return float(np.max(np.abs(actual - expected)) / (scale or np.max(np.abs(expected))))
 
 
@@ -185,7 +186,7 @@ def bfloat16_difference(case, name):
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in rounded]
     with precision(case, name, "bfloat16"):
         output, _ = compiled(face(case, name, jnp.bfloat16))(params, statistics, *inputs)
-    assert output.dtype == jnp.bfloat16
+    chex.assert_type(output, jnp.bfloat16)
     return difference(output, expected["output"])
 
 

@@ -2,11 +2,11 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 from flax_attn import linen, maps, nnx, vision
@@ -24,7 +24,7 @@ from tests.oracles.vision.global_mixers import criss_cross_step
 from tests.tolerances import FORWARD, assert_close
 
 RNG = np.random.default_rng(0)
-X = jnp.asarray(RNG.normal(0.3, 1.5, (2, 6, 5, 32)), jnp.float32)
+X = RNG.normal(0.3, 1.5, (2, 6, 5, 32)).astype(np.float32)
 WIDE = np.asarray(X, np.float64)
 
 MIXERS = (
@@ -49,10 +49,15 @@ def identity(x):
     return x
 
 
+def call(function, x, *given, **bound):
+    """What a function makes of an image, in one program."""
+    return jax.jit(lambda x: function(x, *given, **bound))(x)
+
+
 def weights_of(name, x):
     """What the function returns beside its output."""
-    variables = random_variables(name, x.shape[-1], dtype=np.float32)
-    return getattr(vision, name)(x, **maps_of(name, variables), return_weights=True)[1]
+    bound = maps_of(name, random_variables(name, x.shape[-1], dtype=np.float32))
+    return call(getattr(vision, name), x, **bound, return_weights=True)[1]
 
 
 # Claims
@@ -60,7 +65,7 @@ def weights_of(name, x):
 
 @pytest.mark.parametrize("name", ["non_local", "position_attention", "channel_affinity_attention"])
 def test_rows_of_weights_sum_to_one(name):
-    np.testing.assert_allclose(np.sum(weights_of(name, X), axis=-1), 1, rtol=1e-5)
+    chex.assert_trees_all_close(np.sum(weights_of(name, X), axis=-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +75,10 @@ def test_rows_of_weights_sum_to_one(name):
 def test_a_module_as_made_is_the_identity(name):
     phase = {"use_running_average": True} if name == "non_local" else {}
     module = module_class(linen, name)(**phase)
-    assert_close(module.init_with_output(jax.random.key(0), X)[0], X, 0)
+    y, _ = jax.jit(module.init_with_output)(jax.random.key(0), X)
     made = nnx_module(name, 32)
     made.eval()
-    assert_close(made(X), X, 0)
+    chex.assert_trees_all_equal(y, jax.jit(made)(X), X)
 
 
 def test_channel_affinity_attention_has_one_parameter():
@@ -84,17 +89,17 @@ def test_channel_affinity_attention_has_one_parameter():
 
 def test_channels_attend_to_the_channels_that_are_unlike_them():
     # Channels (3, 4), (−3, −4), (0, 0): energies 25, −25, 0 in the first row.
-    x = jnp.array([[[[3.0, -3.0, 0.0], [4.0, -4.0, 0.0]]]]) / 10
-    y, weights = vision.channel_affinity_attention(x, jnp.array(1.0), return_weights=True)
+    x = np.array([[[[0.3, -0.3, 0.0], [0.4, -0.4, 0.0]]]], np.float32)
+    y, weights = call(vision.channel_affinity_attention, x, jnp.array(1.0), return_weights=True)
     row = np.exp([-0.25, 0.25, 0.0])
     row /= row.sum()
-    np.testing.assert_allclose(weights[0, 0], row, rtol=1e-6)
-    np.testing.assert_allclose(y[0, 0, 0, 0], 0.3 + 0.3 * (row[0] - row[1]), rtol=1e-5)
+    chex.assert_trees_all_close(weights[0, 0], row)
+    chex.assert_trees_all_close(y[0, 0, 0, 0], 0.3 + 0.3 * (row[0] - row[1]), rtol=1e-5)
 
 
 def test_large_channels_do_not_overflow():
-    x = jnp.full((1, 64, 64, 4), 60.0, jnp.float16)  # energies of 1.5e7
-    y = vision.channel_affinity_attention(x, jnp.array(1.0))
+    x = np.full((1, 64, 64, 4), 60.0, np.float16)  # energies of 1.5e7
+    y = call(vision.channel_affinity_attention, x, jnp.array(1.0))
     assert_close(y, np.full(x.shape, 120.0), FORWARD["float16"])
 
 
@@ -108,17 +113,17 @@ def test_one_step_reaches_the_cross_and_two_steps_every_place(recurrence):
         )
         return jnp.sum(y[:, 2, 3])
 
-    reached = np.abs(jax.grad(at_a_place)(X)).max(axis=(0, 3)) > 0
+    reached = np.abs(jax.jit(jax.grad(at_a_place))(X)).max(axis=(0, 3)) > 0
     cross = np.zeros((6, 5), bool)
     cross[2], cross[:, 3] = True, True
-    np.testing.assert_array_equal(reached, cross if recurrence == 1 else np.ones((6, 5), bool))
+    chex.assert_trees_all_equal(reached, cross if recurrence == 1 else np.ones((6, 5), bool))
 
 
 def test_criss_cross_weights_count_the_own_place_once():
     first, second = weights_of("criss_cross_attention", X)
-    for weights in (first, second):
-        assert weights.shape == (2, 6, 5, 11)
-        np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)
+    for weights in (np.asarray(first), np.asarray(second)):
+        chex.assert_shape(weights, (2, 6, 5, 11))
+        chex.assert_trees_all_close(np.sum(weights, axis=-1), 1, rtol=1e-5)
         for i in range(6):
             assert not np.any(weights[:, i, :, i])  # of the column
         for j in range(5):
@@ -131,10 +136,14 @@ def test_criss_cross_attention_of_one_row_or_column(shape):
     variables = random_variables("criss_cross_attention", 8)
     single = jax.tree.map(np.float32, variables)
     bound = maps_of("criss_cross_attention", single)
-    y = vision.criss_cross_attention(jnp.asarray(x, jnp.float32), **bound)
+
+    def total(x):
+        y = vision.criss_cross_attention(x, **bound)
+        return jnp.sum(y**2), y
+
+    gradient, y = jax.jit(jax.grad(total, has_aux=True))(x.astype(np.float32))
     assert_close(y, oracles.criss_cross_attention(x, merged(variables)), 2 * FORWARD["float32"])
-    gradient = jax.grad(lambda x: jnp.sum(vision.criss_cross_attention(x, **bound) ** 2))
-    assert np.isfinite(gradient(jnp.asarray(x, jnp.float32))).all()
+    chex.assert_tree_all_finite(gradient)
 
 
 def test_criss_cross_scores_grow_with_the_height_plus_the_width():
@@ -158,17 +167,17 @@ def test_criss_cross_scores_grow_with_the_height_plus_the_width():
 
 def test_external_attention_normalises_over_places_and_then_over_slots():
     weights = weights_of("external_attention", X)
-    assert weights.shape == (2, 6, 5, 64)
-    np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)
+    chex.assert_shape(weights, (2, 6, 5, 64))
+    chex.assert_trees_all_close(np.sum(weights, axis=-1), 1, rtol=1e-5)
     one_place = weights_of("external_attention", X[:, :1, :1])
-    np.testing.assert_allclose(one_place, 1 / 64, rtol=1e-5)  # whatever its features are
+    chex.assert_trees_all_close(one_place, 1 / 64, rtol=1e-5)  # whatever its features are
 
 
 def test_double_attention_gathers_over_places_and_distributes_over_descriptors():
     gathering, distributing = weights_of("double_attention", X)
     assert gathering.shape == distributing.shape == (2, 6, 5, 8)
-    np.testing.assert_allclose(np.sum(gathering, axis=(1, 2)), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.sum(distributing, axis=-1), 1, rtol=1e-5)
+    chex.assert_trees_all_close(np.sum(gathering, axis=(1, 2)), 1, rtol=1e-5)
+    chex.assert_trees_all_close(np.sum(distributing, axis=-1), 1, rtol=1e-5)
 
 
 # Traps
@@ -177,51 +186,50 @@ def test_double_attention_gathers_over_places_and_distributes_over_descriptors()
 @every_mixer
 def test_images_of_a_batch_do_not_see_one_another(name):
     variables = random_variables(name, 32, dtype=np.float32)
-    apply = functools.partial(getattr(vision, name), **maps_of(name, variables))
-    assert_close(apply(X.at[1].set(0.0))[0], apply(X)[0], 0)
-    assert_close(apply(X[:1]), apply(X)[:1], FORWARD["float32"])
+    apply = jax.jit(functools.partial(getattr(vision, name), **maps_of(name, variables)))
+    first, changed = np.asarray(apply(X))[:1], np.stack([X[0], 0 * X[1]])
+    chex.assert_trees_all_equal(np.asarray(apply(changed))[:1], first)
+    assert_close(apply(X[:1]), first, FORWARD["float32"])
 
 
 def test_non_local_scales_by_the_reduced_width_and_position_attention_does_not():
     query, key, value = dense(32, 4, 1), dense(32, 4, 2), dense(32, 32, 3)
-    scaled = vision.non_local(X, query, key, value, identity)
-    plain = vision.position_attention(X, query, key, value, jnp.array(1.0))
-    assert_close(vision.non_local(X, query, key, value, identity, scale=1.0), plain, 1e-6)
-    assert_close(vision.non_local(X, query, key, value, identity, scale=0.5), scaled, 1e-6)
+    non_local = functools.partial(call, vision.non_local, X, query, key, value, identity)
+    scaled = non_local()
+    plain = call(vision.position_attention, X, query, key, value, jnp.array(1.0))
+    assert_close(non_local(scale=1.0), plain, 1e-6)
+    assert_close(non_local(scale=0.5), scaled, 1e-6)
     assert not np.allclose(scaled, plain, rtol=1e-2)
 
 
 def test_subsampled_keys_and_values_are_maxima_and_drop_what_is_left_over():
-    x = jnp.asarray(RNG.normal(size=(2, 7, 5, 32)), jnp.float32)
-    seen = []
+    x = RNG.normal(size=(2, 7, 5, 32)).astype(np.float32)
 
-    def key(image):
-        seen.append(image)
-        return dense(32, 4, 2)(image)
+    def attend(x):
+        seen = []
+        key = lambda image: seen.append(image) or dense(32, 4, 2)(image)
+        given = (dense(32, 4, 1), key, dense(32, 4, 3), dense(4, 32))
+        return *vision.non_local(x, *given, subsample=2, return_weights=True), seen[0]
 
-    y, weights = vision.non_local(
-        x, dense(32, 4, 1), key, dense(32, 4, 3), dense(4, 32), subsample=2, return_weights=True
-    )
-    expected = flax_linen.max_pool(x, (2, 2), strides=(2, 2))  # as PyTorch's, 7 × 5 -> 3 × 2
-    np.testing.assert_array_equal(seen[0], expected)
-    assert y.shape == x.shape
-    assert weights.shape == (2, 35, 6)
+    y, weights, seen = jax.jit(attend)(x)
+    # As PyTorch's, 7 × 5 -> 3 × 2.
+    chex.assert_trees_all_equal(seen, x[:, :6, :4].reshape(2, 3, 2, 2, 2, 32).max((2, 4)))
+    chex.assert_equal_shape([y, x])
+    chex.assert_shape(weights, (2, 35, 6))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_softmaxes_over_many_places_are_float32(dtype):
-    x = jnp.zeros((1, 64, 64, 8), dtype)  # 4096 equal weights: 1 / 4096, which sum to 1
+    x = np.zeros((1, 64, 64, 8), jnp.dtype(dtype))  # 4096 equal weights: 1 / 4096, which sum to 1
     nothing = maps.dense(jnp.zeros((8, 8)))
-    gathering, _ = vision.double_attention(
-        x, nothing, nothing, nothing, nothing, return_weights=True
-    )[1]
-    assert gathering.dtype == jnp.float32
-    np.testing.assert_allclose(jnp.sum(gathering, axis=(1, 2)), 1, rtol=1e-6)
-    ones = jnp.ones_like(x)
-    y = vision.position_attention(ones, nothing, nothing, identity, jnp.array(1.0))
-    assert y.dtype == dtype
+    gathering, _ = call(vision.double_attention, x, *[nothing] * 4, return_weights=True)[1]
+    chex.assert_type(gathering, jnp.float32)
+    chex.assert_trees_all_close(np.sum(gathering, axis=(1, 2)), 1)
+    ones = np.ones_like(x)
+    y = call(vision.position_attention, ones, nothing, nothing, identity, jnp.array(1.0))
+    chex.assert_type(y, dtype)
     assert_close(y, np.full(x.shape, 2.0), FORWARD[dtype])
-    y = vision.double_attention(ones, identity, nothing, nothing, identity)
+    y = call(vision.double_attention, ones, identity, nothing, nothing, identity)
     assert_close(y, np.full(x.shape, 2.0), FORWARD[dtype])
 
 
@@ -232,20 +240,20 @@ def test_the_statistics_of_a_training_batch_normalise_the_branch():
         norm["scale"], norm["bias"] = np.ones(32, np.float32), np.zeros(32, np.float32)
         options = {"activation_fn": identity} if name == "external_attention" else {}
         module = linen_module(name, train=True, **options)
-        y, _ = module.apply(variables, X, mutable=["batch_stats"])
-        branch = np.asarray(y - X, np.float64)
-        np.testing.assert_allclose(branch.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+        y, _ = jax.jit(functools.partial(module.apply, mutable=["batch_stats"]))(variables, X)
+        branch = np.asarray(y, np.float64) - X
+        chex.assert_trees_all_close(branch.mean(axis=(0, 1, 2)), 0, rtol=1e-7, atol=1e-5)
         assert np.all(branch.std(axis=(0, 1, 2)) > 0.5)
 
 
 def test_criss_cross_modules_step_as_often_as_they_are_told():
     variables = random_variables("criss_cross_attention", 32)
     expected = WIDE
-    for steps in (1, 2, 3):
+    for _ in range(3):
         expected = criss_cross_step(expected, merged(variables))
-        single = jax.tree.map(np.float32, variables)
-        y = linen.CrissCrossAttention(recurrence=steps).apply(single, X)
-        assert_close(y, expected, 3 * FORWARD["float32"])
+    single = jax.tree.map(np.float32, variables)
+    y = jax.jit(linen.CrissCrossAttention(recurrence=3).apply)(single, X)
+    assert_close(y, expected, 3 * FORWARD["float32"])
 
 
 # Weights of the modules
@@ -256,13 +264,14 @@ def test_modules_sow_the_weights_of_the_function(name):
     variables = random_variables(name, 32, dtype=np.float32)
     expected = weights_of(name, X)
     asked = {"sow_weights": True} if name in ON_REQUEST else {}
-    apply = functools.partial(linen_module(name).apply, variables, X, mutable=["intermediates"])
-    y, sown = apply(**asked)
+    apply = functools.partial(linen_module(name).apply, mutable=["intermediates"], **asked)
+    y, sown = jax.jit(apply)(variables, X)
     (weights,) = sown["intermediates"]["attention_weights"]
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), weights, expected)
     made = load(nnx_module(name, 32), variables)
     made.eval()
-    other, captured = flax_nnx.capture(made, flax_nnx.Intermediate)(X, **asked)
+    capture = flax_nnx.capture(lambda m, x: m(x, **asked), flax_nnx.Intermediate)
+    other, captured = flax_nnx.jit(capture)(made, X)
     assert_close(other, y, FORWARD["float32"])
     (weights,) = flax_nnx.to_pure_dict(captured)["attention_weights"]
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), weights, expected)
@@ -271,12 +280,13 @@ def test_modules_sow_the_weights_of_the_function(name):
 @pytest.mark.parametrize("name", ON_REQUEST)
 def test_costly_weights_are_sown_only_on_request(name):
     variables = random_variables(name, 32, dtype=np.float32)
-    _, sown = linen_module(name).apply(variables, X, mutable=["intermediates"])
+    apply = functools.partial(linen_module(name).apply, mutable=["intermediates"])
+    _, sown = jax.eval_shape(apply, variables, X)
     assert not sown
     made = load(nnx_module(name, 32), variables)
     made.eval()
     with pytest.raises(ValueError, match=r"attention_weights can be sown only inside nnx\.capture"):
-        made(X, sow_weights=True)
+        jax.eval_shape(lambda x: made(x, sow_weights=True), X)
 
 
 # Errors

@@ -3,8 +3,10 @@
 Their hand-made numbers, what their papers claim, and the traps that popular code falls into.
 """
 
+import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,8 @@ from tests.tolerances import FORWARD, assert_close
 RNG = np.random.default_rng(0)
 # One image of 2×2 places and 2 channels: channel 0 is 1, 2, 3, 6 (mean 3, variance 14 / 4), channel
 # 1 is -1 everywhere.
-X = jnp.array([[[[1.0, -1.0], [2.0, -1.0]], [[3.0, -1.0], [6.0, -1.0]]]])
-IMAGE = jnp.asarray(RNG.normal(0.3, 1.5, (2, 6, 5, 32)), jnp.float32)
+X = np.array([[[[1.0, -1.0], [2.0, -1.0]], [[3.0, -1.0], [6.0, -1.0]]]], np.float32)
+IMAGE = RNG.normal(0.3, 1.5, (2, 6, 5, 32)).astype(np.float32)
 NAMES = (
     "triplet_attention",
     "spatial_group_enhance",
@@ -43,21 +45,30 @@ def count(variables):
 
 
 def initial(module, channels):
-    return module.init(jax.random.key(0), jnp.ones((1, 3, 4, channels)))
+    """The shapes of the variables."""
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, 3, 4, channels)))
+
+
+def call(function, x, *given, **bound):
+    """What a function makes of an image, in one program."""
+    return jax.jit(lambda x: function(x, *given, **bound))(x)
+
+
+def as_made(module, x):
+    return jax.jit(module.init_with_output)(jax.random.key(0), x)[0]
 
 
 # Triplet attention.
 
 
 def triplet(x, kernel):
-    conv = maps.conv(kernel)
-    return vision.triplet_attention(x, conv, identity, conv, identity, conv, identity)
+    return call(vision.triplet_attention, x, *[maps.conv(kernel), identity] * 3)
 
 
 def test_triplet_attention_weighs_the_maximum_and_the_mean_of_each_axis():
     # Maximum less mean, of channel 0 at the last place: over its column 6 - 4, over its row
     # 6 - 4.5, over the channels 6 - 2.5.
-    y = triplet(X, jnp.array([1.0, -1.0]).reshape(1, 1, 2, 1))
+    y = triplet(X, np.array([1.0, -1.0], np.float32).reshape(1, 1, 2, 1))
     expected = 6 * (sigmoid(2.0) + sigmoid(1.5) + sigmoid(3.5)) / 3
     assert float(y[0, 1, 1, 0]) == pytest.approx(expected, rel=1e-6)
 
@@ -66,13 +77,16 @@ def test_the_kernels_rows_run_along_channels_then_height_then_height():
     # One tap, on the maximum of the row before in each plane. Of channel 1 at the last place, it
     # reads channel 0 of that column (maximum 6), the row above in channel 1 (-1), and the row above
     # in that column (2).
-    y = triplet(X, jnp.zeros((3, 3, 2, 1)).at[0, 1, 0, 0].set(1.0))
+    kernel = np.zeros((3, 3, 2, 1), np.float32)
+    kernel[0, 1, 0, 0] = 1
+    y = triplet(X, kernel)
     expected = -(sigmoid(6.0) + sigmoid(-1.0) + sigmoid(2.0)) / 3
     assert float(y[0, 1, 1, 1]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_triplet_attention_of_a_turned_image_is_that_of_turned_kernels():
-    bound = maps_of("triplet_attention", random_variables("triplet_attention", 32))
+    variables = random_variables("triplet_attention", 32, dtype=np.float32)
+    bound = maps_of("triplet_attention", variables)
     kernels = {name: bound[name].args[0] for name in ("conv_cw", "conv_hc", "conv_hw")}
     turned = {name: maps.conv(jnp.swapaxes(kernel, 0, 1)) for name, kernel in kernels.items()}
     swapped = {
@@ -83,10 +97,10 @@ def test_triplet_attention_of_a_turned_image_is_that_of_turned_kernels():
         "conv_hw": turned["conv_hw"],
         "norm_hw": bound["norm_hw"],
     }
-    y = vision.triplet_attention(jnp.swapaxes(IMAGE, 1, 2), **swapped)
-    expected = vision.triplet_attention(IMAGE, **bound)
-    assert_close(jnp.swapaxes(y, 1, 2), expected, FORWARD["float32"])
-    assert not np.allclose(vision.triplet_attention(IMAGE, **swapped), expected, rtol=1e-2)
+    y = call(vision.triplet_attention, IMAGE.swapaxes(1, 2), **swapped)
+    expected = call(vision.triplet_attention, IMAGE, **bound)
+    assert_close(np.swapaxes(y, 1, 2), expected, FORWARD["float32"])
+    assert not np.allclose(call(vision.triplet_attention, IMAGE, **swapped), expected, rtol=1e-2)
 
 
 def test_without_the_spatial_plane_the_mean_is_of_two_gates():
@@ -94,7 +108,7 @@ def test_without_the_spatial_plane_the_mean_is_of_two_gates():
     variables = random_variables("triplet_attention", 32, dtype=np.float32, module=module)
     assert set(variables["params"]) == {"conv_cw", "norm_cw", "conv_hc", "norm_hc"}
     expected = oracles.triplet_attention(np.asarray(IMAGE, np.float64), merged(variables))
-    assert_close(module.apply(variables, IMAGE), expected, FORWARD["float32"])
+    assert_close(jax.jit(module.apply)(variables, IMAGE), expected, FORWARD["float32"])
 
 
 def test_triplet_attention_has_300_parameters_whatever_the_width():
@@ -133,9 +147,9 @@ def test_entries_that_tie_for_the_maximum_of_a_row_share_its_gradient():
         return jnp.sum(vision.triplet_attention_gate(x, nothing, identity, weights, identity))
 
     x = jnp.zeros((1, 1, 4, 1)).at[0, 0, :2].set(1.0)  # two of four columns tie at 1
-    gradient = np.asarray(jax.grad(loss)(x))[0, 0, :, 0]
-    slope = 4 * float(jax.grad(jax.nn.sigmoid)(1.0)) / 2  # four places, the mean of two gates
-    np.testing.assert_allclose(gradient, [slope / 2, slope / 2, 0, 0], rtol=1e-6)
+    gradient = np.asarray(jax.jit(jax.grad(loss))(x))[0, 0, :, 0]
+    slope = 4 * sigmoid(1) * sigmoid(-1) / 2  # four places, the mean of two gates
+    chex.assert_trees_all_close(gradient, np.array([slope / 2, slope / 2, 0, 0]))
 
 
 def test_a_step_of_training_weighs_one_hundredth_in_the_statistics_of_triplet_attention():
@@ -143,23 +157,26 @@ def test_a_step_of_training_weighs_one_hundredth_in_the_statistics_of_triplet_at
     settings = {"use_bias": True, "kernel_init": flax_linen.initializers.zeros}
     settings["bias_init"] = flax_linen.initializers.ones
     module = linen.TripletAttention(use_running_average=False, **settings)
-    variables = module.init(jax.random.key(0), IMAGE)
-    _, updated = module.apply(variables, IMAGE, mutable=["batch_stats"])
+    variables = jax.jit(module.init)(jax.random.key(0), IMAGE)
+    training = functools.partial(module.apply, mutable=["batch_stats"])
+    _, updated = jax.jit(training)(variables, IMAGE)
     other = nnx.TripletAttention(rngs=flax_nnx.Rngs(0), **settings)
-    other(IMAGE)
+    flax_nnx.jit(lambda module: module(IMAGE))(other)
+    expected = {"mean": jnp.array([0.01]), "var": jnp.array([0.99])}
     for plane in ("cw", "hc", "hw"):
-        found = updated["batch_stats"][f"norm_{plane}"]
-        np.testing.assert_allclose(found["mean"], 0.01, rtol=1e-5)
-        np.testing.assert_allclose(found["var"], 0.99, rtol=1e-5)
         norm = getattr(other, f"norm_{plane}")
-        np.testing.assert_allclose(norm.mean[...], 0.01, rtol=1e-5)
-        np.testing.assert_allclose(norm.var[...], 0.99, rtol=1e-5)
+        for found in (
+            updated["batch_stats"][f"norm_{plane}"],
+            {"mean": norm.mean[...], "var": norm.var[...]},
+        ):
+            chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 def test_triplet_attention_in_training_normalises_by_the_batch():
     module = linen.TripletAttention(use_running_average=False)
     variables = random_variables("triplet_attention", 32, dtype=np.float32, module=module)
-    actual, _ = module.apply(variables, IMAGE, mutable=["batch_stats"])
+    training = functools.partial(module.apply, mutable=["batch_stats"])
+    actual, _ = jax.jit(training)(variables, IMAGE)
     bound = maps_of("triplet_attention", variables)
     for plane in ("cw", "hc", "hw"):
         p = variables["params"][f"norm_{plane}"]
@@ -169,7 +186,8 @@ def test_triplet_attention_in_training_normalises_by_the_batch():
             return centred / jnp.sqrt(jnp.mean(centred**2) + 1e-5) * p["scale"][0] + p["bias"][0]
 
         bound[f"norm_{plane}"] = by_the_batch
-    assert_close(actual, vision.triplet_attention(IMAGE, **bound), FORWARD["float32"])
+    expected = call(vision.triplet_attention, IMAGE, **bound)
+    assert_close(actual, expected, FORWARD["float32"])
 
 
 def test_triplet_attention_asks_for_the_phase():
@@ -183,7 +201,7 @@ def test_triplet_attention_asks_for_the_phase():
 def test_spatial_group_enhance_by_hand():
     # The means are (3, -1), the likeness 3 · x - 1 · (-1): 4, 7, 10, 19. Its deviations are
     # -6, -3, 0, 9, and the unbiased variance 126 / 3 = 42.
-    y = vision.spatial_group_enhance(X, jnp.array([2.0]), jnp.array([0.5]))
+    y = call(vision.spatial_group_enhance, X, jnp.array([2.0]), jnp.array([0.5]))
     expected = 6 * sigmoid(2 * 9 / (math.sqrt(42) + 1e-5) + 0.5)
     assert float(y[0, 1, 1, 0]) == pytest.approx(expected, rel=1e-6)
     expected = -sigmoid(2 * -6 / (math.sqrt(42) + 1e-5) + 0.5)
@@ -196,36 +214,36 @@ def test_a_constant_image_has_the_gate_of_the_bias_and_a_finite_gradient():
     def gate(x):
         return vision.spatial_group_enhance_gate(x, scale, bias)
 
-    constant = jnp.full((1, 4, 4, 8), 0.5)
-    assert_close(gate(constant), np.full((1, 4, 4, 8), sigmoid(0.5)), FORWARD["float32"])
-    for x in (constant, jnp.zeros_like(constant)):
-        assert np.isfinite(jax.grad(lambda x: jnp.sum(gate(x)[0, 0]))(x)).all()
+    constant = np.full((1, 4, 4, 8), 0.5, np.float32)
+    expected = np.full((1, 4, 4, 8), sigmoid(0.5))
+    assert_close(jax.jit(gate)(constant), expected, FORWARD["float32"])
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(gate(x)[0, 0])))
+    chex.assert_tree_all_finite([gradient(constant), gradient(0 * constant)])
 
 
 @pytest.mark.parametrize("number", [np.inf, np.nan])
 def test_what_is_not_finite_is_seen_in_its_whole_group_and_in_no_other(number):
-    gate = vision.spatial_group_enhance_gate(
-        IMAGE.at[0, 1, 2, 9].set(number), jnp.full(4, 2.0), jnp.full(4, 0.5)
-    )
+    x = IMAGE.copy()
+    x[0, 1, 2, 9] = number
+    gate = call(vision.spatial_group_enhance_gate, x, jnp.full(4, 2.0), jnp.full(4, 0.5))
     finite = np.isfinite(np.asarray(gate).reshape(2, 30, 4, 8))
     expected = np.array([[True, False, True, True], [True] * 4])[:, None, :, None]
-    np.testing.assert_array_equal(finite, np.broadcast_to(expected, finite.shape))
+    chex.assert_trees_all_equal(finite, np.broadcast_to(expected, finite.shape))
 
 
 def test_spatial_group_enhance_is_stable_on_a_small_deviation_beside_a_large_mean():
-    x = jnp.asarray(1000 + 0.1 * RNG.normal(size=(1, 8, 8, 16)), jnp.float32)
-    scale, bias = jnp.ones(4), jnp.zeros(4)
-    p = {"scale": np.ones(4), "bias": np.zeros(4)}
+    x = (1000 + 0.1 * RNG.normal(size=(1, 8, 8, 16))).astype(np.float32)
+    p = {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
     expected = oracles.spatial_group_enhance(np.asarray(x, np.float64), p)
-    assert_close(vision.spatial_group_enhance(x, scale, bias), expected, 1e-3)  # x is rounded: 6e-5
+    y = call(vision.spatial_group_enhance, x, **p)
+    assert_close(y, expected, 1e-3)  # x is rounded: 6e-5
 
 
 def test_spatial_group_enhance_starts_with_one_gate_for_all_and_two_parameters_per_group():
     module = linen.SpatialGroupEnhance()
-    variables = initial(module, 64)
-    assert count(variables) == 2 * 64
-    x = jnp.concatenate([IMAGE, IMAGE], axis=-1)
-    assert_close(module.apply(variables, x), x * sigmoid(1.0), FORWARD["float32"])
+    assert count(initial(module, 64)) == 2 * 64
+    x = np.concatenate([IMAGE, IMAGE], axis=-1)
+    assert_close(as_made(module, x), x * sigmoid(1.0), FORWARD["float32"])
 
 
 def test_channels_that_are_not_a_multiple_of_the_groups_are_refused():
@@ -245,7 +263,10 @@ def test_channels_that_are_not_a_multiple_of_the_groups_are_refused():
 def test_one_place_has_no_deviation_to_divide_by():
     with pytest.raises(ValueError, match="at least two places, got H · W = 1 · 1"):
         vision.spatial_group_enhance(jnp.ones((2, 1, 1, 8)), jnp.ones(4), jnp.ones(4))
-    assert vision.spatial_group_enhance(jnp.ones((2, 1, 2, 8)), jnp.ones(4), jnp.ones(4)).size
+    two = jax.eval_shape(
+        vision.spatial_group_enhance, jnp.ones((2, 1, 2, 8)), jnp.ones(4), jnp.ones(4)
+    )
+    chex.assert_shape(two, (2, 1, 2, 8))
 
 
 # Shuffle attention.
@@ -254,7 +275,7 @@ def test_one_place_has_no_deviation_to_divide_by():
 def test_shuffle_attention_by_hand():
     # One group of two channels: -1 is judged by its mean, (1, 2, 3, 6) by its places.
     values = (2.0, 0.5, 3.0, 0.25, 0.5, -1.0)
-    y = vision.shuffle_attention(X[..., ::-1], *(jnp.array([value]) for value in values))
+    y = call(vision.shuffle_attention, X[..., ::-1], *(jnp.array([value]) for value in values))
     standard = (6 - 3) / math.sqrt(14 / 4 + 1e-5)
     assert float(y[0, 1, 1, 0]) == pytest.approx(-sigmoid(2 * -1 + 0.5), rel=1e-6)
     expected = 6 * sigmoid(0.5 * (3 * standard + 0.25) - 1)
@@ -262,8 +283,9 @@ def test_shuffle_attention_by_hand():
 
 
 def test_the_shuffle_interleaves_the_halves_of_all_channels():
-    y = vision.shuffle_attention(jnp.arange(8.0).reshape(1, 1, 1, 8), *[jnp.zeros(1)] * 6)
-    np.testing.assert_array_equal(2 * y[0, 0, 0], [0, 4, 1, 5, 2, 6, 3, 7])
+    x = np.arange(8, dtype=np.float32).reshape(1, 1, 1, 8)
+    y = call(vision.shuffle_attention, x, *[jnp.zeros(1)] * 6)
+    chex.assert_trees_all_equal(2 * y[0, 0, 0], np.array([0, 4, 1, 5, 2, 6, 3, 7]))
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(24, 8), (64, 64), (36, 12)])
@@ -285,31 +307,31 @@ def test_vectors_that_do_not_fit_the_image_or_each_other_are_refused():
 
 def test_shuffle_attention_starts_with_one_gate_for_all_and_three_c_over_g_parameters():
     module = linen.ShuffleAttention()
-    variables = initial(module, 256)
-    assert count(variables) == 3 * 256 // 64
-    x = jnp.arange(256.0).reshape(1, 1, 1, 256)
-    y = module.apply(variables, x)[0, 0, 0]
-    order = np.arange(256).reshape(2, 128).T.ravel()
+    assert count(initial(module, 256)) == 3 * 256 // 64
+    y = as_made(module, np.arange(256, dtype=np.float32).reshape(1, 1, 1, 256))
+    order = np.arange(256).reshape(1, 1, 1, 2, 128).swapaxes(-2, -1).reshape(y.shape)
     assert_close(y, order * sigmoid(1.0), FORWARD["float32"])
 
 
 def test_groups_share_their_weights_and_do_not_see_each_other():
-    moved = jnp.concatenate([IMAGE[..., 8:], IMAGE[..., :8]], axis=-1)
+    moved = np.roll(IMAGE, -8, axis=-1)
+    first = np.arange(32) < 8
     for name in ("shuffle_attention", "efficient_multi_scale_attention"):
         bound = maps_of(name, random_variables(name, 32, dtype=np.float32))
-        gate = getattr(vision, f"{name}_gate")
-        expected = jnp.concatenate([(g := gate(IMAGE, **bound))[..., 8:], g[..., :8]], axis=-1)
-        assert_close(gate(moved, **bound), expected, FORWARD["float32"])
-        other = gate(IMAGE.at[..., :8].add(1.0), **bound)
-        assert_close(other[..., 8:], g[..., 8:], FORWARD["float32"])
+        gate = jax.jit(functools.partial(getattr(vision, f"{name}_gate"), **bound))
+        expected = np.asarray(gate(IMAGE))
+        assert_close(gate(moved), np.roll(expected, -8, axis=-1), FORWARD["float32"])
+        other = np.asarray(gate(IMAGE + first))
+        assert_close(other[..., 8:], expected[..., 8:], FORWARD["float32"])
 
 
 def test_one_place_leaves_the_spatial_half_of_shuffle_attention_a_constant_gate():
-    bound = maps_of("shuffle_attention", random_variables("shuffle_attention", 32))
+    variables = random_variables("shuffle_attention", 32, dtype=np.float32)
+    bound = maps_of("shuffle_attention", variables)
     x = IMAGE[:, :1, :1]
-    gates = (vision.shuffle_attention_gate(i, **bound) for i in (x, 3 * x))
+    gates = (call(vision.shuffle_attention_gate, i, **bound) for i in (x, 3 * x))
     one, other = (np.asarray(gate).reshape(2, 4, 2, 4) for gate in gates)
-    np.testing.assert_array_equal(one[:, :, 1], other[:, :, 1])
+    chex.assert_trees_all_equal(one[:, :, 1], other[:, :, 1])
     assert (one[:, :, 0] != other[:, :, 0]).all()
 
 
@@ -320,10 +342,10 @@ def test_efficient_multi_scale_attention_by_hand():
     # Groups of one channel, so that each softmax is 1. Rows and columns are mixed to 0, both gates
     # are 1/2, and the first view is x / 4 before it is normalised; the second is x.
     pointwise = maps.dense(jnp.zeros((1, 1)))
-    conv = maps.conv(jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0))
-    y = vision.efficient_multi_scale_attention(
-        X, pointwise, jnp.array([2.0]), jnp.array([-4.0]), conv
-    )
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 1] = 1
+    given = (pointwise, jnp.array([2.0]), jnp.array([-4.0]), maps.conv(kernel))
+    y = call(vision.efficient_multi_scale_attention, X, *given)
     first = 2 * (3 / 4) / math.sqrt(14 / 4 / 16 + 1e-5) - 4
     assert float(y[0, 1, 1, 0]) == pytest.approx(6 * sigmoid(first + 6), rel=1e-6)
     assert float(y[0, 1, 1, 1]) == pytest.approx(-sigmoid(-4 - 1), rel=1e-6)
@@ -337,9 +359,9 @@ def test_its_convolution_does_not_mix_groups():
         "norm_bias": jnp.zeros(2),
         "conv": maps.conv(jnp.ones((1, 1, 2, 2))),
     }
-    x = jnp.arange(8.0).reshape(1, 1, 2, 4) / 8
-    gate = vision.efficient_multi_scale_attention_gate(x, **bound)
-    sums = (np.asarray(x)[..., ::2] + np.asarray(x)[..., 1::2]).repeat(2, axis=-1)
+    x = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4) / 8
+    gate = call(vision.efficient_multi_scale_attention_gate, x, **bound)
+    sums = (x[..., ::2] + x[..., 1::2]).repeat(2, axis=-1)
     assert_close(gate, 1 / (1 + np.exp(-sums)), FORWARD["float32"])
 
 
@@ -381,10 +403,9 @@ def test_its_function_names_the_argument_that_does_not_fit():
 @pytest.mark.parametrize("name", NAMES)
 def test_float16_images_do_not_overflow(name):
     bound = maps_of(name, random_variables(name, 32, dtype=np.float32))
-    gate = getattr(vision, f"{name}_gate")
-    x = jnp.asarray(RNG.normal(60.0, 1.0, (1, 32, 32, 32)), jnp.float16)
-    expected = gate(x.astype(jnp.float32), **bound)
-    assert_close(gate(x, **bound), expected, FORWARD["float16"])
+    gate = jax.jit(functools.partial(getattr(vision, f"{name}_gate"), **bound))
+    x = RNG.normal(60.0, 1.0, (1, 32, 32, 32)).astype(np.float16)
+    assert_close(gate(x), gate(x.astype(np.float32)), FORWARD["float16"])
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -396,4 +417,4 @@ def test_a_module_refuses_an_image_of_another_width(name):
     }[name]
     module = cls(32, groups=4, rngs=flax_nnx.Rngs(0))
     with pytest.raises(ValueError, match="32 channels that the module was made for"):
-        module(jnp.ones((1, 4, 4, 64)))
+        module(np.ones((1, 4, 4, 64)))

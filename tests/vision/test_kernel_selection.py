@@ -1,8 +1,10 @@
 """Selective kernels, split attention and the large kernels: by hand, their claims and traps."""
 
+import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,9 @@ from tests.mechanisms import linen_module, maps_of, merged, random_variables
 from tests.oracles import vision as oracles
 from tests.tolerances import FORWARD, assert_close
 
+LONG = pytest.mark.conformance
 RNG = np.random.default_rng(0)
-X = jnp.asarray(RNG.normal(0.3, 1.5, (2, 7, 6, 32)), jnp.float32)
+X = RNG.normal(0.3, 1.5, (2, 7, 6, 32)).astype(np.float32)
 WIDE = np.asarray(X, np.float64)
 LARGE = {  # each with the places that its kernels reach to either side
     "large_kernel_attention": 11,
@@ -42,8 +45,14 @@ def constant(*values):
 def apply(module, x=X):
     """The output, what is sown, and the random parameters."""
     variables = random_variables("", x.shape[-1], dtype=np.float32, module=module)
-    y, sown = module.apply(variables, x, mutable=["intermediates"])
+    run = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+    y, sown = run(variables, x)
     return y, sown["intermediates"]["gate"][0], merged(variables)
+
+
+def call(function, x, *given, **bound):
+    """What a function makes of an image, in one program."""
+    return jax.jit(lambda x: function(x, *given, **bound))(x)
 
 
 def count(name, features, **options):
@@ -56,8 +65,9 @@ def count(name, features, **options):
 
 def test_a_selective_kernel_by_hand():
     # U = (x, 2x), weighed by softmax(log 3, 0) = (3/4, 1/4): x · (3/4 + 2/4).
-    y, gate = vision.selective_kernel(
-        jnp.full((1, 2, 2, 1), 4.0),
+    y, gate = call(
+        vision.selective_kernel,
+        np.full((1, 2, 2, 1), 4, np.float32),
         [identity, scale(2.0)],
         [identity, identity],
         identity,
@@ -65,26 +75,31 @@ def test_a_selective_kernel_by_hand():
         constant(math.log(3), 0.0),
         return_gate=True,
     )
-    np.testing.assert_allclose(y, 5.0, rtol=1e-6)
-    np.testing.assert_allclose(gate.ravel(), [0.75, 0.25], rtol=1e-6)
+    chex.assert_trees_all_close(y, 5.0)
+    chex.assert_trees_all_close(gate.ravel(), np.array([0.75, 0.25]))
 
 
 def test_a_selective_kernel_reads_the_mean_of_the_sum_of_its_paths():
-    seen = []
-    x = jnp.array([1.0, 3.0]).reshape(1, 1, 2, 1)
+    x = np.array([1.0, 3.0], np.float32).reshape(1, 1, 2, 1)
     select = constant(0.0, 0.0)
-    reduce = lambda z: seen.append(z) or z
-    args = [identity, scale(2.0)], [identity] * 2, reduce, identity, select
-    vision.selective_kernel(x, *args)
-    np.testing.assert_allclose(seen[0], [[2.0 + 4.0]])
+
+    def mean(x):
+        seen = []
+        reduce = lambda z: seen.append(z) or z
+        args = [identity, scale(2.0)], [identity] * 2, reduce, identity, select
+        vision.selective_kernel(x, *args)
+        return seen[0]
+
+    chex.assert_trees_all_close(jax.jit(mean)(x), np.array([[2.0 + 4.0]]), rtol=1e-7)
 
 
 def test_split_attention_orders_splits_first_in_the_image_and_groups_first_in_the_weights():
     # The channels of u are split by split, (4, 8) and (0, 16), one channel in each of two cardinal
     # groups; the logits group by group, (log 3, 0) and (0, log 3).
     log3 = math.log(3)
-    y, gate = vision.split_attention(
-        jnp.ones((1, 2, 2, 1)),
+    y, gate = call(
+        vision.split_attention,
+        np.ones((1, 2, 2, 1), np.float32),
         constant(4.0, 8.0, 0.0, 16.0),
         identity,
         identity,
@@ -93,41 +108,40 @@ def test_split_attention_orders_splits_first_in_the_image_and_groups_first_in_th
         groups=2,
         return_gate=True,
     )
-    np.testing.assert_allclose(y[0, 0, 0], [0.75 * 4 + 0.25 * 0, 0.25 * 8 + 0.75 * 16], rtol=1e-6)
-    np.testing.assert_allclose(gate[0, 0, 0], [[0.75, 0.25], [0.25, 0.75]], rtol=1e-6)
+    chex.assert_trees_all_close(y[0, 0, 0], np.array([0.75 * 4 + 0.25 * 0, 0.25 * 8 + 0.75 * 16]))
+    chex.assert_trees_all_close(gate[0, 0, 0], np.array([[0.75, 0.25], [0.25, 0.75]]))
 
 
 def test_large_kernel_attention_by_hand():
     # a = 1/2 · 3 · 2x: not bounded, and y grows with the square of x.
-    y = vision.large_kernel_attention(
-        2 * jnp.ones((1, 3, 3, 1)), scale(2.0), scale(3.0), scale(0.5)
-    )
-    np.testing.assert_allclose(y, 2 * 6)
+    x = np.full((1, 3, 3, 1), 2, np.float32)
+    y = call(vision.large_kernel_attention, x, scale(2.0), scale(3.0), scale(0.5))
+    chex.assert_trees_all_close(y, 2 * 6, rtol=1e-7)
     five = [scale(2.0), scale(3.0), scale(0.5), scale(1.0), scale(2.0)]
-    y = vision.separable_large_kernel_attention(2 * jnp.ones((1, 3, 3, 1)), *five)
-    np.testing.assert_allclose(y, 2 * 2 * 6)
+    y = call(vision.separable_large_kernel_attention, x, *five)
+    chex.assert_trees_all_close(y, 2 * 2 * 6, rtol=1e-7)
 
 
 def test_a_large_selective_kernel_by_hand():
     # a_1 = 2x, a_2 = 6x; u of a channel each: 2 and 6, of mean 4 and maximum 6. The masks are σ of
     # them, each by itself: σ(4) · 2 + σ(6) · 6.
-    x = jnp.ones((1, 3, 3, 1))
-    y = vision.large_selective_kernel(
-        x, [scale(2.0), scale(3.0)], [identity, identity], identity, identity
-    )
+    x = np.ones((1, 3, 3, 1), np.float32)
+    given = ([scale(2.0), scale(3.0)], [identity, identity], identity, identity)
+    y = call(vision.large_selective_kernel, x, *given)
     expected = 2 / (1 + math.exp(-4.0)) + 6 / (1 + math.exp(-6.0))
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    chex.assert_trees_all_close(y, expected)
 
 
 def test_context_anchor_attention_counts_the_zeros_around_the_image():
-    seen = []
-    x = jnp.ones((1, 9, 9, 1))
-    project_in = lambda u: seen.append(u) or u
-    vision.context_anchor_attention(x, project_in, *[identity] * 5)
-    means = 49 * np.asarray(seen[0])[0, :, :, 0]
-    np.testing.assert_allclose(
-        [means[0, 0], means[0, 4], means[1, 2], means[4, 4]], [16, 28, 30, 49], rtol=1e-6
-    )
+
+    def means(x):
+        seen = []
+        project_in = lambda u: seen.append(u) or u
+        vision.context_anchor_attention(x, project_in, *[identity] * 5)
+        return seen[0]
+
+    counts = 49 * np.asarray(jax.jit(means)(np.ones((1, 9, 9, 1), np.float32)))[0, :, :, 0]
+    chex.assert_trees_all_close(counts[[0, 0, 1, 4], [0, 4, 2, 4]], np.array([16, 28, 30, 49]))
 
 
 # Claims
@@ -136,34 +150,33 @@ def test_context_anchor_attention_counts_the_zeros_around_the_image():
 def test_the_weights_of_the_kernels_sum_to_one():
     for name, axis in (("selective_kernel", 1), ("split_attention", -2)):
         _, gate, _ = apply(linen_module(name))
-        np.testing.assert_allclose(gate.sum(axis), 1.0, rtol=1e-6)
-        assert gate.min() < 0.45  # and they differ
+        chex.assert_trees_all_close(np.sum(gate, axis), 1.0)
+        assert np.min(gate) < 0.45  # and they differ
 
 
 def test_the_choice_between_equal_kernels_is_no_choice():
     conv = maps.conv(jnp.asarray(RNG.normal(size=(3, 3, 32, 8)), jnp.float32))
     select = maps.dense(jnp.asarray(RNG.normal(size=(8, 24)), jnp.float32))
     args = [conv] * 3, [identity] * 3, identity, identity, select
-    assert_close(vision.selective_kernel(X, *args), jax.nn.relu(conv(X)), FORWARD["float32"])
+    expected = np.maximum(jax.jit(conv)(X), 0)
+    assert_close(call(vision.selective_kernel, X, *args), expected, FORWARD["float32"])
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions_may_stride_and_widen(stride):
-    options = {"out_features": 64, "strides": stride}
-    for name in ("selective_kernel", "split_attention"):
-        y, _, p = apply(linen_module(name, **options))
-        expected = getattr(oracles, name)(WIDE, p, stride=stride)
-        assert expected.shape == {1: (2, 7, 6, 64), 2: (2, 4, 3, 64)}[stride]
-        assert_close(y, expected, FORWARD["float32"])
+@pytest.mark.parametrize("name", ["selective_kernel", "split_attention"])
+def test_convolutions_may_stride_and_widen(name):
+    y, _, p = apply(linen_module(name, out_features=64, strides=2))
+    expected = getattr(oracles, name)(WIDE, p, stride=2)
+    chex.assert_shape(expected, (2, 4, 3, 64))
+    assert_close(y, expected, FORWARD["float32"])
 
 
 def test_three_kernels_and_other_groups():
     y, _, p = apply(linen_module("selective_kernel", dilations=(1, 2, 3), groups=4))
-    assert p["conv_2"]["kernel"].shape == (3, 3, 8, 32)
+    chex.assert_shape(p["conv_2"]["kernel"], (3, 3, 8, 32))
     assert_close(y, oracles.selective_kernel(WIDE, p, (1, 2, 3)), FORWARD["float32"])
 
 
-@pytest.mark.parametrize(("radix", "groups"), [(1, 1), (1, 4), (2, 2), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("radix", "groups"), [(1, 4), (4, 2)])
 def test_every_radix_and_cardinality(radix, groups):
     y, _, p = apply(linen_module("split_attention", radix=radix, groups=groups))
     assert p["reduce"]["kernel"].shape[2] == 32 // groups
@@ -171,15 +184,16 @@ def test_every_radix_and_cardinality(radix, groups):
 
 
 def test_split_attention_of_radix_one_is_squeeze_excite_after_a_convolution():
-    _, _, p = apply(linen_module("split_attention", radix=1))
+    y, _, p = apply(linen_module("split_attention", radix=1))
     p = jax.tree.map(jnp.asarray, p)
-    convolved = jax.nn.relu(maps.batch_norm(**p["conv_norm"])(maps.conv(**p["conv"])(X)))
-    reduce, expand = (maps.dense(p[k]["kernel"][0, 0], p[k]["bias"]) for k in ("reduce", "expand"))
-    expected = vision.squeeze_excite(
-        convolved, lambda z: maps.batch_norm(**p["reduce_norm"])(reduce(z)), expand
-    )
-    y, _, _ = apply(linen_module("split_attention", radix=1))
-    assert_close(y, expected, FORWARD["float32"])
+
+    def squeeze_excite(x):
+        convolved = jax.nn.relu(maps.batch_norm(**p["conv_norm"])(maps.conv(**p["conv"])(x)))
+        layers = [maps.dense(p[k]["kernel"][0, 0], p[k]["bias"]) for k in ("reduce", "expand")]
+        reduce = lambda z: maps.batch_norm(**p["reduce_norm"])(layers[0](z))
+        return vision.squeeze_excite(convolved, reduce, layers[1])
+
+    assert_close(y, jax.jit(squeeze_excite)(X), FORWARD["float32"])
 
 
 def test_no_cardinal_group_sees_another():
@@ -189,7 +203,7 @@ def test_no_cardinal_group_sees_another():
     def first_group(x):
         return jnp.sum(jnp.sin(module.apply(variables, x)[..., :8]))
 
-    gradient = np.abs(jax.grad(first_group)(X)).max(axis=(0, 1, 2)).reshape(2, 4, 4)
+    gradient = np.abs(jax.jit(jax.grad(first_group))(X)).max(axis=(0, 1, 2)).reshape(2, 4, 4)
     assert (gradient[:, 0] > 0).all()  # of both splits
     assert (gradient[:, 1:] == 0).all()
 
@@ -199,18 +213,24 @@ def test_a_large_kernel_reaches_as_far_as_it_says(name):
     features, reach = 2, LARGE[name]
     variables = random_variables(name, features, dtype=np.float32)
     size = 2 * reach + 5
-    x = jnp.asarray(RNG.normal(size=(1, size, size, features)), jnp.float32)
+    x = RNG.normal(size=(1, size, size, features)).astype(np.float32)
     gate = getattr(vision, f"{name}_gate")
 
     def centre(x):
         return jnp.sum(gate(x, **maps_of(name, variables))[0, reach + 2, reach + 2])
 
-    gradient = np.abs(jax.grad(centre)(x))[0].max(axis=-1)
+    gradient = np.abs(jax.jit(jax.grad(centre))(x))[0].max(axis=-1)
     row, column = np.nonzero(gradient > 0)
     assert (row.min(), row.max(), column.min(), column.max()) == (2, size - 3) * 2
 
 
-@pytest.mark.parametrize("kernel_size", [7, 11, 23, 35, 41, 53])
+SOME = (11, 53)
+
+
+@pytest.mark.parametrize(
+    "kernel_size",
+    [pytest.param(k, marks=[] if k in SOME else LONG) for k in (7, 11, 23, 35, 41, 53)],
+)
 def test_the_strips_together_are_as_long_as_the_kernel(kernel_size):
     local, dilated, dilation = vision.separable_kernel_sizes(kernel_size)
     assert local + dilation * (dilated - 1) == kernel_size
@@ -229,11 +249,12 @@ def test_strips_are_large_kernels_of_rank_one():
         dilation = 3 if "dilated" in key else 1
         bound[key] = maps.depthwise_conv(kernels[key], dilation=dilation)
     local_conv, dilated_conv = (
-        maps.depthwise_conv(kernels[row] * kernels[column], dilation=dilation)
+        maps.depthwise_conv(np.multiply(kernels[row], kernels[column]), dilation=dilation)
         for row, column, dilation in zip(rows, columns, (1, 3), strict=True)
     )
-    expected = vision.large_kernel_attention(X, local_conv, dilated_conv, bound["project"])
-    strips = vision.separable_large_kernel_attention(X, **bound)
+    large = (local_conv, dilated_conv, bound["project"])
+    expected = call(vision.large_kernel_attention, X, *large)
+    strips = call(vision.separable_large_kernel_attention, X, **bound)
     assert_close(strips, expected, 5 * FORWARD["float32"])
 
 
@@ -256,20 +277,20 @@ def test_context_anchor_attention_as_in_the_released_networks():
     assert all(set(layer) == {"kernel", "bias"} for layer in p.values())
     expected = oracles.context_anchor_attention(WIDE, p)
     assert_close(y, expected, FORWARD["float32"])
-    made = nnx.ContextAnchorAttention(32, **options, rngs=flax_nnx.Rngs(0))
+    made = flax_nnx.eval_shape(
+        lambda: nnx.ContextAnchorAttention(32, **options, rngs=flax_nnx.Rngs(0))
+    )
     flax_nnx.update(made, flax_nnx.State(jax.tree.map(jnp.asarray, p)))
-    assert_close(made(X), expected, FORWARD["float32"])
+    assert_close(jax.jit(made)(X), expected, FORWARD["float32"])
     assert float(np.min(expected / WIDE)) < 0.43
 
 
 def test_the_gates_of_context_anchor_attention_stay_above_a_bound():
     # SiLU is least, -0.278, at -1.278.
-    gate = vision.context_anchor_attention_gate(X, *[identity] * 4, scale(-1e3), identity)
-    assert float(gate.min()) >= 0.43
-    lowest = vision.context_anchor_attention_gate(
-        X[..., :1], *[identity] * 4, constant(-1.2785), identity
-    )
-    np.testing.assert_allclose(lowest, 1 / (1 + math.exp(0.27846)), rtol=1e-5)
+    gate = functools.partial(call, vision.context_anchor_attention_gate)
+    assert np.min(gate(X, *[identity] * 4, scale(-1e3), identity)) >= 0.43
+    lowest = gate(X[..., :1], *[identity] * 4, constant(-1.2785), identity)
+    chex.assert_trees_all_close(lowest, 1 / (1 + math.exp(0.27846)), rtol=1e-5)
 
 
 # Traps
@@ -277,15 +298,14 @@ def test_the_gates_of_context_anchor_attention_stay_above_a_bound():
 
 def test_the_masks_of_a_large_selective_kernel_do_not_compete():
     ones = constant(*[1.0] * 4)
-    gate = vision.large_selective_kernel_gate(
-        X[..., :4], [identity] * 2, [ones, scale(0.0)], constant(9.0, 9.0), identity
-    )
-    np.testing.assert_allclose(gate, 1 / (1 + math.exp(-9.0)), rtol=1e-6)
+    given = ([identity] * 2, [ones, scale(0.0)], constant(9.0, 9.0), identity)
+    gate = call(vision.large_selective_kernel_gate, X[..., :4], *given)
+    chex.assert_trees_all_close(gate, 1 / (1 + math.exp(-9.0)))
 
 
 def test_a_large_selective_kernel_of_odd_width_rounds_down():
     y, _, p = apply(linen.LargeSelectiveKernel(), X[..., :5])
-    assert p["reduce_0"]["kernel"].shape == (5, 2)
+    chex.assert_shape(p["reduce_0"]["kernel"], (5, 2))
     assert_close(y, oracles.large_selective_kernel(WIDE[..., :5], p), FORWARD["float32"])
 
 
@@ -295,40 +315,45 @@ def test_one_image_in_training_leaves_the_gate_nothing_to_read():
         module = linen_module(name, train=True)
         variables = random_variables("", 32, dtype=np.float32, module=linen_module(name))
         mutable = ["intermediates", "batch_stats"]
-        gates = [module.apply(variables, x, mutable=mutable)[1] for x in (X[:1], X[1:])]
+        run = jax.jit(functools.partial(module.apply, mutable=mutable))
+        gates = [run(variables, x)[1] for x in (X[:1], X[1:])]
         first, second = (g["intermediates"]["gate"][0] for g in gates)
         assert_close(first, second, 1e-5)
 
 
 def test_the_default_norm_of_context_anchor_attention_is_the_detectors():
     """Of a context of 1000 and 1002: mean 1001, variance 1; an update weighs 0.03, and ε = 1e-3."""
-    x = jnp.ones((2, 1, 1, 1)) * jnp.array([1000.0, 1002.0])[:, None, None, None]
+    x = np.array([1000.0, 1002.0], np.float32).reshape(2, 1, 1, 1)
     module = linen.ContextAnchorAttention(use_running_average=False, pool_size=1)
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     params = {**variables["params"], "project_in": {"kernel": jnp.ones((1, 1))}}
-    _, updated = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+    training = functools.partial(module.apply, mutable=["batch_stats"])
+    _, updated = jax.jit(training)({**variables, "params": params}, x)
     statistics = updated["batch_stats"]["norm_in"]
-    np.testing.assert_allclose(statistics["mean"], 0.03 * 1001, rtol=1e-6)
-    np.testing.assert_allclose(statistics["var"], 0.97 + 0.03, rtol=1e-5)
+    chex.assert_trees_all_close(statistics["mean"], 0.03 * 1001)
+    chex.assert_trees_all_close(statistics["var"], 0.97 + 0.03, rtol=1e-5)
     made = nnx.ContextAnchorAttention(1, rngs=flax_nnx.Rngs(0))
     assert (made.norm_in.momentum, made.norm_in.epsilon) == (0.97, 1e-3)
 
 
 def test_pooling_of_bfloat16_does_not_accumulate_in_bfloat16():
-    seen = []
-    x = jnp.ones((1, 64, 64, 2), jnp.bfloat16)
-    reduce = lambda z: seen.append(z) or z
     select = constant(*[0.0] * 4)
-    vision.selective_kernel(x, [identity] * 2, [identity] * 2, reduce, identity, select)
     double = lambda x: jnp.concatenate([x, x], axis=-1)
-    vision.split_attention(x, double, identity, reduce, identity, select)
-    for pooled in seen:
-        assert pooled.dtype == jnp.float32
-        np.testing.assert_array_equal(pooled, 2.0)
-    wide = 256 * jnp.ones((1, 41, 41, 1), jnp.bfloat16)
-    project_in = lambda u: seen.append(u) or u
-    vision.context_anchor_attention(wide, project_in, *[identity] * 5, pool_size=41)
-    assert float(seen[-1][0, 20, 20, 0]) == 256.0
+
+    def pooled(x, wide):
+        seen = []
+        see = lambda z: seen.append(z) or z
+        vision.selective_kernel(x, [identity] * 2, [identity] * 2, see, identity, select)
+        vision.split_attention(x, double, identity, see, identity, select)
+        vision.context_anchor_attention(wide, see, *[identity] * 5, pool_size=41)
+        return seen
+
+    x, wide = np.ones((1, 64, 64, 2), jnp.bfloat16), np.full((1, 41, 41, 1), 256, jnp.bfloat16)
+    *means, context = jax.jit(pooled)(x, wide)
+    for mean in means:
+        chex.assert_type(mean, jnp.float32)
+        assert (mean == 2).all()
+    assert float(np.asarray(context)[0, 20, 20, 0]) == 256.0
 
 
 @pytest.mark.parametrize(
@@ -341,8 +366,8 @@ def test_the_phase_is_asked_for(name):
         "context_anchor_attention": linen.ContextAnchorAttention,
     }[name]
     with pytest.raises(ValueError, match=f"{cls.__name__}: use_running_average must be given"):
-        cls().init(jax.random.key(0), X)
-    cls(norm=flax_linen.RMSNorm).init(jax.random.key(0), X)
+        jax.eval_shape(cls().init, jax.random.key(0), X)
+    jax.eval_shape(cls(norm=flax_linen.RMSNorm).init, jax.random.key(0), X)
 
 
 # Errors

@@ -1,5 +1,8 @@
 """What gates keep and how exactly their gradients are summed, in programs as they are compiled."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +40,9 @@ GATES = {
     "CBAM": 0.1,
     "SCSE": 0.05,
 }
+LONG = pytest.mark.conformance
 DTYPES = ["float32", "bfloat16"]
+SOME_LONG = [pytest.param("float32", marks=LONG), "bfloat16"]  # which is what may be widened
 about_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA for CPUs")
 
 
@@ -47,7 +52,8 @@ def draw(*shape, seed=0):
 
 def build(name, dtype):
     options = {} if name == "SimAM" else {"dtype": dtype}
-    return flax_nnx.split(getattr(nnx, name)(SHAPE[-1], rngs=flax_nnx.Rngs(0), **options))
+    make = lambda: getattr(nnx, name)(SHAPE[-1], rngs=flax_nnx.Rngs(0), **options)
+    return flax_nnx.split(flax_nnx.eval_shape(make))
 
 
 def temporaries(function, *arguments):
@@ -59,7 +65,7 @@ def temporaries(function, *arguments):
 
 
 @about_cpus
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SOME_LONG)
 @pytest.mark.parametrize("name", GATES)
 def test_a_gate_takes_little_memory_besides_the_image(name, dtype):
     graph, state = build(name, jnp.dtype(dtype))
@@ -68,7 +74,7 @@ def test_a_gate_takes_little_memory_besides_the_image(name, dtype):
 
 
 @about_cpus
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SOME_LONG)
 @pytest.mark.parametrize("name", GATES)
 def test_the_gradient_of_a_gate_takes_little_memory_too(name, dtype):
     graph, state = build(name, jnp.dtype(dtype))
@@ -89,14 +95,15 @@ def test_the_maximum_of_a_product_in_the_same_program_has_its_gradient(axis, dty
     factor = jnp.asarray(0.7, dtype)
     gradient = jax.grad(lambda x: jnp.sum(maximum(x * factor, axis)))
     found = jax.jit(gradient).lower(x).compile(compiler_options=AS_USERS)(x)
-    expected = jax.grad(lambda x: jnp.sum(jnp.max(x * factor, axis).astype(jnp.float32)))(x)
+    formula = lambda x: jnp.sum(jnp.max(x * factor, axis).astype(jnp.float32))
+    expected = jax.jit(jax.grad(formula))(x)
     assert_close(found, expected, GRADIENT[dtype])
 
 
 def test_the_maximum_may_be_infinite():
     x = jnp.asarray([[jnp.inf, 1.0], [-jnp.inf, -jnp.inf], [3.0, 3.0]])
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(maximum(x, -1))))(x)
-    np.testing.assert_array_equal(gradient, [[1, 0], [0.5, 0.5], [0.5, 0.5]])
+    chex.assert_trees_all_equal(gradient, np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]]))
 
 
 @about_cpus
@@ -113,10 +120,9 @@ def test_the_count_of_ties_keeps_no_map_of_comparisons():
 @pytest.mark.parametrize("shape", [(2, 1, 1, 3), (2, 64, 64, 1)])
 def test_the_gradient_of_a_gate_is_summed_in_float32(shape):
     """JAX's transpose of a broadcast adds 4,096 ones of bfloat16 up to 1,024 on CPUs."""
-    x = jnp.ones((2, 64, 64, 3), jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda g: jnp.sum(apply_gate(x, g), dtype=jnp.float32)))
-    expected = x.size / np.prod(shape)
-    np.testing.assert_array_equal(gradient(jnp.ones(shape, jnp.bfloat16)), expected)
+    x, gate = np.ones((2, 64, 64, 3), jnp.bfloat16), np.ones(shape, jnp.bfloat16)
+    total = lambda gate: jnp.sum(apply_gate(x, gate), dtype=jnp.float32)
+    assert (jax.jit(jax.grad(total))(gate) == x.size / gate.size).all()
 
 
 def near_float32(gradients, tolerance, skip=()):
@@ -132,7 +138,6 @@ def near_float32(gradients, tolerance, skip=()):
             assert np.linalg.norm(difference) <= tolerance * norm, jax.tree_util.keystr(path)
 
 
-LONG = pytest.mark.conformance
 SUMMED = ("bam", "cbam", "coordinate_attention", "separable_attention", "squeeze_excite")
 
 
@@ -154,7 +159,7 @@ def test_modules_in_bfloat16_sum_their_gradients_in_float32(name):
 
     def gradient(dtype):
         options = {"dtype": dtype} if has_layers(name) else {}
-        module = load(nnx_module(name, features, **options), variables)
+        module = load(flax_nnx.eval_shape(lambda: nnx_module(name, features, **options)), variables)
         module.eval()
         graph, state = flax_nnx.split(module)
         others = [a.astype(dtype) for a in own.others(x)]
@@ -201,32 +206,42 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_keeps_no_copies_has_the_derivatives_of_the_formula(name, x64):
     ours, formula, shapes = PAIRS[name]
-    arrays = [jnp.asarray(draw(*shape)) for shape in shapes]
-    tangents = [jnp.asarray(draw(*a.shape, seed=1)) for a in arrays]
-    cotangent = jnp.asarray(draw(*formula(*arrays).shape, seed=2))
+    arrays = [draw(*shape) for shape in shapes]
+    tangents = [draw(*shape, seed=1) for shape in shapes]
     last = len(arrays) - 1
-    for transform in (
-        lambda f: f(*arrays),
-        lambda f: jax.jvp(f, arrays, tangents),
-        lambda f: jax.vjp(f, *arrays)[1](cotangent),
-        lambda f: jax.vmap(f)(*arrays),
-        lambda f: jax.hessian(lambda a: jnp.sum(f(*arrays[:-1], a) ** 2))(arrays[-1]),
-        lambda f: jax.jvp(jax.grad(lambda *a: jnp.sum(f(*a) ** 3), last), arrays, tangents),
+
+    def derivatives(f, arrays, tangents):
+        y, pull_back = jax.vjp(f, *arrays)
+        return {
+            "value": f(*arrays),
+            "tangent": jax.jvp(f, arrays, tangents),
+            "gradients": pull_back(draw(*y.shape, seed=2)),
+            "mapped": jax.vmap(f)(*arrays),
+            "hessian": jax.hessian(lambda a: jnp.sum(f(*arrays[:-1], a) ** 2))(arrays[-1]),
+            "second": jax.jvp(jax.grad(lambda *a: jnp.sum(f(*a) ** 3), last), arrays, tangents),
+        }
+
+    found, wanted = (
+        jax.jit(functools.partial(derivatives, f))(arrays, tangents) for f in (ours, formula)
+    )
+    for (path, actual), expected in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
     ):
-        for actual, expected in zip(
-            jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(formula)), strict=True
-        ):
-            assert_close(actual, expected, GRADIENT["float64"], name)
+        assert_close(actual, expected, GRADIENT["float64"], jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize("axis", [-1, (-3, -2)])
 def test_ties_share_the_gradient_of_the_maximum(axis, x64):
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 4, 5, 3)), jnp.float64)
-    found = maximum(x, axis)
-    np.testing.assert_array_equal(found, x.max(axis))
-    cotangent = jnp.asarray(draw(*found.shape))
-    (expected,) = jax.vjp(lambda x: jnp.max(x, axis), x)[1](cotangent)
-    (actual,) = jax.vjp(lambda x: maximum(x, axis), x)[1](cotangent)
+    x = np.random.default_rng(0).integers(0, 3, (2, 4, 5, 3)).astype(np.float64)
+    cotangent = draw(*np.max(x, axis).shape)
+
+    def value_and_gradient(f):
+        value, pull_back = jax.vjp(lambda x: f(x, axis), x)
+        return value, pull_back(cotangent)[0]
+
+    found, actual = jax.jit(lambda: value_and_gradient(maximum))()
+    chex.assert_trees_all_equal(found, np.max(x, axis))
+    _, expected = jax.jit(lambda: value_and_gradient(jnp.max))()
     assert_close(actual, expected, GRADIENT["float64"])
 
 
@@ -237,7 +252,7 @@ def test_a_dot_product_to_one_channel_is_that_of_lax():
     y, pull = jax.vjp(lambda x, k: dot_of_one(x, k, numbers, precision=None), x, kernel)
     wide = lambda x, k: lax.dot_general(x, k, numbers)
     expected, wide_pull = jax.vjp(wide, *(a.astype(jnp.float32) for a in (x, kernel)))
-    assert y.dtype == jnp.bfloat16
+    chex.assert_type(y, jnp.bfloat16)
     assert_close(y, expected, FORWARD["bfloat16"])
     for actual, gradient in zip(
         pull(cotangent), wide_pull(cotangent.astype(jnp.float32)), strict=True
@@ -250,4 +265,4 @@ def test_a_dot_product_in_another_dtype_is_left_to_lax():
     numbers = (((3,), (0,)), ((), ()))
     wide = dot_of_one(x, kernel, numbers, preferred_element_type=jnp.float32)
     expected = lax.dot_general(x, kernel, numbers, preferred_element_type=jnp.float32)
-    np.testing.assert_array_equal(wide, expected)
+    chex.assert_trees_all_equal(wide, expected)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -17,7 +18,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 IMAGE = np.linspace(0, 1, 8 * 12 * 3, dtype=np.float32).reshape(8, 12, 3)
-X = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, 6, 32)))
+X = np.random.default_rng(0).normal(size=(2, 4, 6, 32)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +34,9 @@ def drawn(ax):
 def sown(name, *args):
     """What a module sows, of the second image."""
     module = getattr(nnx, name)(*args, **{"rngs": flax_nnx.Rngs(0)} if args else {})
-    _, values = flax_nnx.capture(module, flax_nnx.Intermediate)(X)
-    return jax.tree.map(lambda gate: gate[1], flax_nnx.to_pure_dict(values))
+    capture = flax_nnx.capture(lambda module, x: module(x), flax_nnx.Intermediate)
+    _, values = flax_nnx.jit(capture)(module, X)
+    return jax.tree.map(lambda gate: np.asarray(gate)[1], flax_nnx.to_pure_dict(values))
 
 
 @pytest.mark.parametrize("args", [("BAM", 32), ("SCSE", 32), ("SimAM",)], ids=lambda args: args[0])
@@ -43,44 +45,44 @@ def test_the_mean_over_channels_is_drawn(args):
     ax = visualize.gate(IMAGE, gate)
     assert isinstance(ax, Axes)
     assert np.ptp(drawn(ax)) > 0
-    np.testing.assert_allclose(drawn(ax), gate.mean(-1), rtol=1e-5)
+    chex.assert_trees_all_close(drawn(ax), gate.mean(-1), rtol=1e-5)
 
 
 def test_gates_over_places_and_over_channels_are_multiplied():
     gates = sown("CBAM", 32)
     (channel,), (spatial,) = gates["channel"]["gate"], gates["spatial"]["gate"]
     ax = visualize.gate(IMAGE, spatial)
-    np.testing.assert_array_equal(drawn(ax), spatial[..., 0])
+    chex.assert_trees_all_equal(drawn(ax), spatial[..., 0])
     ax = visualize.gate(IMAGE, (channel, spatial))
-    np.testing.assert_allclose(drawn(ax), channel.mean() * spatial[..., 0], rtol=1e-5)
+    chex.assert_trees_all_close(drawn(ax), channel.mean() * spatial[..., 0], rtol=1e-5)
 
 
 def test_the_pair_of_coordinate_attention_is_multiplied():
     rows, columns = sown("CoordinateAttention", 32)["gate"][0]
     ax = visualize.gate(IMAGE, (rows, columns))
     expected = np.einsum("hc,wc->hw", rows[:, 0], columns[0]) / 32
-    np.testing.assert_allclose(drawn(ax), expected, rtol=1e-5)
+    chex.assert_trees_all_close(drawn(ax), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["SqueezeExcite", "ECA"])
 def test_a_gate_over_channels_is_drawn_where_its_channels_are_active(name):
-    gate = np.asarray(sown(name, 32)["gate"][0])
+    gate = sown(name, 32)["gate"][0]
     weights = abs(X[1]) / abs(X[1]).sum(-1, keepdims=True)
     ax = visualize.gate(IMAGE, gate, features=X[1])
-    np.testing.assert_allclose(drawn(ax), weights @ gate[0, 0], rtol=1e-5)
+    chex.assert_trees_all_close(drawn(ax), weights @ gate[0, 0], rtol=1e-5)
 
 
 def test_features_by_hand():
     gate = np.array([[[0.2, 1.0]]])
     features = np.array([[[1.0, 0.0], [0.0, -3.0], [3.0, 1.0]]])
     ax = visualize.gate(IMAGE, gate, features=features)
-    np.testing.assert_allclose(drawn(ax), [[0.2, 1.0, 0.4]], rtol=1e-6)
+    chex.assert_trees_all_close(drawn(ax), np.array([[0.2, 1.0, 0.4]]))
 
 
 def test_places_without_activity_are_left_out():
     features = np.array([[[1.0], [0.0]]])
     shares = drawn(visualize.gate(IMAGE, np.full((1, 1, 1), 0.5), features=features))
-    np.testing.assert_array_equal(np.ma.getmaskarray(shares), [[False, True]])
+    chex.assert_trees_all_equal(np.ma.getmaskarray(shares), np.array([[False, True]]))
     assert shares[0, 0] == 0.5
 
 
@@ -98,7 +100,7 @@ def test_places_without_activity_are_left_out():
 )
 def test_the_image_is_grey_beneath_and_the_heat_map_covers_it(image):
     grey, heat = visualize.gate(image, np.ones((2, 3, 1))).images
-    assert grey.get_array().shape == (8, 12)
+    chex.assert_shape(grey.get_array(), (8, 12))
     red, green, blue = IMAGE[2, 3] if image.shape[2:] == (3,) else 3 * [IMAGE[2, 3, 0]]
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
     assert grey.get_array()[2, 3] == pytest.approx(luminance, abs=1 / 255)
@@ -115,7 +117,7 @@ def test_the_axes_given_are_used_and_a_bar_says_what_the_numbers_are():
 
 def test_half_precision_is_drawn():
     ax = visualize.gate(IMAGE, jnp.full((2, 3, 1), 0.5, jnp.bfloat16))
-    assert drawn(ax).dtype == np.float32
+    chex.assert_type(drawn(ax), np.float32)
 
 
 ONES = np.ones((2, 3, 4))

@@ -1,6 +1,6 @@
 """Pictures of attention weights: over queries and keys, and over the places of an image."""
 
-import jax
+import chex
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from flax_attn import nnx, visualize
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-WEIGHTS = np.asarray(jax.nn.softmax(jax.random.normal(jax.random.key(0), (3, 4, 5))))
+WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(5), (3, 4)).astype(np.float32)
 IMAGE = np.zeros((20, 40))
 
 
@@ -26,10 +26,18 @@ def drawn(ax):
     return ax.images[-1].get_array()
 
 
+def sown_weights(module, *shape):
+    """The attention weights of one image or sequence."""
+    x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    capture = flax_nnx.capture(lambda m, x: m(x, sow_weights=True), flax_nnx.Intermediate)
+    _, sown = flax_nnx.jit(capture)(module, x)
+    return np.asarray(sown["attention_weights"][0])[0]
+
+
 def test_a_row_for_each_query_and_a_column_for_each_key():
     ax = visualize.heat_map(WEIGHTS[0])
     assert isinstance(ax, Axes)
-    np.testing.assert_array_equal(drawn(ax), WEIGHTS[0])
+    chex.assert_trees_all_equal(drawn(ax), WEIGHTS[0])
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("key", "query", "")
     assert ax.images[-1].colorbar.ax.get_ylabel() == "weight"
 
@@ -38,7 +46,7 @@ def test_heads_stand_side_by_side_in_one_range_of_colors():
     axes = visualize.heat_map(WEIGHTS)
     assert [ax.get_title() for ax in axes] == ["head 0", "head 1", "head 2"]
     for ax, head in zip(axes, WEIGHTS, strict=True):
-        np.testing.assert_array_equal(drawn(ax), head)
+        chex.assert_trees_all_equal(drawn(ax), head)
         assert ax.images[-1].get_clim() == (0, WEIGHTS.max())
 
 
@@ -46,7 +54,7 @@ def test_labels_name_queries_and_keys():
     ax = visualize.heat_map(WEIGHTS[0], query_labels=list("abcd"), key_labels=list("vwxyz"))
     assert [label.get_text() for label in ax.get_yticklabels()] == list("abcd")
     assert [label.get_text() for label in ax.get_xticklabels()] == list("vwxyz")
-    np.testing.assert_array_equal(ax.get_xticks(), np.arange(5))
+    chex.assert_trees_all_equal(ax.get_xticks(), np.arange(5))
 
 
 def test_axes_given_are_used():
@@ -59,18 +67,14 @@ def test_axes_given_are_used():
 
 def test_the_weights_of_multi_head_attention_are_drawn():
     attention = nnx.MultiHeadAttention(2, 8, rngs=flax_nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 6, 8))
-    _, sown = flax_nnx.capture(attention, flax_nnx.Intermediate)(x, sow_weights=True)
-    axes = visualize.heat_map(sown["attention_weights"][0][0])
+    axes = visualize.heat_map(sown_weights(attention, 6, 8))
     for ax in axes:
-        np.testing.assert_allclose(drawn(ax).sum(-1), np.ones(6), rtol=1e-6)
+        chex.assert_trees_all_close(drawn(ax).sum(-1), np.ones(6))
 
 
 def test_the_weights_inside_a_window_are_drawn():
     attention = nnx.WindowAttention(8, num_heads=2, window_size=2, rngs=flax_nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
-    _, sown = flax_nnx.capture(attention, flax_nnx.Intermediate)(x, sow_weights=True)
-    weights = sown["attention_weights"][0][0].mean(-3)  # [windows, M², M²]
+    weights = sown_weights(attention, 4, 4, 8).mean(-3)  # [windows, M², M²]
     ax = visualize.where(IMAGE, weights[0, 3].reshape(2, 2), queries=[(1, 1)])
     assert drawn(ax).sum() == pytest.approx(1)
 
@@ -78,7 +82,7 @@ def test_the_weights_inside_a_window_are_drawn():
 def test_the_grid_covers_the_image_and_rings_mark_the_queries():
     weights = np.arange(8.0).reshape(2, 4)
     ax = visualize.where(IMAGE, weights, queries=[(0, 0), (1, 3)])
-    np.testing.assert_array_equal(drawn(ax), weights)
+    chex.assert_trees_all_equal(drawn(ax), weights)
     assert ax.images[-1].get_extent() == list(ax.images[0].get_extent())
     assert ax.images[-1].get_clim() == (0, 7)
     # Cells of 10 × 10 pixels, of which the first is centred on 0: the middles are 4.5, 14.5, ...
