@@ -9,6 +9,8 @@ import pytest
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
 from flax_attn.normalizers import Entmax, ReLU, TopK
+from tests.runs import some_by_default
+from tests.small_blocks import IMPLEMENTATIONS
 
 T, N, D = 42, 4, 8
 X = np.random.default_rng(0).normal(size=(1, T, N, D)).astype(np.float32)
@@ -143,9 +145,7 @@ def test_a_repeated_call_with_a_new_normalizer_compiles_nothing(name):
     assert not found
 
 
-@pytest.mark.parametrize(
-    "implementation", ["dense", pytest.param("blockwise", marks=pytest.mark.conformance)]
-)
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "dense"))
 def test_a_repeated_gradient_compiles_nothing(implementation):
     def gradient():
         return jax.grad(lambda x: jnp.sum(attend(x, implementation)))(X)

@@ -14,6 +14,7 @@ from flax import nnx as flax_nnx
 
 from flax_attn import linen, nnx
 from tests.mechanisms import facts, load, mechanisms, module_class, random_variables
+from tests.runs import long
 from tests.tolerances import FORWARD, assert_close
 
 
@@ -113,7 +114,7 @@ def test_linen_and_nnx_have_the_same_options_and_defaults(name):
         assert fields[option].default == others[option].default, option
 
 
-@pytest.mark.conformance
+@long
 @pytest.mark.parametrize(("name", "option"), cases())
 def test_each_option_changes_the_module_and_equally(name, option):
     x, features = image(name), facts(name).shape[-1]

@@ -15,16 +15,16 @@ from jax.sharding import PartitionSpec as P
 from flax_attn._cpu.convolution import convolve, find_rewrite
 from flax_attn._cpu.rewrites import Convolution
 from tests.compilation import AS_USERS
+from tests.runs import long, some_by_default
 from tests.tolerances import GRADIENT, assert_close
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-long = pytest.mark.conformance
 about_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the forms are for CPUs")
-PADDINGS = [
+PADDINGS = some_by_default(
+    [((3, 3), (3, 3)), ((0, 1), (5, 2)), ((7, 0), (0, 8)), "SAME", "VALID"],
     ((3, 3), (3, 3)),
     ((0, 1), (5, 2)),
-    *(pytest.param(padding, marks=long) for padding in (((7, 0), (0, 8)), "SAME", "VALID")),
-]
+)
 FORMS = {  # an image, a kernel, settings
     "one channel of two": ((2, 9, 20, 2), (3, 7, 2, 1), {}),
     "one channel of two, dilated": ((2, 9, 20, 2), (3, 7, 2, 1), {"rhs_dilation": (2, 3)}),
@@ -199,7 +199,7 @@ def test_groups_may_have_steps(x64):
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=long)])
+@pytest.mark.parametrize("check_vma", some_by_default([True, False], True))
 def test_each_form_runs_on_a_mesh(name, check_vma, x64):
     shape, size, settings = FORMS[name]
     x, kernel = draw(*shape), draw(*size)

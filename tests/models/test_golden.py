@@ -8,6 +8,7 @@ import pytest
 
 from tests.models import make_golden
 from tests.models.cases import CASES, COVERED, TOLERANCE, difference, our_logits, random_weights
+from tests.runs import some_by_default
 from vision_models import MODELS
 
 GOLDEN = make_golden.read()
@@ -27,10 +28,7 @@ def test_every_case_has_its_logits():
     assert GOLDEN.keys() == CASES.keys()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.conformance) for n in CASES],
-)
+@pytest.mark.parametrize("name", some_by_default(CASES, *QUICK))
 def test_the_logits_are_timms(name, record_property):
     weights = random_weights(GOLDEN[name]["shapes"])
     found = difference(our_logits(CASES[name])(weights), np.array(GOLDEN[name]["logits"]))

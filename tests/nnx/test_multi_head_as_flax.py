@@ -13,6 +13,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 from flax_attn import Coords, attention, dot_product_attention, linen, masks, nnx
+from tests.runs import long
 from tests.tolerances import FORWARD, assert_close
 
 RNG = np.random.default_rng(0)
@@ -57,7 +58,7 @@ def test_one_seed_draws_flaxs_parameters_with_each_option():
         assert_same_draws(**options)
 
 
-@pytest.mark.conformance
+@long
 def test_one_seed_draws_flaxs_parameters_with_every_combination_of_options():
     for options in COMBINATIONS:
         assert_same_draws(**options)

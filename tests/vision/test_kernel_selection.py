@@ -15,9 +15,9 @@ from flax import nnx as flax_nnx
 from flax_attn import linen, maps, nnx, vision
 from tests.mechanisms import linen_module, maps_of, merged, random_variables
 from tests.oracles import vision as oracles
+from tests.runs import some_by_default
 from tests.tolerances import FORWARD, assert_close
 
-LONG = pytest.mark.conformance
 RNG = np.random.default_rng(0)
 X = RNG.normal(0.3, 1.5, (2, 7, 6, 32)).astype(np.float32)
 WIDE = np.asarray(X, np.float64)
@@ -224,13 +224,7 @@ def test_a_large_kernel_reaches_as_far_as_it_says(name):
     assert (row.min(), row.max(), column.min(), column.max()) == (2, size - 3) * 2
 
 
-SOME = (11, 53)
-
-
-@pytest.mark.parametrize(
-    "kernel_size",
-    [pytest.param(k, marks=[] if k in SOME else LONG) for k in (7, 11, 23, 35, 41, 53)],
-)
+@pytest.mark.parametrize("kernel_size", some_by_default([7, 11, 23, 35, 41, 53], 11, 53))
 def test_the_strips_together_are_as_long_as_the_kernel(kernel_size):
     local, dilated, dilation = vision.separable_kernel_sizes(kernel_size)
     assert local + dilation * (dilated - 1) == kernel_size

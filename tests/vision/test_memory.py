@@ -24,6 +24,7 @@ from tests.mechanisms import (
     nnx_module,
     random_variables,
 )
+from tests.runs import some_by_default
 from tests.tolerances import FORWARD, GRADIENT, assert_close
 
 SHAPE = (8, 56, 56, 256)
@@ -40,9 +41,8 @@ GATES = {
     "CBAM": 0.1,
     "SCSE": 0.05,
 }
-LONG = pytest.mark.conformance
 DTYPES = ["float32", "bfloat16"]
-SOME_LONG = [pytest.param("float32", marks=LONG), "bfloat16"]  # which is what may be widened
+HALF_BY_DEFAULT = some_by_default(DTYPES, "bfloat16")  # which is what may be widened
 about_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA for CPUs")
 
 
@@ -65,7 +65,7 @@ def temporaries(function, *arguments):
 
 
 @about_cpus
-@pytest.mark.parametrize("dtype", SOME_LONG)
+@pytest.mark.parametrize("dtype", HALF_BY_DEFAULT)
 @pytest.mark.parametrize("name", GATES)
 def test_a_gate_takes_little_memory_besides_the_image(name, dtype):
     graph, state = build(name, jnp.dtype(dtype))
@@ -74,7 +74,7 @@ def test_a_gate_takes_little_memory_besides_the_image(name, dtype):
 
 
 @about_cpus
-@pytest.mark.parametrize("dtype", SOME_LONG)
+@pytest.mark.parametrize("dtype", HALF_BY_DEFAULT)
 @pytest.mark.parametrize("name", GATES)
 def test_the_gradient_of_a_gate_takes_little_memory_too(name, dtype):
     graph, state = build(name, jnp.dtype(dtype))
@@ -141,9 +141,7 @@ def near_float32(gradients, tolerance, skip=()):
 SUMMED = ("bam", "cbam", "coordinate_attention", "separable_attention", "squeeze_excite")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in SUMMED else [LONG]) for n in mechanisms()]
-)
+@pytest.mark.parametrize("name", some_by_default(mechanisms(), *SUMMED))
 def test_modules_in_bfloat16_sum_their_gradients_in_float32(name):
     """A sum of 2,304 numbers in bfloat16 is 10 to 60 % too small.
 
