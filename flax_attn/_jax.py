@@ -202,14 +202,13 @@ def _lower_without_locations(ctx: LoweringContext, *args: Any, jaxpr: Any) -> An
     with traceback_in_locations_limit(0):
         caches = type(ctx.module_context.traceback_caches)()
     module = ctx.module_context.replace(traceback_caches=caches)
-    lower = mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)
-    return lower(ctx.replace(module_context=module), *args)
+    return lower_function(jaxpr_as_fun(jaxpr))(ctx.replace(module_context=module), *args)
 
 
 without_locations_p = Primitive("without_locations")
 without_locations_p.multiple_results = True
 without_locations_p.def_abstract_eval(lambda *args, jaxpr: jaxpr.out_avals)
-mlir.register_lowering(without_locations_p, _lower_without_locations)
+set_lowering(without_locations_p, _lower_without_locations, None)
 
 
 def _devices(platform: str) -> list[Any]:
@@ -283,28 +282,28 @@ def identity_primitive(
     identity_p.multiple_results = True
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list, list]:
-        nonzero = iter(identity_p.bind(*(t for t in tangents if not isinstance(t, ad.Zero))))
-        passed = [t if isinstance(t, ad.Zero) else next(nonzero) for t in tangents]
+        nonzero = iter(identity_p.bind(*(t for t in tangents if not isinstance(t, Zero))))
+        passed = [t if isinstance(t, Zero) else next(nonzero) for t in tangents]
         return identity_p.bind(*primals), passed
 
     def transpose(given: Sequence[Any], *arrays: Any) -> list[jax.Array]:
         del arrays
-        instantiated = [ad.instantiate_zeros(cotangent) for cotangent in given]
+        instantiated = [instantiate_zeros(cotangent) for cotangent in given]
         return identity_p.bind(*instantiated) if cotangents else instantiated
 
     def batch(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[list, Sequence[Any]]:
         return identity_p.bind(*arrays), axes
 
+    def unchanged(*arrays: Any) -> list[Any]:
+        return list(arrays)
+
     def on_cpus(*arrays: jax.Array) -> Sequence[jax.Array]:
         return cpu(arrays)
 
-    identity_p.def_impl(lambda *arrays: list(arrays))
-    identity_p.def_abstract_eval(lambda *arrays: list(arrays))
-    ad.primitive_jvps[identity_p] = jvp
-    ad.primitive_transposes[identity_p] = transpose
-    batching.primitive_batchers[identity_p] = batch
-    mlir.register_lowering(identity_p, lambda ctx, *arrays: arrays)
-    mlir.register_lowering(identity_p, mlir.lower_fun(on_cpus, multiple_results=True), "cpu")
+    identity_p.def_impl(unchanged)
+    set_rules(identity_p, shapes=unchanged, jvp=jvp, transpose=transpose, batch=batch)
+    set_lowering(identity_p, lambda ctx, *arrays: arrays, None)
+    set_lowering(identity_p, lower_function(on_cpus), "cpu")
     return lambda *arrays: tuple(identity_p.bind(*arrays))
 
 
@@ -312,7 +311,7 @@ Program = Callable[..., list[jax.Array]]
 
 
 def choice_primitive(
-    name: str, choose: Callable[[mlir.LoweringRuleContext], bool]
+    name: str, choose: Callable[[LoweringContext], bool]
 ) -> Callable[..., list[jax.Array]]:
     """Make a function that chooses between two equal programs when it is lowered.
 
@@ -344,7 +343,7 @@ def choice_primitive(
         return results, [0] * len(results)
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], *, programs: Any) -> tuple:
-        moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, Zero)]
         count = len(primals)
 
         def tangent_of(f: Program) -> Program:
@@ -362,7 +361,7 @@ def choice_primitive(
         return results, transformed(tangent_of, programs, *primals, *nonzero)
 
     def transpose(cotangents: Sequence[Any], *arrays: Any, programs: Any) -> list[jax.Array | None]:
-        linear = [i for i, x in enumerate(arrays) if ad.is_undefined_primal(x)]
+        linear = [i for i, x in enumerate(arrays) if is_linear(x)]
         count = len(arrays)
 
         def transposed(f: Program) -> Program:
@@ -376,23 +375,22 @@ def choice_primitive(
             return run
 
         anywhere = [
-            ad.instantiate_zeros(ad.Zero(x.aval)) if i in linear else x
+            instantiate_zeros(Zero(x.aval)) if i in linear else x
             for i, x in enumerate(arrays)
         ]
-        given = map(ad.instantiate_zeros, cotangents)
+        given = map(instantiate_zeros, cotangents)
         found = iter(transformed(transposed, programs, *anywhere, *given))
         return [next(found) if i in linear else None for i in range(count)]
 
-    def lower(ctx: mlir.LoweringRuleContext, *arrays: Any, programs: Any) -> Sequence[Any]:
-        program = jaxpr_as_fun(programs[choose(ctx)])
-        return mlir.lower_fun(program, multiple_results=True)(ctx, *arrays)
+    def lower(ctx: LoweringContext, *arrays: Any, programs: Any) -> Sequence[Any]:
+        return lower_function(jaxpr_as_fun(programs[choose(ctx)]))(ctx, *arrays)
+
+    def shapes(*arrays: Any, programs: Any) -> list[Any]:
+        return list(programs[0].out_avals)
 
     choice_p.def_impl(lambda *arrays, programs: jaxpr_as_fun(programs[0])(*arrays))
-    choice_p.def_abstract_eval(lambda *arrays, programs: list(programs[0].out_avals))
-    batching.primitive_batchers[choice_p] = batch
-    ad.primitive_jvps[choice_p] = jvp
-    ad.primitive_transposes[choice_p] = transpose
-    mlir.register_lowering(choice_p, lower)
+    set_rules(choice_p, shapes=shapes, jvp=jvp, transpose=transpose, batch=batch)
+    set_lowering(choice_p, lower, None)
     return bind
 
 

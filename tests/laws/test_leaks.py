@@ -126,7 +126,9 @@ def tangents(x):
     return jax.tree.map(lambda v: draw(*v.shape, seed=9).astype(v.dtype), x)
 
 
-@pytest.mark.parametrize("cell", some_by_default([*FROM_ALL, *FROM_EARLY], FROM_EARLY[0]))
+@pytest.mark.parametrize(
+    "cell", some_by_default([*FROM_ALL, *FROM_EARLY], FROM_ALL[0], FROM_EARLY[0])
+)
 @pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_what_is_hidden_never_leaks(implementation, cell):
     *settings, dtype = cell
