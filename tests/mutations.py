@@ -145,8 +145,9 @@ MUTATIONS = [
     Mutation(
         "rows of groups are interleaved",
         CORE + "heads.py",
-        "heads.reshape(*batch, num_kv_heads, groups, length, features)",
-        "heads.reshape(*batch, groups, num_kv_heads, length, features)",
+        "    return heads.reshape(",
+        "    heads = heads.reshape(*batch, groups, -1, length, features).swapaxes(-4, -3)\n"
+        "    return heads.reshape(",
         ATTENTION,
     ),
     Mutation(

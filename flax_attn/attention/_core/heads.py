@@ -10,13 +10,11 @@ def stack_groups(heads: jax.Array, num_kv_heads: int) -> jax.Array:
     """The G query heads of each key head as rows: `[*B, N, T, X]` -> `[*B, K, G T, X]`."""
     *batch, num_heads, length, features = heads.shape
     groups = num_heads // num_kv_heads
-    heads_BKGTX = heads.reshape(*batch, num_kv_heads, groups, length, features)
-    return heads_BKGTX.reshape(*batch, num_kv_heads, groups * length, features)
+    return heads.reshape(*batch, num_kv_heads, groups * length, features)
 
 
 def unstack_groups(rows: jax.Array, num_heads: int) -> jax.Array:
     """The inverse of `stack_groups`: `[*B, K, G T, X]` -> `[*B, N, T, X]`."""
     *batch, num_kv_heads, stacked, features = rows.shape
     groups = num_heads // num_kv_heads
-    rows_BKGTX = rows.reshape(*batch, num_kv_heads, groups, stacked // groups, features)
-    return rows_BKGTX.reshape(*batch, num_heads, stacked // groups, features)
+    return rows.reshape(*batch, num_heads, stacked // groups, features)
