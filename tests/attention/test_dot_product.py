@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 import flax_attn
-from flax_attn import Dropout, Softmax, dot_product_attention, scaled_dot_product_attention
+from flax_attn import (
+    Coords,
+    Dropout,
+    Softmax,
+    dot_product_attention,
+    scaled_dot_product_attention,
+)
 from tests.compilation import AS_USERS
 from tests.oracles import attention as oracles
 from tests.runs import some_by_default
@@ -222,6 +228,20 @@ def test_it_replaces_jax_nn_without_a_batch_and_with_lengths():
     lengths = {name: jnp.array([3, 4], jnp.int32) for name in ("query_seq_lengths",)}
     expected = jax.nn.dot_product_attention(q, k, v, **lengths)
     assert_close(dot_product_attention(q, k, v, **lengths), expected, FORWARD["float32"])
+
+
+def test_lengths_and_the_validity_of_coordinates_both_hide(x64):
+    q, k, v = problem()
+    valid = random_mask(B, S)
+    lengths = {"key_value_seq_lengths": np.array([6, 3], np.int32)}
+    expected, expected_lse, _ = oracles.dot_product_attention(
+        q, k, v, mask=valid[:, None, None], **lengths
+    )
+    output, lse = dot_product_attention(
+        q, k, v, key_coords=Coords(np.arange(S), valid=valid), **lengths, return_residual=True
+    )
+    assert_close(output, expected, FORWARD["float64"])
+    assert_close(lse, expected_lse, FORWARD["float64"])
 
 
 def test_by_hand_two_keys_share_by_their_scores():
