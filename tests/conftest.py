@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """Keep compiled programs, for the other workers and for the next run.
+    """Keep compiled programs, for other workers and for the next run.
 
     Most of the tests' time is compilation, and most programs are one operation each. A program is
     found again by its text, the options of XLA and the versions, so a kept one is never stale.
@@ -27,9 +27,14 @@ def pytest_configure(config):
     """
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    options = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for programs that tests start
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ MUTATIONS = [
         CORE + "problem.py",
         "functools.reduce(operator.rshift, modifiers)",
         "functools.reduce(operator.rshift, modifiers[::-1])",
-        ATTENTION + " tests/scores",
+        ATTENTION + " " + LAWS,
     ),
     Mutation(
         "dropout is the same in all heads",
@@ -204,7 +204,7 @@ MUTATIONS = [
         CORE + "primitive.py",
         "full = i <= VALUE or i >= count or i in active",
         "full = i <= VALUE or i >= count",
-        ATTENTION,
+        ATTENTION + " " + LAWS,
     ),
     Mutation(
         "no sum over devices",

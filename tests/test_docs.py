@@ -6,21 +6,17 @@ import re
 import subprocess
 import sys
 
-import jax
 import pytest
+
+from tests.runs import long
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 MADE = {"mechanisms.md": "mechanisms.py", "implementations.md": "capabilities.py"}
 
-# The programs that tests compile are kept for one another (`tests/conftest.py`), and for these.
-ENVIRONMENT = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-CACHE = "default::UserWarning:jax._src.compiler"  # of a program that another worker writes now
+# Of a compiled program in the cache of pytest, which another worker is writing.
+CACHE = "default::UserWarning:jax._src.compiler"
 
 # Each page runs in a namespace of its own. Lines outside of its code are blank, so that a traceback
 # names the line of the page.
@@ -44,17 +40,16 @@ def test_the_code_of_every_page_runs_as_it_stands():
         [sys.executable, "-W", "error", "-W", CACHE, "-c", RUN_PAGES, *map(str, PAGES)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT | {"MPLBACKEND": "Agg"},
+        env=os.environ | {"MPLBACKEND": "Agg"},
     )
     assert done.returncode == 0, done.stderr
 
 
+@long
 @pytest.mark.parametrize("page", MADE)
 def test_the_page_is_what_its_command_prints(page):
     script = [sys.executable, str(ROOT / "examples" / MADE[page])]
-    made = subprocess.run(
-        script, capture_output=True, text=True, check=True, env=ENVIRONMENT
-    ).stdout
+    made = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     command = f"python examples/{MADE[page]} > docs/{page}"
     assert command in made
     assert (ROOT / "docs" / page).read_text() == made, f"run {command}"

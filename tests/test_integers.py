@@ -14,6 +14,7 @@ from flax_attn._integers import comparable, saturate
 from flax_attn.coords import to_record
 from flax_attn.masks.plan import EMPTY, FULL
 from tests.oracles import attention as oracles
+from tests.runs import some_by_default
 from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 from tests.tolerances import FORWARD, assert_close
 
@@ -23,7 +24,6 @@ Q, V = (RNG.normal(size=(1, L, 2, 4)) for _ in range(2))
 PLACES = np.arange(L, dtype=np.int64)
 PLACES[RNG.permutation(L)[:9]] = np.repeat([-(2**31), 2**31 - 1, -(2**31) + 1], 3)
 TIMES = 1_700_000_000 + RNG.integers(0, 100, L)  # seconds, more than 2³⁰ of them
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ SENTINELS = {
 }
 
 
-@every_implementation
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 @pytest.mark.parametrize("name", SENTINELS)
 def test_a_sentinel_is_far_from_every_token(name, implementation):
     mask, seen = SENTINELS[name]
@@ -91,7 +91,7 @@ def test_plans_see_a_sentinel_as_far():
     assert_close(planned, expected(seen), FORWARD["float32"])
 
 
-@every_implementation
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_modifiers_see_a_sentinel_as_far(implementation):
     slopes = np.array([0.5, 0.1])
     table = np.linspace(-1, 1, 2 * 5 + 1)[:, None] * [1, 2]
@@ -156,7 +156,7 @@ def test_a_bound_beyond_int32_is_open(name):
         np.testing.assert_array_equal(*np.broadcast_arrays(seen, wanted), str(bound))
 
 
-@every_implementation
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_arguments_beyond_int32_are_open(implementation):
     whole, to_the_left = (
         attend(implementation, **options) for options in ({}, {"local_window_size": (None, 0)})
@@ -229,7 +229,9 @@ def test_unsigned_ids_beyond_int32_are_refused_where_they_are_known():
     chex.assert_trees_all_equal(kept, np.array([7, 9], np.int32))
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint32])
+@pytest.mark.parametrize(
+    "dtype", some_by_default([np.int64, np.int32, np.uint8, np.uint32], np.int64, np.uint8)
+)
 def test_features_of_any_integer_dtype(dtype, x64):
     """Small unsigned ones wrapped when subtracted, 64-bit ones did not mix with int32."""
     features = {

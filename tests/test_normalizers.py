@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from flax_attn import Coords, Sigmoid, Softmax, attention, dot_product_attention, masks
 from flax_attn.normalizers import Entmax, ReLU, TopK
 from tests.oracles import attention as oracles
+from tests.runs import some_by_default
 from tests.small_blocks import IMPLEMENTATIONS, use_small_blocks
 
 SCORES = jnp.array([[0.0, np.log(3.0), -jnp.inf], [-jnp.inf] * 3])[None]  # [N, T, S] = [1, 2, 3]
@@ -115,7 +116,7 @@ def test_impossible_numbers_are_refused():
         ReLU(-1)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_a_sink_of_minus_infinity_is_none_also_in_a_row_without_keys(
     implementation, monkeypatch, x64
 ):

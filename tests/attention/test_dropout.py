@@ -14,12 +14,16 @@ from jax.sharding import PartitionSpec as P
 from flax_attn import Coords, Dropout, Sigmoid, attention, dot_product_attention, masks
 from flax_attn.coords import unzigzag, zigzag
 from tests.oracles import attention as oracles
+from tests.runs import some_by_default
 from tests.small_blocks import IMPLEMENTATIONS
 from tests.tolerances import FORWARD, assert_close
 
 B, L, N, K, D = 2, 320, 2, 1, 4
 DROPOUT = Dropout(0.5, jax.random.key(3))
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+blockwise_by_default = pytest.mark.parametrize(
+    "implementation", some_by_default(IMPLEMENTATIONS, "blockwise")
+)
 
 
 def draw(*shape, seed=0):
@@ -46,7 +50,7 @@ def pattern(implementation, coords, dropout=DROPOUT):
     return np.swapaxes(np.asarray(out) > 0, 1, 2)
 
 
-@every_implementation
+@blockwise_by_default
 def test_tokens_are_dropped_by_their_number_whatever_their_positions(implementation):
     """Packed documents that restart, equal positions, a tree, padding, a grid."""
     numbers = np.arange(L)
@@ -81,7 +85,7 @@ def attend(q, k, v, query_coords, key_coords, implementation="dense", **options)
     )
 
 
-@every_implementation
+@blockwise_by_default
 def test_parts_and_other_orders_drop_what_the_whole_does(implementation):
     ids = np.arange(L) // 100
     mask = masks.Causal() & masks.SameSegment()
@@ -109,7 +113,7 @@ def test_parts_and_other_orders_drop_what_the_whole_does(implementation):
     assert_close(f(Q, KEY, V, joined, joined), whole, FORWARD["float32"])
 
 
-@every_implementation
+@blockwise_by_default
 def test_decoding_drops_what_the_whole_pass_does(implementation):
     c = Coords.arange(L)
     whole = attend(Q, KEY, V, c, c, implementation)
@@ -165,7 +169,7 @@ def test_masks_do_not_see_the_numbers():
         attend(Q, KEY, V, Coords.arange(L), Coords.arange(L), mask=same())
 
 
-@every_implementation
+@blockwise_by_default
 def test_at_rate_1_all_is_dropped_and_nothing_has_a_gradient(implementation):
     def f(rate, q, k, v):
         dropout = Dropout(rate, jax.random.key(0))

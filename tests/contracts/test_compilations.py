@@ -129,7 +129,7 @@ def attend(x, implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_a_repeated_call_compiles_nothing(implementation):
     attend(X, implementation)
     with compilations() as found:
@@ -145,7 +145,7 @@ def test_a_repeated_call_with_a_new_normalizer_compiles_nothing(name):
     assert not found
 
 
-@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "dense"))
+@pytest.mark.parametrize("implementation", some_by_default(IMPLEMENTATIONS, "blockwise"))
 def test_a_repeated_gradient_compiles_nothing(implementation):
     def gradient():
         return jax.grad(lambda x: jnp.sum(attend(x, implementation)))(X)

@@ -14,6 +14,7 @@ from flax import nnx as flax_nnx
 
 from flax_attn import dot_product_attention, linen, nnx
 from tests.mechanisms import facts, linen_module, mechanisms, module_class, nnx_module
+from tests.runs import some_by_default
 
 every_mechanism = pytest.mark.parametrize("name", mechanisms())
 RNGS = flax_nnx.Rngs(0)
@@ -57,7 +58,14 @@ def made_of_linen(name):
     return linen_module(name), image(name)
 
 
-every_module = pytest.mark.parametrize("name", [*mechanisms(), *SEQUENCES])
+ALL = [*mechanisms(), *SEQUENCES]
+# Of each kind of module one by default: a gate, a norm, a parameter, branches, attention, tokens.
+some_modules = pytest.mark.parametrize(
+    "name",
+    some_by_default(
+        ALL, "squeeze_excite", "bam", "simam", "selective_kernel", "halo_attention", *SEQUENCES
+    ),
+)
 
 
 def test_these_are_all_modules():
@@ -65,7 +73,7 @@ def test_these_are_all_modules():
     assert classes | {"attention_fn"} == set(nnx.__all__)
 
 
-@every_module
+@some_modules
 def test_modules_of_nnx_are_pickled_and_copied(name):
     module = made_of_nnx(name)
     definition, state = flax_nnx.split(module)
@@ -77,7 +85,7 @@ def test_modules_of_nnx_are_pickled_and_copied(name):
         chex.assert_trees_all_equal(*(flax_nnx.to_pure_dict(s) for s in (state, same_state)))
 
 
-@every_module
+@some_modules
 def test_modules_of_linen_are_copied_as_those_of_flax_are(name):
     module, inputs = made_of_linen(name)
     copied = copy.deepcopy(module)
@@ -123,7 +131,7 @@ def test_a_model_of_modules_is_pickled():
     chex.assert_trees_all_equal(*(jax.jit(g[0])(x) for g in (block.gates, copied.gates, gates)))
 
 
-@every_module
+@some_modules
 def test_linen_modules_are_bridged_to_nnx(name):
     module, inputs = made_of_linen(name)
     expected, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)

@@ -44,16 +44,12 @@ OF_ALL_TOKENS = (
 QUICK = {
     AxisType.Auto: (
         "attention_pool",
-        "cbam",
-        "global_context",
         "halo_attention",
         "large_kernel_attention",
         "selective_kernel",
-        "split_attention",
-        "squeeze_excite",
         "window_attention",
     ),
-    AxisType.Explicit: ("attention_pool", "halo_attention", "large_kernel_attention"),
+    AxisType.Explicit: ("attention_pool", "large_kernel_attention"),
 }
 
 
