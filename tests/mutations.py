@@ -225,7 +225,7 @@ MUTATIONS = [
         CORE + "normalize.py",
         "if dropout is not None and not dropout.broadcast and not numbered:",
         "if False:",
-        "tests/sharding tests/attention/test_dropout.py",
+        "tests/attention/test_wrong_arguments.py",
     ),
     Mutation(
         "the order of implementations is not kept",
@@ -240,7 +240,7 @@ MUTATIONS = [
         "attention/dense.py",
         "output = jnp.where(sees_BTN[..., None], output, 0)",
         "pass",
-        ATTENTION,
+        LAWS,
     ),
     Mutation(
         "the rate has no derivative",
@@ -261,7 +261,7 @@ MUTATIONS = [
         "attention/_partial.py",
         "((lse_a, a.output), (lse_b, b.output))",
         "((lse_b, a.output), (lse_a, b.output))",
-        ATTENTION,
+        "tests/laws flax_attn/attention",
     ),
     Mutation(
         "additive attention is linear",
@@ -476,7 +476,7 @@ MUTATIONS = [
         "vision/_gather_excite.py",
         "return sums(wide) / expand_rank(sums(places), x.ndim)",
         "return sums(wide) / (2 * extent - 1) ** 2",
-        VISION + " gather_excite",
+        "tests/vision/test_more_gates.py -k gather",
     ),
 ]
 

@@ -23,6 +23,8 @@ def test_by_hand():
     weights, lse = Softmax(jnp.log(jnp.array([4.0]))).normalize(SCORES)
     chex.assert_trees_all_close(weights[0], np.array([[1 / 8, 3 / 8, 0], [0, 0, 0]]))
     chex.assert_trees_all_close(lse[0], np.array([np.log(8.0), np.log(4.0)]))
+    weights, _ = ReLU(4).normalize(SCORES + 1)
+    chex.assert_trees_all_close(weights[0], np.array([[1, 1 + np.log(3.0), 0], [0, 0, 0]]) / 4)
 
 
 @pytest.mark.parametrize("sink", [None, 0.0])
@@ -104,6 +106,7 @@ def test_the_top_k_is_the_softmax_of_the_largest():
     e = np.exp([3.0, 2.0, 2.0])
     chex.assert_trees_all_close(weights[0], np.array([e[0], 0, e[1], e[2], 0] / e.sum()))
     chex.assert_trees_all_close(lse[0], np.log(e.sum()))
+    chex.assert_trees_all_close(TopK(1).normalize(rows)[0], np.array([[1.0, 0, 0, 0, 0]]))
     chex.assert_trees_all_close(TopK(9).normalize(rows)[0], Softmax().normalize(rows)[0], rtol=1e-7)
 
 
