@@ -144,7 +144,7 @@ def test_function_and_module_equal_the_oracle_in_float64(name, shape, x64):
     x = image(shape)
     variables = random_variables(name, shape[-1])
     expected = apply_oracle(name, variables, x)
-    for apply in (apply_function, apply_nnx) if shape != facts(name).shapes[0] else (apply_nnx,):
+    for apply in (apply_function, apply_nnx):
         actual = apply(name, variables, jnp.asarray(x))
         chex.assert_type(actual, jnp.float64)
         assert_close(actual, expected, FORWARD["float64"], apply.__name__)
