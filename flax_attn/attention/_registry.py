@@ -5,12 +5,13 @@ import dataclasses
 from flax_attn.attention._core.implementation import Implementation
 from flax_attn.attention._core.problem import Problem
 from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention.decode import Decode
 from flax_attn.attention.dense import Dense
 
 FALLBACK = Dense()
 """It computes every problem on every platform, and JAX differentiates it for second derivatives."""
 
-REGISTRY: tuple[Implementation, ...] = (Blockwise(), FALLBACK)
+REGISTRY: tuple[Implementation, ...] = (Decode(), Blockwise(), FALLBACK)
 """All implementations, in the order of preference."""
 
 

@@ -77,22 +77,25 @@ def _of_leaves(
     return function, [leaves[i] for i in active]
 
 
-def attend_densely(problem: Problem) -> Results:
+def attend_densely(problem: Problem, *, assume_finite: bool = False) -> Results:
     """O = softmax(scale · Q Kᵀ + bias) V, and its LSE.
 
     Args:
       problem: The problem.
+      assume_finite: If True, the inputs are read as they are. The results are right if the output
+        is finite.
 
     Returns:
       The output `[*B, T, N, Dv]` and the LSE `[*B, T, N]`.
     """
     value, dtype = problem.value.values, problem.dtype
-    scores, visible = scores_of(problem)
+    scores, visible = scores_of(problem, assume_finite=assume_finite)
     weights_BNTS, lse_BNT = problem.normalizer.normalize(scores)
     if visible is not None:
-        # A token that no query sees must not get a NaN derivative.
-        used_BS = jnp.any(visible, axis=(-3, -2))[..., None, None]
-        value = jnp.where(used_BS, finite(value), 0)
+        if not assume_finite:
+            # A token that no query sees must not get a NaN derivative.
+            used_BS = jnp.any(visible, axis=(-3, -2))[..., None, None]
+            value = jnp.where(used_BS, finite(value), 0)
         # They are 0 already; but their cotangent may overflow, and 0 · ∞ is not a number.
         weights_BNTS = jnp.where(visible, weights_BNTS, 0)
 
@@ -101,9 +104,9 @@ def attend_densely(problem: Problem) -> Results:
         weights_BNTS = jnp.where(problem.kept_weights(), weights_BNTS / share, 0)
 
     output_BKRD = jnp.einsum(
-        "...krs,...skd->...krd",
+        "...krs,...ksd->...krd",
         stack_groups(weights_BNTS.astype(dtype), value.shape[-2]),
-        value,
+        jnp.swapaxes(value, -3, -2),
         precision=problem.precision,
         preferred_element_type=problem.scores_dtype,
     )
@@ -113,6 +116,7 @@ def attend_densely(problem: Problem) -> Results:
     if visible is not None:
         sees_BTN = jnp.swapaxes(jnp.any(visible, axis=-1), -1, -2)
         output = jnp.where(sees_BTN[..., None], output, 0)
+    if visible is not None and not assume_finite:
         no_lse_BTN, no_output_BTN = (jnp.swapaxes(x, -1, -2) for x in undefined(problem, visible))
         lse = jnp.where(no_lse_BTN, jnp.nan, lse)
         output = jnp.where(no_output_BTN[..., None], jnp.nan, output)

@@ -203,6 +203,19 @@ class Problem:
 
         return jax.tree.map(take, self, is_leaf=is_aligned)
 
+    def first_keys(self, count: int) -> "Problem":
+        """The problem of the first keys."""
+
+        def cut(x: Any) -> Any:
+            if not is_aligned(x) or "s" not in x.axes:
+                return x
+            axis = x.values.ndim - len(x.axes) + x.axes.index("s")
+            return Aligned(
+                lax.slice_in_dim(x.values, 0, min(count, x.values.shape[axis]), axis=axis), x.axes
+            )
+
+        return jax.tree.map(cut, self, is_leaf=is_aligned)
+
 
 # ---- the problem as leaves and a structure, as JAX's primitives need it
 

@@ -22,25 +22,33 @@ class Scores(NamedTuple):
     visible: jax.Array | None
 
 
-def scores_of(problem: Problem) -> Scores:
+def scores_of(problem: Problem, *, assume_finite: bool = False) -> Scores:
     """s = scale · q·k, modified, −∞ for invisible pairs.
 
     If the problem may hide pairs, 0 replaces queries and keys that are not finite.
+
+    Args:
+      problem: The problem.
+      assume_finite: If True, queries and keys are read as they are. Scores of those that are not
+        finite are NaN.
     """
     query, key = problem.query.values, problem.key.values
     _, _, num_heads, num_kv_heads = problem.sizes
     visible = problem.visible() if problem.may_hide else None
-    if visible is not None:
+    if visible is not None and not assume_finite:
         query, key = finite(query), finite(key)
     products_BKRS = jnp.einsum(
-        "...krd,...skd->...krs",
+        "...krd,...ksd->...krs",
         stack_groups(jnp.swapaxes(query, -3, -2), num_kv_heads),
-        key,
+        jnp.swapaxes(key, -3, -2),
         precision=problem.precision,
         preferred_element_type=problem.scores_dtype,
     )
     products = unstack_groups(products_BKRS, num_heads)
-    scores = problem.modified(_scaled(products, problem.scale), visible)
+    scores = _scaled(products, problem.scale)
+    if assume_finite:
+        scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
+    scores = problem.modified(scores, visible)
     if visible is not None:
         scores = jnp.where(visible, scores, -jnp.inf)
         if problem.score_mod is not None:  # a modifier hides by −∞

@@ -1,0 +1,116 @@
+"""Attention of a few queries to many keys, as in decoding: keys and values are read once."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import lax
+
+from flax_attn._checks import check_positive
+from flax_attn.attention._core.implementation import Results, Target
+from flax_attn.attention._core.problem import Problem
+from flax_attn.attention.dense import Dense, attend_densely
+from flax_attn.coords import Aligned
+
+MOST_QUERIES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode(Dense):
+    """Dense attention that reads only the keys up to the last visible one, and reads them once.
+
+    It is for caches: arrays of keys and values that are longer than what they hold. The first 512,
+    1024, 2048, ... keys are read, whatever holds all keys that a query of the batch sees.
+
+    Dense attention first replaces what is not finite by 0, which copies all keys and values. Here
+    they are read as they are. Only if the output is not finite, it is computed again in that way.
+
+    Derivatives are those of dense attention.
+
+    Args:
+      fewest_keys: The smallest number of keys to read.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import Coords, attention, masks
+      >>> cache, query = jnp.ones((1, 4096, 2, 8)), jnp.ones((1, 1, 4, 8))
+      >>> here = Coords.arange(1, offset=600)
+      >>> attention.dot_product_attention(
+      ...     query, cache, cache, mask=masks.Causal(), query_coords=here,
+      ...     key_coords=Coords.arange(4096), implementation=attention.Decode()
+      ... ).shape
+      (1, 1, 4, 8)
+    """
+
+    fewest_keys: int = 512
+    name: ClassVar[str] = "decode"
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_positive("Decode", "fewest_keys", self.fewest_keys)
+
+    def declines(self, problem: Problem, platform: str | None) -> str | None:
+        """Declines lengths that are symbolic."""
+        del platform
+        if not all(isinstance(size, int) for size in problem.sizes):
+            return "it chooses among numbers of keys, and a length is symbolic. Use 'dense'."
+        return None
+
+    def defers(self, problem: Problem, platform: str | None) -> str | None:
+        """It is faster for a few queries on CPUs."""
+        length_q = problem.sizes[0]
+        if length_q > MOST_QUERIES:
+            return f"it is for at most {MOST_QUERIES} queries, and there are {length_q}."
+        if platform != "cpu":
+            return "it was found to be faster on CPUs only."
+        return None
+
+    def forward(self, problem: Problem, target: Target) -> Results:
+        """Output and LSE."""
+        del target
+        if not problem.may_hide:
+            return attend_densely(problem)
+        heads_first = _with_axes_swapped(problem)
+        output, lse = self._attend(problem, heads_first)
+        return lax.cond(
+            jnp.all(jnp.isfinite(output)),
+            lambda: (output, lse),
+            lambda: attend_densely(_with_axes_swapped(heads_first)),
+        )
+
+    def _attend(self, problem: Problem, heads_first: Problem) -> Results:
+        """Attend to the first keys, as many as the queries need."""
+
+        def attend(count: int) -> Results:
+            return attend_densely(
+                _with_axes_swapped(heads_first).first_keys(count), assume_finite=True
+            )
+
+        counts = self._counts(problem.sizes[1])
+        visible = problem.visible()
+        if len(counts) == 1 or visible.shape[-1] == 1:
+            return attend(problem.sizes[1])
+        is_seen = jnp.any(visible, axis=tuple(range(visible.ndim - 1)))
+        num_needed = jnp.max(jnp.where(is_seen, lax.iota(jnp.int32, is_seen.size) + 1, 0))
+        index = jnp.sum(num_needed > jnp.asarray(counts[:-1]), dtype=jnp.int32)
+        return lax.switch(index, [functools.partial(attend, count) for count in counts])
+
+    def _counts(self, length_k: int) -> list[int]:
+        """The numbers of keys to choose from, each twice the one before."""
+        counts = [self.fewest_keys]
+        while counts[-1] < length_k:
+            counts.append(2 * counts[-1])
+        return [*counts[:-1], length_k]
+
+
+def _with_axes_swapped(problem: Problem) -> Problem:
+    """The problem with keys and values as `[*B, K, S, D]`, or such a problem made as it was.
+
+    A branch of XLA's conditionals takes its operands as they are. Caches, which have this layout,
+    would be transposed before it otherwise.
+    """
+    key, value = (
+        Aligned(jnp.swapaxes(x.values, -3, -2), x.axes) for x in (problem.key, problem.value)
+    )
+    return dataclasses.replace(problem, key=key, value=value)

@@ -1,0 +1,355 @@
+"""What all caches share: checks, the places of new tokens, and attention."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from flax_attn._checks import as_floating, broadcasts_to, check_positive
+from flax_attn._integers import as_bound
+from flax_attn._jax import debug_check
+from flax_attn.attention import dot_product_attention
+from flax_attn.coords import Coords, PerHead
+
+Dtype = Any
+Store = Any
+"""Arrays `[*B, K, S, ...]`: an array, or a pytree of arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """New tokens.
+
+    Attributes:
+      key: `[*B, T, K, D]`.
+      value: `[*B, T, K, Dv]`.
+      fields: Their coordinates `[*B, T]`, by name.
+      is_stored: Which tokens are stored `[*B, T]`: the valid ones.
+      numbers: The number of each stored token in its sequence `[*B, T]`.
+      counts: How many tokens of each sequence are stored `[*B]`.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    fields: dict[str, jax.Array]
+    is_stored: jax.Array
+    numbers: jax.Array
+    counts: jax.Array
+
+
+class Cache:
+    """Keys, values and coordinates of the tokens so far. A cache is an immutable pytree.
+
+    Attributes:
+      stored_keys: Keys, in the layout of the cache.
+      stored_values: Values, in the layout of the cache.
+      fields: Coordinates of the stored tokens, by name.
+      lengths: How many tokens each sequence has had `[*B]`.
+      overflowed: Which sequences got tokens that did not fit `[*B]`.
+    """
+
+    stored_keys: Store
+    stored_values: Store
+    fields: dict[str, Array]
+    lengths: Int[Array, "*B"]
+    overflowed: Bool[Array, "*B"]
+
+    # ---- what a cache holds
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch axes `*B`."""
+        return self.lengths.shape
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens of a sequence can be stored at a time."""
+        raise NotImplementedError
+
+    @property
+    def keys(self) -> Float[Array, "*B S K D"]:
+        """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
+        raise NotImplementedError
+
+    @property
+    def values(self) -> Float[Array, "*B S K Dv"]:
+        """The values, as attention takes them."""
+        raise NotImplementedError
+
+    @property
+    def coords(self) -> Coords:
+        """The coordinates of the keys `[*B, S]`; `valid` is True for the stored tokens."""
+        raise NotImplementedError
+
+    # ---- what can be done with it
+
+    def append(
+        self,
+        key: Float[Array, "*B T K D"],
+        value: Float[Array, "*B T K Dv"],
+        coords: Coords | None = None,
+    ) -> Self:
+        """A cache with more tokens.
+
+        Args:
+          key: Keys of the new tokens `[*B, T, K, D]`.
+          value: Their values `[*B, T, K, Dv]`.
+          coords: Their coordinates `[T]` or `[*B, T]`. Default: positions continue from the number
+            of tokens so far. Tokens that are not `valid`, such as padding, are not stored.
+
+        Returns:
+          The new cache. If tokens of a sequence do not fit, none of them is stored and the sequence
+          is marked in `overflowed`.
+
+        Raises:
+          ValueError: If shapes or dtypes are not those of the cache, or tokens do not fit. Under
+            `jit` that is unknown: see `overflowed`, or use `jax.experimental.checkify`.
+        """
+        raise NotImplementedError
+
+    def attend(
+        self,
+        query: Float[Array, "*B T N D"],
+        key: Float[Array, "*B T K D"],
+        value: Float[Array, "*B T K Dv"],
+        coords: Coords | None = None,
+        *,
+        attention: Callable[..., jax.Array] = dot_product_attention,
+        **options: Any,
+    ) -> tuple[Float[Array, "*B T N Dv"], Self]:
+        """Append tokens, and attend from them to all tokens of their sequence.
+
+        Step by step or in pieces of any length, the outputs are the rows of one pass over all
+        tokens, if the mask hides later tokens: pass `mask=masks.Causal()`.
+
+        Args:
+          query: Queries of the new tokens `[*B, T, N, D]`.
+          key: Their keys `[*B, T, K, D]`.
+          value: Their values `[*B, T, K, Dv]`.
+          coords: Their coordinates; see `append`.
+          attention: Called as `attention(query, keys, values, query_coords=..., key_coords=...,
+            **options)`.
+          **options: Options of `dot_product_attention`: `mask`, `score_mod`, ...
+
+        Returns:
+          The output `[*B, T, N, Dv]` and the new cache. The output of a sequence that overflowed is
+          NaN.
+        """
+        cache = self.append(key, value, coords)
+        output = attention(
+            query,
+            cache.keys,
+            cache.values,
+            query_coords=self.next_coords(key.shape[-3], coords),
+            key_coords=cache.coords,
+            **options,
+        )
+        return cache._without_overflow(output), cache
+
+    def next_coords(self, length: int, coords: Coords | None = None) -> Coords:
+        """The coordinates of the next tokens.
+
+        Args:
+          length: Number of tokens T.
+          coords: Coordinates to complete `[T]` or `[*B, T]`.
+
+        Returns:
+          Coordinates `[*B, T]`, whose numbers, and by default positions, continue those so far.
+        """
+        is_stored = jnp.ones((*self.batch, length), bool)
+        if coords is not None:
+            _check_coords(self._owner, coords, (*self.batch, length))
+            if coords.valid is not None:
+                is_stored = jnp.broadcast_to(coords.valid, is_stored.shape)
+        numbers = self._numbers(is_stored)
+        if coords is None:
+            return Coords(numbers, numbers=numbers)
+        fields = {
+            name: x if isinstance(x, PerHead) else jnp.broadcast_to(x, numbers.shape)
+            for name, x in coords.fields().items()
+        }
+        return Coords(**fields, numbers=numbers)
+
+    def reset(self, where: Bool[Array, "*B"] | None = None) -> Self:
+        """A cache without tokens.
+
+        Args:
+          where: Which sequences to empty `[*B]`; None for all.
+        """
+        where = jnp.ones(self.batch, bool) if where is None else self._of_batch("where", where)
+        cache = self._shortened(jnp.where(where, 0, self.lengths))
+        return dataclasses.replace(cache, overflowed=self.overflowed & ~where)  # type: ignore[type-var]
+
+    def truncate(self, lengths: int | Int[Array, "*B"]) -> Self:
+        """A cache without the last tokens, as speculative decoding needs it.
+
+        Args:
+          lengths: How many tokens of each sequence to keep, one number or `[*B]`. Shorter sequences
+            stay as they are.
+        """
+        lengths = as_bound(f"{self._owner}.truncate: lengths", lengths)
+        lengths = self._of_batch("lengths", lengths)
+        if not isinstance(lengths, jax.core.Tracer) and np.any(np.asarray(lengths) < 0):
+            raise ValueError(
+                f"{self._owner}.truncate: lengths must be at least 0, got {np.min(lengths)}."
+            )
+        return self._shortened(jnp.clip(lengths, 0, self.lengths))
+
+    # ---- what the classes share
+
+    @property
+    def _owner(self) -> str:
+        return type(self).__name__
+
+    def _shortened(self, lengths: jax.Array) -> Self:
+        """The cache with at most as many tokens."""
+        raise NotImplementedError
+
+    def _numbers(self, is_stored: jax.Array) -> jax.Array:
+        """The number of each new token in its sequence `[*B, T]`."""
+        before = jnp.cumsum(is_stored, axis=-1, dtype=jnp.int32) - is_stored
+        return self.lengths[..., None] + before
+
+    def _of_batch(self, name: str, array: Any) -> jax.Array:
+        shape = jnp.shape(array)
+        if not broadcasts_to(shape, self.batch):
+            raise ValueError(
+                f"{self._owner}: {name} must be one number or [*B] = {list(self.batch)}, got "
+                f"{list(shape)}."
+            )
+        return jnp.broadcast_to(jnp.asarray(array), self.batch)
+
+    def _check_tokens(
+        self, key: jax.Array, value: jax.Array, coords: Coords | None, like: tuple[Any, Any]
+    ) -> Tokens:
+        """Check new tokens, and number them.
+
+        Args:
+          key: Keys `[*B, T, K, D]`.
+          value: Values `[*B, T, K, Dv]`.
+          coords: Coordinates.
+          like: The shapes and dtypes `[K, D]` and `[K, Dv]` of this cache. The dtype None accepts
+            all.
+        """
+        owner = f"{self._owner}.append"
+        key, value = as_floating(owner, "key", key), as_floating(owner, "value", value)
+        length = key.shape[-3] if key.ndim >= 3 else None
+        for name, letters, array, (heads, dtype) in (
+            ("key", "K, D", key, like[0]),
+            ("value", "K, Dv", value, like[1]),
+        ):
+            wanted = (*self.batch, length, *heads)
+            if array.shape != wanted:
+                shown = ", ".join("T" if size is None else str(size) for size in wanted)
+                raise ValueError(
+                    f"{owner}: {name} must be [*B, T, {letters}] = [{shown}], as the cache was "
+                    f"made, got {list(array.shape)}."
+                )
+            if dtype is not None and array.dtype != dtype:
+                raise ValueError(
+                    f"{owner}: {name} must be {jnp.dtype(dtype)}, as the cache is, got "
+                    f"{array.dtype}. Cast it, or create the cache with dtype={array.dtype}."
+                )
+        assert length is not None
+        given = self.next_coords(length, coords)
+        fields = given.fields()
+        is_stored = fields.pop("valid", jnp.ones((*self.batch, length), bool))
+        if fields.keys() != self.fields.keys():
+            extra, missing = fields.keys() - self.fields.keys(), self.fields.keys() - fields.keys()
+            got = f"{', '.join(sorted(extra | missing))} {'as well' if extra else 'not'}"
+            raise ValueError(
+                f"{owner}: coords must have the fields of the cache, {', '.join(self.fields)}; "
+                f"they have {got}. Name further fields in create(fields=...)."
+            )
+        return Tokens(
+            key,
+            value,
+            {name: x.astype(self.fields[name].dtype) for name, x in fields.items()},
+            is_stored,
+            given.numbers,
+            jnp.sum(is_stored, axis=-1, dtype=jnp.int32),
+        )
+
+    def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
+        """Raise where it is known that tokens do not fit. Returns the new `overflowed`."""
+        if isinstance(fits, jax.core.Tracer):
+            debug_check(jnp.all(fits), f"{self._owner}: tokens do not fit into the cache.")
+        elif not np.all(np.asarray(fits)):
+            raise ValueError(message())
+        return self.overflowed | ~fits
+
+    def _without_overflow(self, output: jax.Array) -> jax.Array:
+        """The output, NaN for sequences that overflowed."""
+        return jnp.where(self.overflowed[..., None, None, None], jnp.nan, output)
+
+
+def _check_coords(owner: str, coords: Coords, shape: tuple[int, ...]) -> None:
+    if not isinstance(coords, Coords):
+        raise TypeError(
+            f"{owner}: coords must be Coords, got {type(coords).__name__}. Write Coords(positions)."
+        )
+    for name, x in coords.fields().items():
+        if isinstance(x, PerHead):
+            raise NotImplementedError(
+                f"{owner}: coords must have one value per token, got PerHead {name!r}, which no "
+                f"cache stores."
+            )
+        if not broadcasts_to(x.shape, shape):
+            raise ValueError(
+                f"{owner}: coords must be of the new tokens, [*B, T] = {list(shape)}, got {name} "
+                f"{list(x.shape)}."
+            )
+
+
+def new_fields(
+    owner: str, fields: Mapping[str, Dtype] | None, shape: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """Coordinates of no tokens yet."""
+    dtypes = {"positions": jnp.int32, **(fields or {})}
+    if "valid" in dtypes:
+        raise ValueError(f"{owner}: fields must not contain 'valid', which every cache knows.")
+    return {name: jnp.zeros(shape, dtype) for name, dtype in dtypes.items()}
+
+
+def as_batch(owner: str, batch: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The batch axes as a tuple."""
+    sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+    return tuple(check_positive(owner, "batch", size) for size in sizes)
+
+
+def write(store: Store, rows: Store, slots: jax.Array) -> Store:
+    """Write the rows of tokens to their slots. Slots beyond the end are dropped.
+
+    Args:
+      store: Arrays `[*B, K, S, ...]`.
+      rows: Arrays `[*B, T, K, ...]`.
+      slots: `[*B, T]`.
+    """
+
+    def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+        return old.at[:, slots].set(jnp.moveaxis(new, 0, 1), mode="drop")
+
+    return jax.tree.map(lambda old, new: _over_batch(one_sequence, old, new, slots), store, rows)
+
+
+def write_fields(
+    fields: dict[str, jax.Array], new: dict[str, jax.Array], slots: jax.Array
+) -> dict[str, jax.Array]:
+    """Write the coordinates of tokens `[*B, T]` to their slots."""
+
+    def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+        return old.at[slots].set(new, mode="drop")
+
+    return {name: _over_batch(one_sequence, old, new[name], slots) for name, old in fields.items()}
+
+
+def _over_batch(
+    function: Callable[..., jax.Array], old: jax.Array, new: jax.Array, slots: jax.Array
+) -> jax.Array:
+    for _ in range(slots.ndim - 1):
+        function = jax.vmap(function)
+    return function(old, new, slots)

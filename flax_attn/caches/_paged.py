@@ -1,0 +1,312 @@
+"""A cache whose tokens are stored in pages, which sequences take from a common pool and share."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from flax_attn._checks import check_positive
+from flax_attn._integers import as_bound
+from flax_attn._pytree import pytree
+from flax_attn.caches._cache import Cache, Dtype, Tokens, as_batch, new_fields
+from flax_attn.coords import Coords
+
+
+class NewPages(NamedTuple):
+    """The pages that new tokens need.
+
+    Attributes:
+      table: The page tables with them `[B, M]`.
+      uses: The uses of the pages `[P]`.
+      copied: Pages to copy first, since they are shared: from and to `[B]`, P for none.
+      fits: Whether the pages of a sequence were found `[B]`.
+    """
+
+    table: jax.Array
+    uses: jax.Array
+    copied: tuple[jax.Array, jax.Array]
+    fits: jax.Array
+
+
+@pytree
+class PagedCache(Cache):
+    """A cache whose sequences take pages of tokens from a common pool as they grow.
+
+    Token n of sequence b is stored in page `table[b, n // page_size]`, at n mod page_size. So memory
+    is bounded by the tokens of all sequences together, and sequences share the pages of a common
+    prefix (`share`). A page that others use too is copied before it is written to.
+
+    Make it by `PagedCache.create`. `keys` and `values` gather the pages of all sequences.
+
+    Attributes:
+      table: The pages of each sequence `[*B, M]`.
+      uses: How many sequences use a page `[P]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import caches
+      >>> cache = caches.PagedCache.create(6, 4, num_kv_heads=1, head_dim=8, batch=2, capacity=16)
+      >>> x = jnp.ones((2, 5, 1, 8))
+      >>> cache = cache.append(x, x)
+      >>> cache.num_free.item(), cache.share(0, 1).num_free.item()
+      (2, 4)
+
+    References:
+      Kwon et al., "Efficient Memory Management for Large Language Model Serving with
+      PagedAttention", SOSP 2023, arXiv:2309.06180.
+    """
+
+    stored_keys: Float[Array, "P K L D"]
+    stored_values: Float[Array, "P K L Dv"]
+    fields: dict[str, Array]
+    lengths: Int[Array, "*B"]
+    overflowed: Bool[Array, "*B"]
+    table: Int[Array, "*B M"]
+    uses: Int[Array, "P"]
+
+    @classmethod
+    def create(
+        cls,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        capacity: int,
+        batch: int | tuple[int, ...] = (),
+        value_head_dim: int | None = None,
+        dtype: Dtype = jnp.float32,
+        fields: Mapping[str, Dtype] | None = None,
+    ) -> "PagedCache":
+        """An empty cache.
+
+        Args:
+          num_pages: P, how many pages all sequences have together.
+          page_size: L, how many tokens a page holds.
+          num_kv_heads: K.
+          head_dim: D.
+          capacity: How many tokens a sequence may have; rounded up to whole pages.
+          batch: Batch axes `*B`: a number or several.
+          value_head_dim: Dv; D by default.
+          dtype: dtype of keys and values.
+          fields: Names and dtypes of the coordinates besides positions.
+        """
+        owner = "PagedCache.create"
+        num_pages = check_positive(owner, "num_pages", num_pages)
+        page_size = check_positive(owner, "page_size", page_size)
+        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
+        per_sequence = math.ceil(check_positive(owner, "capacity", capacity) / page_size)
+        batch = as_batch(owner, batch)
+        value_head_dim = head_dim if value_head_dim is None else value_head_dim
+        return cls(
+            jnp.zeros((num_pages, num_kv_heads, page_size, head_dim), dtype),
+            jnp.zeros((num_pages, num_kv_heads, page_size, value_head_dim), dtype),
+            new_fields(owner, fields, (num_pages, page_size)),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros(batch, bool),
+            jnp.zeros((*batch, per_sequence), jnp.int32),
+            jnp.zeros(num_pages, jnp.int32),
+        )
+
+    @property
+    def page_size(self) -> int:
+        """L, how many tokens a page holds."""
+        return self.stored_keys.shape[-2]
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens a sequence may have."""
+        return self.table.shape[-1] * self.page_size
+
+    @property
+    def num_free(self) -> Int[Array, ""]:
+        """How many pages no sequence uses."""
+        return jnp.sum(self.uses == 0)
+
+    @property
+    def keys(self) -> Float[Array, "*B S K D"]:
+        """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
+        return self._gathered(self.stored_keys)
+
+    @property
+    def values(self) -> Float[Array, "*B S K Dv"]:
+        """The values, as attention takes them."""
+        return self._gathered(self.stored_values)
+
+    @property
+    def coords(self) -> Coords:
+        """The coordinates of the keys `[*B, S]`; `valid` is True for the stored tokens."""
+        shape = (*self.batch, self.capacity)
+        slots = jnp.broadcast_to(jnp.arange(self.capacity, dtype=jnp.int32), shape)
+        fields = {name: x[self.table].reshape(shape) for name, x in self.fields.items()}
+        return Coords(**fields, valid=slots < self.lengths[..., None], numbers=slots)
+
+    def append(
+        self,
+        key: Float[Array, "*B T K D"],
+        value: Float[Array, "*B T K Dv"],
+        coords: Coords | None = None,
+    ) -> Self:
+        """See `Cache.append`. Tokens do not fit either if no page is free."""
+        like = tuple(
+            ((x.shape[-3], x.shape[-1]), x.dtype) for x in (self.stored_keys, self.stored_values)
+        )
+        tokens = self._check_tokens(key, value, coords, like)
+        flat = self._flat()
+        pages = flat._take_pages(tokens.counts.reshape(-1), tokens.key.shape[-3])
+        fits = pages.fits.reshape(self.batch)
+
+        def message() -> str:
+            return (
+                f"PagedCache.append: {int(np.max(tokens.counts))} tokens do not fit: there are "
+                f"{int(self.num_free)} free pages of {self.page_size} tokens, and a sequence of "
+                f"{int(np.max(self.lengths))} tokens may have capacity = {self.capacity}. Reset "
+                f"sequences that are finished, or create the cache with more pages or capacity."
+            )
+
+        overflowed = self._check_fit(fits, message)
+        written = flat._write(tokens, pages)
+        return dataclasses.replace(  # type: ignore[type-var]
+            written,
+            table=pages.table.reshape(self.table.shape),
+            uses=pages.uses,
+            lengths=jnp.where(fits, self.lengths + tokens.counts, self.lengths),
+            overflowed=overflowed,
+        )
+
+    def share(
+        self, source: int | Int[Array, ""], target: int | Int[Array, ""], length: Any = None
+    ) -> Self:
+        """Make a sequence begin with the tokens of another one, without copying them.
+
+        Args:
+          source: Index of the sequence whose tokens are shared, through all batch axes.
+          target: Index of the sequence that gets them. Its own tokens are forgotten.
+          length: How many tokens to share; None for all.
+
+        Returns:
+          The new cache.
+        """
+        owner = "PagedCache.share"
+        for name, index in (("source", source), ("target", target)):
+            if (
+                not isinstance(index, jax.core.Tracer)
+                and not 0 <= int(index) < self._flat().batch[0]
+            ):
+                raise ValueError(
+                    f"{owner}: {name} must be the index of a sequence, 0 ... "
+                    f"{self._flat().batch[0] - 1}, got {int(index)}."
+                )
+        flat = self._flat()
+        wanted = flat.lengths[source] if length is None else as_bound(f"{owner}: length", length)
+        shared = jnp.minimum(wanted, flat.lengths[source])
+        is_target = jnp.arange(flat.batch[0]) == target
+        emptied = flat._shortened(jnp.where(is_target & (source != target), 0, flat.lengths))
+        row = flat.table[source]
+        num_shared = jnp.where(source == target, 0, -(-shared // self.page_size))
+        is_shared = jnp.arange(row.size) < num_shared
+        uses = emptied.uses.at[jnp.where(is_shared, row, self.uses.size)].add(1, mode="drop")
+        lengths = jnp.where(is_target, shared, emptied.lengths)
+        return dataclasses.replace(  # type: ignore[type-var]
+            self,
+            table=jnp.where(is_target[:, None], row, flat.table).reshape(self.table.shape),
+            uses=uses,
+            lengths=lengths.reshape(self.batch),
+            overflowed=self.overflowed & ~is_target.reshape(self.batch),
+        )
+
+    # ---- pages
+
+    def _flat(self) -> "PagedCache":
+        """The cache with one batch axis."""
+        return dataclasses.replace(
+            self,
+            table=self.table.reshape(-1, self.table.shape[-1]),
+            lengths=self.lengths.reshape(-1),
+            overflowed=self.overflowed.reshape(-1),
+        )
+
+    def _take_pages(self, counts: jax.Array, length: int) -> NewPages:
+        """Take pages for `counts` `[B]` more tokens, at most `length` each."""
+        num_pages, size = self.uses.size, self.page_size
+        sequences = jnp.arange(self.batch[0])
+        after = self.lengths + counts
+        before_pages, after_pages = -(-self.lengths // size), -(-after // size)
+        last = self.table[sequences, jnp.maximum(before_pages - 1, 0)]
+        is_copied = (self.lengths % size != 0) & (counts > 0) & (self.uses[last] > 1)
+        within = after <= self.capacity
+        needed = jnp.where(within, after_pages - before_pages + is_copied, 0)
+        # Sequences are served in order. One that finds too few pages takes none.
+        ends = jnp.cumsum(needed)
+        fits = within & (ends <= self.num_free)
+        needed = jnp.where(fits, needed, 0)
+        is_copied = is_copied & fits
+        starts = jnp.cumsum(needed) - needed
+        free = jnp.nonzero(self.uses == 0, size=num_pages, fill_value=num_pages)[0]
+
+        copies = jnp.where(is_copied, free[jnp.minimum(starts, num_pages - 1)], num_pages)
+        most = math.ceil(length / size) + 1
+        steps = jnp.arange(most)
+        is_new = steps < (needed - is_copied)[:, None]
+        taken = free[jnp.minimum((starts + is_copied)[:, None] + steps, num_pages - 1)]
+        columns = jnp.where(is_new, before_pages[:, None] + steps, self.table.shape[-1])
+        table = self.table.at[sequences[:, None], columns].set(taken, mode="drop")
+        column = jnp.where(is_copied, before_pages - 1, self.table.shape[-1])
+        table = table.at[sequences, column].set(copies, mode="drop")
+        originals = jnp.where(is_copied, last, num_pages)
+        uses = self.uses.at[jnp.where(is_new, taken, num_pages)].set(1, mode="drop")
+        uses = uses.at[copies].set(1, mode="drop").at[originals].add(-1, mode="drop")
+        return NewPages(table, uses, (originals, copies), fits)
+
+    def _write(self, tokens: Tokens, pages: NewPages) -> "PagedCache":
+        """Copy the shared pages, then write the tokens."""
+        num_pages, size = self.uses.size, self.page_size
+        numbers = tokens.numbers.reshape(*self.lengths.shape, -1)
+        is_written = tokens.is_stored.reshape(numbers.shape) & pages.fits[:, None]
+        columns = jnp.minimum(numbers // size, self.table.shape[-1] - 1)
+        page = jnp.where(is_written, jnp.take_along_axis(pages.table, columns, axis=-1), num_pages)
+        offset = numbers % size
+        originals, copies = pages.copied
+
+        def copied(pool: jax.Array) -> jax.Array:
+            return pool.at[copies].set(pool[jnp.minimum(originals, num_pages - 1)], mode="drop")
+
+        def rows(pool: jax.Array, new: jax.Array) -> jax.Array:
+            return (
+                copied(pool)
+                .at[page, :, offset]
+                .set(new.reshape(*page.shape, *new.shape[-2:]), mode="drop")
+            )
+
+        fields = {
+            name: copied(pool)
+            .at[page, offset]
+            .set(tokens.fields[name].reshape(page.shape), mode="drop")
+            for name, pool in self.fields.items()
+        }
+        return dataclasses.replace(
+            self,
+            stored_keys=rows(self.stored_keys, tokens.key),
+            stored_values=rows(self.stored_values, tokens.value),
+            fields=fields,
+        )
+
+    def _gathered(self, pool: jax.Array) -> jax.Array:
+        """The pages of each sequence `[*B, S, K, D]`."""
+        pages_BMKLD = pool[self.table]
+        tokens_BMLKD = jnp.swapaxes(pages_BMKLD, -3, -2)
+        return tokens_BMLKD.reshape(*self.batch, self.capacity, pool.shape[1], pool.shape[-1])
+
+    def _shortened(self, lengths: jax.Array) -> Self:
+        """The cache with at most as many tokens. Pages that are not needed become free."""
+        columns = jnp.arange(self.table.shape[-1])
+        first, end = (-(-x[..., None] // self.page_size) for x in (lengths, self.lengths))
+        is_released = (columns >= first) & (columns < end)
+        released = jnp.where(is_released, self.table, self.uses.size)
+        uses = self.uses.at[released].add(-1, mode="drop")
+        return dataclasses.replace(self, lengths=lengths, uses=uses)  # type: ignore[type-var]

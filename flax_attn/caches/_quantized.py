@@ -1,0 +1,125 @@
+"""A cache that stores keys and values as 8-bit integers."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int8
+
+from flax_attn._checks import check_positive
+from flax_attn._pytree import pytree, static
+from flax_attn.caches._cache import Dtype, Tokens, as_batch, new_fields
+from flax_attn.caches._contiguous import Contiguous
+from flax_attn.coords import Coords
+
+LARGEST = 127
+
+
+@pytree
+class Quantized:
+    """Vectors as 8-bit integers with one scale each: x ≈ scale · values.
+
+    Attributes:
+      values: `[..., D]`.
+      scales: max |x| / 127 of each vector `[...]`.
+    """
+
+    values: Int8[Array, "*X D"]
+    scales: Float[Array, "*X"]
+
+    @classmethod
+    def of(cls, x: Float[Array, "*X D"]) -> "Quantized":
+        """Round vectors to the nearest multiples of their scales."""
+        x = x.astype(jnp.float32)
+        scales = jnp.max(jnp.abs(x), axis=-1) / LARGEST
+        divisor = jnp.where(scales > 0, scales, 1)[..., None]
+        values = jnp.clip(jnp.round(x / divisor), -LARGEST, LARGEST)
+        return cls(jnp.nan_to_num(values).astype(jnp.int8), scales)
+
+    def numbers(self, dtype: Dtype) -> Float[Array, "*X D"]:
+        """scale · values."""
+        return (self.values.astype(jnp.float32) * self.scales[..., None]).astype(dtype)
+
+
+@pytree
+class QuantizedCache(Contiguous):
+    """A cache of fixed capacity with 8-bit keys and values, a quarter of the memory of float32.
+
+    Each vector, of one token and head, has a float32 scale of its own: x̂ = s · round(x / s) with
+    s = max |x| / 127. So |x̂ − x| ≤ max |x| / 254 for every entry. A score q·k then changes by at
+    most ‖q‖₁ max |k| / 254, and an output by the change of its weights and max |v| / 254.
+
+    Make it by `QuantizedCache.create`. It takes keys and values of any floating dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import caches
+      >>> cache = caches.QuantizedCache.create(16, num_kv_heads=2, head_dim=8)
+      >>> cache = cache.append(jnp.ones((5, 2, 8)), jnp.ones((5, 2, 8)))
+      >>> cache.keys.dtype, cache.stored_keys.values.dtype
+      (dtype('float32'), dtype('int8'))
+    """
+
+    stored_keys: Quantized
+    stored_values: Quantized
+    fields: dict[str, Array]
+    lengths: Int[Array, "*B"]
+    overflowed: Bool[Array, "*B"]
+    dtype: Dtype = static()
+
+    @classmethod
+    def create(
+        cls,
+        capacity: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        batch: int | tuple[int, ...] = (),
+        value_head_dim: int | None = None,
+        dtype: Dtype = jnp.float32,
+        fields: Mapping[str, Dtype] | None = None,
+    ) -> "QuantizedCache":
+        """An empty cache.
+
+        Args:
+          capacity: S, how many tokens of a sequence can be stored.
+          num_kv_heads: K.
+          head_dim: D.
+          batch: Batch axes `*B`: a number or several.
+          value_head_dim: Dv; D by default.
+          dtype: dtype of the keys and values that attention reads.
+          fields: Names and dtypes of the coordinates besides positions.
+        """
+        owner = "QuantizedCache.create"
+        capacity = check_positive(owner, "capacity", capacity)
+        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
+        batch = as_batch(owner, batch)
+        sizes = head_dim, head_dim if value_head_dim is None else value_head_dim
+        keys, values = (
+            Quantized(
+                jnp.zeros((*batch, num_kv_heads, capacity, size), jnp.int8),
+                jnp.zeros((*batch, num_kv_heads, capacity), jnp.float32),
+            )
+            for size in sizes
+        )
+        return cls(
+            keys,
+            values,
+            new_fields(owner, fields, (*batch, capacity)),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros(batch, bool),
+            jnp.dtype(dtype),
+        )
+
+    def _checked(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Tokens:
+        like = tuple(
+            ((x.values.shape[-3], x.values.shape[-1]), None)
+            for x in (self.stored_keys, self.stored_values)
+        )
+        return self._check_tokens(key, value, coords, like)
+
+    def _pack(self, rows: jax.Array) -> Quantized:
+        return Quantized.of(rows)
+
+    def _unpack(self, store: Quantized) -> jax.Array:
+        return store.numbers(self.dtype)

@@ -1,0 +1,236 @@
+"""A cache of the last tokens, for attention with a sliding window."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from flax_attn._checks import check_at_least, check_positive
+from flax_attn._pytree import pytree, static
+from flax_attn._record import Record
+from flax_attn.attention import dot_product_attention
+from flax_attn.caches._cache import Cache, Dtype, as_batch, new_fields, write, write_fields
+from flax_attn.coords import Coords
+from flax_attn.masks import relation
+
+ARRIVAL = "arrival"
+"""The feature of keys and queries that holds the number of a token in its sequence."""
+
+
+@relation
+def _within(q: Record, k: Record, *, window: int, num_sinks: int) -> jax.Array:
+    """The last `window` tokens up to a query, and the first `num_sinks` of the sequence."""
+    return (k.arrival > q.arrival - window) | (k.arrival < num_sinks)
+
+
+@pytree
+class RollingCache(Cache):
+    """A cache of the last `window` tokens, and optionally of the first ones ("sinks").
+
+    Each token attends to the last `window` tokens of its sequence, itself included, and to the
+    first `num_sinks`. Older tokens are overwritten, so memory does not grow and nothing overflows.
+    Tokens keep their positions. (StreamingLLM renumbers those in the cache.)
+
+    Token n is stored in slot n if it is a sink, and in slot num_sinks + (n − num_sinks) mod R
+    otherwise, with R = window + spare. Several tokens at once attend to the old tokens and to each
+    other before any is overwritten, so pieces may have any length.
+
+    Make it by `RollingCache.create`.
+
+    Attributes:
+      window: How many of the last tokens a token attends to.
+      num_sinks: How many of the first tokens all others attend to.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import caches, masks
+      >>> cache = caches.RollingCache.create(4, num_kv_heads=1, head_dim=8)
+      >>> x = jnp.ones((10, 1, 8))
+      >>> out, cache = cache.attend(x, x, x, mask=masks.Causal())
+      >>> cache.lengths.item(), sorted(cache.coords.positions.tolist())
+      (10, [6, 7, 8, 9])
+
+    References:
+      Jiang et al., "Mistral 7B", 2023, arXiv:2310.06825; Xiao, Tian, Chen, Han, Lewis, "Efficient
+      Streaming Language Models with Attention Sinks", ICLR 2024, arXiv:2309.17453.
+    """
+
+    stored_keys: Float[Array, "*B K S D"]
+    stored_values: Float[Array, "*B K S Dv"]
+    fields: dict[str, Array]
+    lengths: Int[Array, "*B"]
+    overflowed: Bool[Array, "*B"]
+    window: int = static()
+    num_sinks: int = static()
+
+    @classmethod
+    def create(
+        cls,
+        window: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        num_sinks: int = 0,
+        spare: int = 0,
+        batch: int | tuple[int, ...] = (),
+        value_head_dim: int | None = None,
+        dtype: Dtype = jnp.float32,
+        fields: Mapping[str, Dtype] | None = None,
+    ) -> "RollingCache":
+        """An empty cache.
+
+        Args:
+          window: How many of the last tokens a token attends to, itself included.
+          num_kv_heads: K.
+          head_dim: D.
+          num_sinks: How many of the first tokens all others attend to.
+          spare: How many tokens `truncate` may take back, once older ones were overwritten.
+          batch: Batch axes `*B`: a number or several.
+          value_head_dim: Dv; D by default.
+          dtype: dtype of keys and values.
+          fields: Names and dtypes of the coordinates besides positions.
+        """
+        owner = "RollingCache.create"
+        window = check_positive(owner, "window", window)
+        num_sinks = check_at_least(owner, "num_sinks", num_sinks, 0)
+        slots = num_sinks + window + check_at_least(owner, "spare", spare, 0)
+        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
+        batch = as_batch(owner, batch)
+        value_head_dim = head_dim if value_head_dim is None else value_head_dim
+        return cls(
+            jnp.zeros((*batch, num_kv_heads, slots, head_dim), dtype),
+            jnp.zeros((*batch, num_kv_heads, slots, value_head_dim), dtype),
+            new_fields(owner, {ARRIVAL: jnp.int32, **(fields or {})}, (*batch, slots)),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros(batch, bool),
+            window,
+            num_sinks,
+        )
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens of a sequence are stored at a time."""
+        return self.stored_keys.shape[-2]
+
+    @property
+    def keys(self) -> Float[Array, "*B S K D"]:
+        """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
+        return jnp.swapaxes(self.stored_keys, -3, -2)
+
+    @property
+    def values(self) -> Float[Array, "*B S K Dv"]:
+        """The values, as attention takes them."""
+        return jnp.swapaxes(self.stored_values, -3, -2)
+
+    @property
+    def coords(self) -> Coords:
+        """The coordinates of the keys `[*B, S]`; `valid` is True where the next token attends."""
+        return self._coords(self.lengths - self.window)
+
+    def _coords(self, oldest: jax.Array) -> Coords:
+        """The coordinates of the keys; `valid` is True from the token number `oldest` on."""
+        numbers, lengths = self.fields[ARRIVAL], self.lengths[..., None]
+        slots = jnp.arange(self.capacity, dtype=jnp.int32)
+        is_kept = (numbers >= oldest[..., None]) | (slots < self.num_sinks)
+        # A slot that was never written holds the number 0, which belongs to the first slot.
+        is_written = (numbers < lengths) & (self._slots(numbers) == slots)
+        return Coords(**self.fields, valid=is_kept & is_written, numbers=numbers)
+
+    def append(
+        self,
+        key: Float[Array, "*B T K D"],
+        value: Float[Array, "*B T K Dv"],
+        coords: Coords | None = None,
+    ) -> Self:
+        """See `Cache.append`. The oldest tokens are overwritten."""
+        tokens = self._checked(key, value, coords)
+        lengths = self.lengths + tokens.counts
+        # Of several tokens for one slot, the last one is written.
+        ring = self.capacity - self.num_sinks
+        is_last = tokens.numbers >= lengths[..., None] - ring
+        is_written = tokens.is_stored & (is_last | (tokens.numbers < self.num_sinks))
+        slots = jnp.where(is_written, self._slots(tokens.numbers), self.capacity)
+        return dataclasses.replace(  # type: ignore[type-var]
+            self,
+            stored_keys=write(self.stored_keys, tokens.key, slots),
+            stored_values=write(self.stored_values, tokens.value, slots),
+            fields=write_fields(self.fields, tokens.fields, slots),
+            lengths=lengths,
+        )
+
+    def attend(
+        self,
+        query: Float[Array, "*B T N D"],
+        key: Float[Array, "*B T K D"],
+        value: Float[Array, "*B T K Dv"],
+        coords: Coords | None = None,
+        *,
+        attention: Callable[..., jax.Array] = dot_product_attention,
+        mask: Any = None,
+        **options: Any,
+    ) -> tuple[Float[Array, "*B T N Dv"], Self]:
+        """See `Cache.attend`. The mask must be a `Mask`: slots have no fixed order."""
+        cache = self.append(key, value, coords)
+        new = self.next_coords(key.shape[-3], coords)
+        if key.shape[-3] == 1:
+            keys, values, key_coords = cache.keys, cache.values, cache.coords
+        else:
+            keys = jnp.concatenate([self.keys, key], axis=-3)
+            values = jnp.concatenate([self.values, value], axis=-3)
+            key_coords = _joined(self._coords(self.lengths - self.window + 1), new)
+        within = _within(window=self.window, num_sinks=self.num_sinks)
+        output = attention(
+            query,
+            keys,
+            values,
+            mask=within if mask is None else within & mask,
+            query_coords=new,
+            key_coords=key_coords,
+            **options,
+        )
+        return cache._without_overflow(output), cache
+
+    def next_coords(self, length: int, coords: Coords | None = None) -> Coords:
+        """See `Cache.next_coords`."""
+        new = super().next_coords(length, coords)
+        return new.with_features(**{ARRIVAL: new.numbers})
+
+    def _checked(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Any:
+        like = tuple(
+            ((x.shape[-3], x.shape[-1]), x.dtype) for x in (self.stored_keys, self.stored_values)
+        )
+        return self._check_tokens(key, value, coords, like)
+
+    def _slots(self, numbers: jax.Array) -> jax.Array:
+        ring = self.capacity - self.num_sinks
+        rolled = self.num_sinks + (numbers - self.num_sinks) % ring
+        return jnp.where(numbers < self.num_sinks, numbers, rolled)
+
+    def _shortened(self, lengths: jax.Array) -> Self:
+        """The cache with at most as many tokens; marked if older ones were overwritten."""
+        ring = self.capacity - self.num_sinks
+        first = jnp.maximum(lengths - self.window + 1, self.num_sinks)
+        is_whole = (lengths == 0) | (self.lengths - ring <= first)
+
+        def message() -> str:
+            return (
+                f"RollingCache.truncate: the window of {self.window} tokens before token "
+                f"{int(np.min(lengths))} was overwritten, as there are {int(np.max(self.lengths))} "
+                f"tokens by now. Create the cache with spare="
+                f"{int(np.max(self.lengths - lengths))} to take as many back."
+            )
+
+        overflowed = self._check_fit(is_whole, message)
+        return dataclasses.replace(self, lengths=lengths, overflowed=overflowed)  # type: ignore[type-var]
+
+
+def _joined(old: Coords, new: Coords) -> Coords:
+    """The coordinates of two runs of tokens, one after the other."""
+    first, second = old.fields(), new.fields()
+    second.setdefault("valid", jnp.ones(new.positions.shape, bool))
+    fields = {name: jnp.concatenate([x, second[name]], axis=-1) for name, x in first.items()}
+    return Coords(**fields, numbers=jnp.concatenate([old.numbers, new.numbers], axis=-1))
