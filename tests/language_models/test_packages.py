@@ -6,6 +6,7 @@ import zipfile
 
 import platformdirs
 import pytest
+
 from language_models import packages
 
 NAME, VERSION, MEMBER = "weights-of-nothing", "1.0", "weights_of_nothing/model.bin"
