@@ -24,8 +24,8 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How a text is cut before merging, by tokenizer.ggml.pre. transformers (5.24) does not cut digits
-# for "smollm"; this differs only where others than 0 ... 9 follow a space or each other, as in " ²".
+# How a text is cut before merging, by tokenizer.ggml.pre. For "smollm" transformers (5.24) does not
+# cut digits if it reads a GGUF file. This matters only beyond the digits 0 ... 9, as for "²".
 CUTS = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": [
