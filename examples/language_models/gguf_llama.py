@@ -74,14 +74,18 @@ def open_llama(path: str | Path) -> gguf.GGUFReader:
     """Open a GGUF file of the Llama architecture. Tensors are read from disk when they are used.
 
     Raises:
-      ValueError: If the file is no GGUF file, or of another architecture.
+      ValueError: If the file is no whole GGUF file, or of another architecture.
+      FileNotFoundError: If there is no such file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"open_llama: path must be a GGUF file, got {path}: no such file.")
     try:
         reader = gguf.GGUFReader(path)
-    except ValueError as error:
-        raise ValueError(f"open_llama: path must be a GGUF file, got {path}: {error}.") from error
+    except (ValueError, IndexError) as error:  # IndexError where the file ends too early
+        raise ValueError(
+            f"open_llama: path must be a whole GGUF file, got {path}: {error}. If it was cut off, "
+            f"download it again."
+        ) from error
     architecture = field(reader, "general.architecture")
     if architecture != "llama":
         raise ValueError(

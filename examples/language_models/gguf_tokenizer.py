@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from language_models.gguf_llama import field
 
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
 # Control tokens that end an answer, whichever of them the file names as its end.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>")
 # Names of special tokens in GGUF files, by those in chat templates.
@@ -52,11 +52,11 @@ class GGUFTokenizer:
     """
 
     def __init__(self, reader: gguf.GGUFReader):
-        kind, cut = (field(reader, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-        if kind != "gpt2" or cut not in CUTS:
+        model, cut = (field(reader, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        if model != "gpt2" or cut not in CUTS:
             raise NotImplementedError(
                 f"GGUFTokenizer: tokenizer.ggml.model must be 'gpt2' (bytes with merges) and "
-                f"tokenizer.ggml.pre one of {sorted(CUTS)}, got {kind!r} and {cut!r}. "
+                f"tokenizer.ggml.pre one of {sorted(CUTS)}, got {model!r} and {cut!r}. "
                 f"Pass token ids of another tokenizer."
             )
         tokens = field(reader, "tokenizer.ggml.tokens")
@@ -67,12 +67,14 @@ class GGUFTokenizer:
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(CUTS[cut])
         self._tokenizer.decoder = decoders.ByteLevel()
-        types = field(reader, "tokenizer.ggml.token_type", [])
+        types = field(reader, "tokenizer.ggml.token_type", [NORMAL] * len(tokens))
         for kind in (CONTROL, USER_DEFINED):
-            added = [token for token, found in zip(tokens, types, strict=True) if found == kind]
-            is_control = kind == CONTROL
             self._tokenizer.add_tokens(
-                [AddedToken(token, normalized=False, special=is_control) for token in added]
+                [
+                    AddedToken(token, normalized=False, special=kind == CONTROL)
+                    for token, found in zip(tokens, types, strict=True)
+                    if found == kind
+                ]
             )
         self._control = {i for i, kind in enumerate(types) if kind == CONTROL}
         ids = {
@@ -97,6 +99,11 @@ class GGUFTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens, without control tokens; � for bytes that are no UTF-8."""
         return self._tokenizer.decode(list(tokens))
+
+    def labels(self, tokens: Iterable[int]) -> list[str]:
+        """A text for each token alone, control tokens included, for the axes of a picture."""
+        spelled = (token_bytes(self._tokenizer.id_to_token(token)) for token in tokens)
+        return [text.decode(errors="replace").replace("\n", "⏎") for text in spelled]
 
     def stream(self) -> "TextStream":
         """A decoder for tokens that come one at a time."""
@@ -129,7 +136,7 @@ class GGUFTokenizer:
                 .from_string(self._template)
                 .render(messages=messages, add_generation_prompt=add_answer, **self._special)
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:  # TypeError: content of a wrong kind
             raise ValueError(f"chat: messages must fit the template, which says: {error}") from None
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -182,8 +189,13 @@ def byte_alphabet() -> dict[str, int]:
 BYTES = byte_alphabet()
 
 
-def token_bytes(token: str) -> bytes:
-    """The bytes of a token; a token with other characters is spelled as it is."""
+def token_bytes(token: str | None) -> bytes:
+    """The bytes of a token; a token with other characters is spelled as it is.
+
+    None, the text of an id beyond the vocabulary, has none.
+    """
+    if token is None:
+        return b""
     if all(character in BYTES for character in token):
         return bytes(BYTES[character] for character in token)
     return token.encode()

@@ -94,9 +94,13 @@ def test_other_files_are_refused(tmp_path):
     missing, text = tmp_path / "missing.gguf", tmp_path / "text.gguf"
     text.write_text("no GGUF file")
     qwen = write_llama(tmp_path / "qwen.gguf", architecture="qwen2")
+    cuts = {length: tmp_path / f"cut_{length}.gguf" for length in (0, 200, 100_000)}
+    for length, cut in cuts.items():
+        cut.write_bytes(qwen.read_bytes()[:length])
     for path, error, message in (
         (missing, FileNotFoundError, "path must be a GGUF file, got .*missing.gguf: no such file"),
-        (text, ValueError, "path must be a GGUF file, got .*text.gguf: GGUF magic invalid"),
+        (text, ValueError, "path must be a whole GGUF file, got .*text.gguf: GGUF magic invalid"),
+        *((cut, ValueError, "path must be a whole GGUF file, got") for cut in cuts.values()),
         (qwen, ValueError, "path must be a file of the architecture 'llama', got 'qwen2' in"),
     ):
         with pytest.raises(error, match=f"open_llama: {message}"):

@@ -54,6 +54,18 @@ def test_a_stream_holds_back_unfinished_characters(tokenizer):
     assert stream.close() == ""
 
 
+def test_labels_show_each_token(tokenizer):
+    tokens = tokenizer.encode("hello w\né<|eot_id|>")
+    assert tokenizer.labels(tokens) == [
+        *("<|begin_of_text|>", "hello", " w", "⏎", "�", "�", "<|eot_id|>")
+    ]
+
+
+def test_ids_beyond_the_vocabulary_have_no_text(tokenizer):
+    """Some models have more rows in their embedding than tokens."""
+    assert tokenizer.stream().push(len(TOKENS) + 5) == tokenizer.decode([len(TOKENS) + 5]) == ""
+
+
 def test_a_stream_gives_what_decoding_at_once_gives(tokenizer):
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -74,6 +86,8 @@ def test_a_chat_is_written_by_the_template(tokenizer):
 def test_chats_that_the_template_refuses_are_errors(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"messages must fit the template, .* no system prompt"):
         tokenizer.chat([{"role": "system", "content": ""}])
+    with pytest.raises(ValueError, match=r"chat: messages must fit the template, .* Undefined"):
+        tokenizer.chat([{"role": "user"}])
     with pytest.raises(ValueError, match="chat: messages must not be empty"):
         tokenizer.chat([])
     path = write_llama(tmp_path / "a.gguf", template="")
