@@ -1,6 +1,7 @@
 """Helpers of the package: axes, grey images, and heat maps over them."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,20 +13,74 @@ if TYPE_CHECKING:
 Array = jax.Array | np.ndarray
 ROUNDING = 1e-3  # resized images may leave 0 ... 1 by this much
 OPACITY = 0.6  # of a heat map, so that the image beneath stays visible
+WIDEST = 40  # inches of a figure
+SMALL = 1.4  # inches of a picture in a grid
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue: ITU-R BT.601
 
 
-def new_axes(function: str, count: int = 1) -> "list[Axes]":
-    """Axes side by side in a new figure."""
+def new_axes(function: str, count: int = 1, size: tuple[float, float] = (4.8, 3.6)) -> "list[Axes]":
+    """Axes side by side in a new figure.
+
+    Args:
+      function: The public function, for messages.
+      count: Number of axes.
+      size: Inches of each; less for so many that the figure would be too wide.
+    """
+    plt = _pyplot(function)
+    size = (min(size[0] * count, WIDEST), size[1])
+    _, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    return list(axes[0])
+
+
+def grid_of_axes(
+    function: str,
+    rows: int,
+    columns: int,
+    lengths: tuple[int, int],
+    labels: tuple[Sequence[str] | None, Sequence[str] | None],
+) -> np.ndarray:
+    """Small axes `[rows, columns]` in a new figure, with room for labels at its left and bottom.
+
+    The places are computed here, as the layout engine of matplotlib takes minutes for 1024 axes.
+
+    Args:
+      function: The public function, for messages.
+      rows: Number of rows.
+      columns: Number of columns.
+      lengths: T and S, the tokens of a picture.
+      labels: Labels of queries and keys. With labels, the pictures are larger.
+    """
+    plt = _pyplot(function)
+    height, width = (
+        min(SMALL if shown is None else min(max(SMALL, 0.12 * length), 3.2), WIDEST / count)
+        for length, shown, count in zip(lengths, labels, (rows, columns), strict=True)
+    )
+    left, bottom = (0.6 if shown is None else 1.3 for shown in labels)
+    gap, right, top = 0.12, 0.9, 0.4
+    total = (
+        left + columns * width + (columns - 1) * gap + right,
+        bottom + rows * height + (rows - 1) * (gap + 0.2) + top,
+    )
+    places = {
+        "left": left / total[0],
+        "right": 1 - right / total[0],
+        "bottom": bottom / total[1],
+        "top": 1 - top / total[1],
+        "wspace": gap / width,
+        "hspace": (gap + 0.2) / height,
+    }
+    _, axes = plt.subplots(rows, columns, figsize=total, squeeze=False, gridspec_kw=places)
+    return axes
+
+
+def _pyplot(function: str) -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         raise ImportError(
             f"{function}: matplotlib must be installed for pictures. Run pip install matplotlib."
         ) from None
-    size = (4.8 * count, 3.6)
-    _, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
-    return list(axes[0])
+    return plt
 
 
 def as_finite(function: str, name: str, array: Array) -> np.ndarray:
@@ -75,6 +130,19 @@ def overlay(
     )
     ax.set_axis_off()
     color_bar(drawn, label)
+
+
+def color_bar_of_figure(axes: "Sequence[Axes]", label: str) -> None:
+    """Draw one colour bar at the right of the figure, for all axes."""
+    drawn = axes[0].images[-1]
+    boxes = [ax.get_position() for ax in axes]
+    figure = axes[0].figure
+    right, top = max(box.x1 for box in boxes), max(box.y1 for box in boxes)
+    bottom = min(box.y0 for box in boxes)
+    width, height = figure.get_size_inches()
+    tall = min(top - bottom, 4 / height)
+    cax = figure.add_axes((right + 0.12 / width, top - tall, 0.12 / width, tall))
+    figure.colorbar(drawn, cax=cax, label=label)
 
 
 def color_bar(drawn: "AxesImage", label: str) -> None:
