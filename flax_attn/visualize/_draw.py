@@ -14,7 +14,8 @@ Array = jax.Array | np.ndarray
 ROUNDING = 1e-3  # resized images may leave 0 ... 1 by this much
 OPACITY = 0.6  # of a heat map, so that the image beneath stays visible
 WIDEST = 40  # inches of a figure
-SMALL = 1.4  # inches of a picture in a grid
+SMALL, LEAST = 1.4, 0.95  # inches of a picture in a grid; the title needs the least
+GAP, TITLE = 0.12, 0.2  # inches between pictures, and for the title
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue: ITU-R BT.601
 
 
@@ -38,7 +39,7 @@ def grid_of_axes(
     columns: int,
     lengths: tuple[int, int],
     labels: tuple[Sequence[str] | None, Sequence[str] | None],
-) -> np.ndarray:
+) -> "np.ndarray[Any, Any]":
     """Small axes `[rows, columns]` in a new figure, with room for labels at its left and bottom.
 
     The places are computed here, as the layout engine of matplotlib takes minutes for 1024 axes.
@@ -51,26 +52,32 @@ def grid_of_axes(
       labels: Labels of queries and keys. With labels, the pictures are larger.
     """
     plt = _pyplot(function)
+    gaps = GAP + TITLE, GAP
     height, width = (
-        min(SMALL if shown is None else min(max(SMALL, 0.12 * length), 3.2), WIDEST / count)
-        for length, shown, count in zip(lengths, labels, (rows, columns), strict=True)
+        max(LEAST, min(_side(length, shown), WIDEST / count - gap))
+        for length, shown, count, gap in zip(lengths, labels, (rows, columns), gaps, strict=True)
     )
     left, bottom = (0.6 if shown is None else 1.3 for shown in labels)
-    gap, right, top = 0.12, 0.9, 0.4
+    right, top = 0.9, 0.4
     total = (
-        left + columns * width + (columns - 1) * gap + right,
-        bottom + rows * height + (rows - 1) * (gap + 0.2) + top,
+        left + columns * (width + gaps[1]) - gaps[1] + right,
+        bottom + rows * (height + gaps[0]) - gaps[0] + top,
     )
     places = {
         "left": left / total[0],
         "right": 1 - right / total[0],
         "bottom": bottom / total[1],
         "top": 1 - top / total[1],
-        "wspace": gap / width,
-        "hspace": (gap + 0.2) / height,
+        "wspace": gaps[1] / width,
+        "hspace": gaps[0] / height,
     }
     _, axes = plt.subplots(rows, columns, figsize=total, squeeze=False, gridspec_kw=places)
     return axes
+
+
+def _side(length: int, labels: Sequence[str] | None) -> float:
+    """Inches of a side of a small picture."""
+    return SMALL if labels is None else min(max(SMALL, 0.12 * length), 3.2)
 
 
 def _pyplot(function: str) -> Any:
@@ -136,7 +143,8 @@ def color_bar_of_figure(axes: "Sequence[Axes]", label: str) -> None:
     """Draw one colour bar at the right of the figure, for all axes."""
     drawn = axes[0].images[-1]
     boxes = [ax.get_position() for ax in axes]
-    figure = axes[0].figure
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None
     right, top = max(box.x1 for box in boxes), max(box.y1 for box in boxes)
     bottom = min(box.y0 for box in boxes)
     width, height = figure.get_size_inches()

@@ -66,25 +66,24 @@ def heads(
             f"{function}: at most {MOST} pictures can be drawn, got {sum(counts)} of {len(layers)} "
             f"layers. Draw some of them, such as weights[:{max(1, MOST // max(counts))}]."
         )
-    columns = math.ceil(math.sqrt(counts[0])) if is_one else max(counts)
-    rows = math.ceil(counts[0] / columns) if is_one else len(layers)
-    places = (
-        [divmod(n, columns) for n in range(counts[0])]
-        if is_one
-        else [(i, n) for i, count in enumerate(counts) for n in range(count)]
-    )
+    named = [(i, n) for i, count in enumerate(counts) for n in range(count)]
+    if len(layers) == 1:
+        columns = math.ceil(math.sqrt(counts[0]))
+        rows = math.ceil(counts[0] / columns)
+        places = [divmod(n, columns) for n in range(counts[0])]
+    else:
+        rows, columns, places = len(layers), max(counts), named
     if ax is None:
         grid = grid_of_axes(function, rows, columns, lengths, labels)
         axes = [grid[place] for place in places]
-        for place in set(np.ndindex(rows, columns)) - set(places):
-            grid[place].set_axis_off()
+        for axis in set(grid.flat) - set(axes):
+            axis.set_axis_off()
     else:
         axes = np.asarray(ax, object).ravel().tolist()
         if len(axes) != len(places):
             raise ValueError(f"{function}: ax must be {len(places)} axes, got {len(axes)}.")
 
     largest = max(float(layer.max()) for layer in layers)
-    named = [(i, n) for i, count in enumerate(counts) for n in range(count)]
     taken = set(places)
     for axis, (row, column), (i, n) in zip(axes, places, named, strict=True):
         axis.imshow(layers[i][n], cmap="inferno", vmin=0, vmax=largest, aspect="auto")

@@ -107,10 +107,16 @@ def number_axis(axis: "Axis", chosen: range) -> None:
 
 
 def _inches(ax: "Axes") -> tuple[float, float]:
+    """Width and height of the axes, before the figure is laid out."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     box, (width, height) = ax.get_position(), figure.get_size_inches()
-    return box.width * width, box.height * height
+    width, height = box.width * width, box.height * height
+    aspect = ax.get_box_aspect()
+    if aspect is None:
+        return width, height
+    width = min(width, height / aspect)
+    return width, width * aspect
 
 
 def _show(axis: "Axis", labels: Labels, inches: float, across: bool) -> None:

@@ -71,8 +71,8 @@ def mask(
       rows: Which queries, a slice; None for all.
       cols: Which keys, a slice; None for all.
       block: Numbers of queries and of keys in a block, such as those of a kernel. It is counted
-        from the first token that is drawn. Default: a power of 2. (1, 1) draws no blocks behind
-        cells.
+        from the first token that is drawn. Default: a power of 2. With
+        (1, 1), cells have no blocks behind them.
       tokens: Labels of queries and keys, if they are the same T tokens; None for numbers.
       query_labels: Labels of the T queries.
       key_labels: Labels of the S keys.
@@ -115,40 +115,57 @@ def mask(
     windows = [_slice(part) for part in chosen]
     pairs = whole.take(*windows)
     sizes = _block_sizes(function, block, pairs.lengths)
-    shown = [
-        None if label is None else label[part] for label, part in zip(labels, windows, strict=True)
-    ]
+    kinds = _block_map(function, pairs, sizes, is_given=block is not None)
+    shown = [x if x is None else x[part] for x, part in zip(labels, windows, strict=True)]
     if ax is None:
         counts = [-(-n // size) for n, size in zip(pairs.lengths, sizes, strict=True)]
         drawn = pairs.lengths if max(pairs.lengths) <= CELLS else counts
-        width, height = picture_size(pairs.lengths, (shown[0], shown[1]), drawn)
-        ax = new_axes(function, size=(width + LEGEND, height))[0]
+        size = picture_size(pairs.lengths, (shown[0], shown[1]), drawn)
+        ax = new_axes(function, size=(size[0] + LEGEND, size[1]))[0]
         ax.set_anchor("W")  # the legend stands at the right
+    height, width = pairs.lengths
+    if 1 / 2 <= height / width <= 2:
+        ax.set_box_aspect(height / width)
     number_axis(ax.yaxis, chosen[0])
     number_axis(ax.xaxis, chosen[1])
-    label_axes(ax, *shown)
-    ax.set_title(_title(mask), fontsize="small", parse_math=False)
-    _draw(ax, pairs, sizes)
+    label_axes(ax, shown[0], shown[1])
+    ax.set_title(_title(mask), loc="left", fontsize="small", parse_math=False)
+    _draw(ax, pairs, kinds, sizes)
     return ax
 
 
-def _draw(ax: "Axes", pairs: Pairs, sizes: tuple[int, int]) -> None:
+def _block_map(
+    function: str, pairs: Pairs, sizes: tuple[int, int], is_given: bool
+) -> np.ndarray | None:
+    """The block map; None where pairs are drawn and there are no blocks to draw behind them."""
+    is_small = max(pairs.lengths) <= CELLS
+    if is_small and sizes == (1, 1):
+        return None
+    try:
+        return pairs.kinds(sizes)
+    except NotImplementedError as error:
+        if is_small and not is_given:
+            return None
+        raise NotImplementedError(
+            f"{function}: this mask has no block map ({error}) Draw at most {CELLS} queries and "
+            f"keys, by rows=slice(...) and cols=slice(...), and give no block."
+        ) from None
+
+
+def _draw(ax: "Axes", pairs: Pairs, kinds: np.ndarray | None, sizes: tuple[int, int]) -> None:
     """The block map, the pairs over it if they are few, and the legend."""
     height, width = pairs.lengths
     visible = pairs.visible() if max(pairs.lengths) <= CELLS else None
-    kinds = pairs.kinds(sizes)
-    colors = STRONG if visible is None else BENEATH
-    frame = (-0.5, kinds.shape[1] * sizes[1] - 0.5, kinds.shape[0] * sizes[0] - 0.5, -0.5)
-    if visible is None or sizes != (1, 1):
+    if kinds is not None:
+        colors = STRONG if visible is None else BENEATH
+        frame = (-0.5, kinds.shape[1] * sizes[1] - 0.5, kinds.shape[0] * sizes[0] - 0.5, -0.5)
         _image(ax, kinds, [colors[kind] for kind in (EMPTY, PARTIAL, FULL)], extent=frame)
     if visible is not None:
-        _image(ax, visible, ["none", (VISIBLE, OPACITY if ax.images else 1)])
-    if visible is not None and sizes != (1, 1):
+        _image(ax, visible, ["none", (VISIBLE, 1 if kinds is None else OPACITY)])
+    if visible is not None and kinds is not None:
         _grid(ax, sizes, pairs.lengths)
     # The last block of a side may reach beyond the last token.
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    if 1 / 2 <= height / width <= 2:
-        ax.set_box_aspect(height / width)
     _legend(ax, visible, kinds, sizes)
 
 
@@ -176,14 +193,14 @@ def _grid(ax: "Axes", sizes: tuple[int, int], lengths: tuple[int, int]) -> None:
 
 
 def _legend(
-    ax: "Axes", visible: np.ndarray | None, kinds: np.ndarray, sizes: tuple[int, int]
+    ax: "Axes", visible: np.ndarray | None, kinds: np.ndarray | None, sizes: tuple[int, int]
 ) -> None:
     """Name the colours, with the share of each."""
     from matplotlib.patches import Patch
 
     entries = [] if visible is None else [(VISIBLE, "visible", visible)]
     title = None
-    if visible is None or sizes != (1, 1):
+    if kinds is not None:
         title = f"blocks of\n{sizes[0]:,} × {sizes[1]:,}"
         # Where a block is full, its pairs make it dark.
         colors = STRONG if visible is None else BENEATH | {FULL: STRONG[FULL]}

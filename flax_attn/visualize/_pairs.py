@@ -131,6 +131,12 @@ def one_head(
     b = _index(function, "batch", batch, math.prod(shape_B))
     n = _index(function, "head", head, num_heads, strict=head_ids is not None)
     number = head if head_ids is None else int(head_ids[n])
+    for name, size in _tables(mask):
+        if head_ids is not None and not 0 <= number < size:
+            raise ValueError(
+                f"{function}: head_ids[{n}] must lie in 0 ... {size - 1}, as {name} has {size} "
+                f"numbers, got {number}. Give the numbers of the heads among all."
+            )
     index = tuple(map(int, np.unravel_index(b, shape_B))) if shape_B else ()
 
     def pick(values: Any, place: tuple[int, ...]) -> Any:
@@ -188,9 +194,7 @@ def _num_heads(function: str, mask: Mask, query: Coords, key: Coords, head_ids: 
         if is_aligned(x) and "n" in x.axes:
             sizes.add(x.values.shape[x.axes.index("n") - len(x.axes)])
     if head_ids is None:  # or else the tables may have numbers of more heads than these
-        for part in jax.tree.leaves(mask, is_leaf=lambda x: bool(getattr(x, "per_head", ()))):
-            names = getattr(part, "per_head", ())
-            sizes |= {np.size(getattr(part, x)) for x in names if np.ndim(getattr(part, x)) == 1}
+        sizes |= {size for _, size in _tables(mask)}
     sizes = sizes if sizes == {1} else sizes - {1}
     if len(sizes) > 1:
         raise ValueError(
@@ -198,6 +202,14 @@ def _num_heads(function: str, mask: Mask, query: Coords, key: Coords, head_ids: 
             f"same number of heads N, got {sorted(sizes)}."
         )
     return max(sizes, default=1)
+
+
+def _tables(mask: Mask) -> Iterator[tuple[str, int]]:
+    """Name and number of heads of every field of the mask that has one number per head."""
+    for part in jax.tree.leaves(mask, is_leaf=lambda x: bool(getattr(x, "per_head", ()))):
+        for name in getattr(part, "per_head", ()):
+            if np.ndim(getattr(part, name)) == 1:
+                yield f"{name} of {type(part).__name__}", np.size(getattr(part, name))
 
 
 def _index(function: str, name: str, index: int, count: int, strict: bool = False) -> int:
