@@ -90,8 +90,38 @@ def _pyplot(function: str) -> Any:
     return plt
 
 
+def check_axes(function: str, ax: Any, count: int) -> "list[Axes]":
+    """The given axes as a list; raise unless there are `count` of them.
+
+    Args:
+      function: The public function, for messages.
+      ax: The argument: axes, or axes in lists or arrays.
+      count: How many there must be.
+    """
+    axes = np.asarray(ax, object).ravel().tolist()
+    for x in axes:
+        if not hasattr(x, "imshow"):
+            raise TypeError(
+                f"{function}: ax must be matplotlib axes, got {type(x).__name__}. Make them by "
+                f"plt.subplots()."
+            )
+    if len(axes) != count:
+        raise ValueError(f"{function}: ax must be {count} axes, got {len(axes)}.")
+    return axes
+
+
+def check_known(function: str, name: str, tree: Any) -> None:
+    """Raise if a leaf is traced: a picture needs its numbers."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"{function}: {name} must be known numbers, got traced ones. Return them from the "
+            f"function under jit, and draw outside of it."
+        )
+
+
 def as_finite(function: str, name: str, array: Array) -> np.ndarray:
     """Convert to float32 of NumPy, and check that all numbers are finite."""
+    check_known(function, name, array)
     values = np.asarray(array, np.float32)
     if not np.isfinite(values).all():
         count = np.count_nonzero(~np.isfinite(values))

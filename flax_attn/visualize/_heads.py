@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from flax_attn.visualize._draw import Array, as_finite, color_bar_of_figure, grid_of_axes
+from flax_attn.visualize._draw import (
+    Array,
+    as_finite,
+    check_axes,
+    color_bar_of_figure,
+    grid_of_axes,
+)
 from flax_attn.visualize._labels import Labels, check_labels, label_axes
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ def heads(
     Raises:
       ValueError: If a shape is wrong, a number is not finite, the number of labels or axes is
         wrong, or there are more than 1024 pictures.
+      TypeError: If the weights are not arrays, or are traced.
       ImportError: If matplotlib is not installed.
 
     Example:
@@ -79,9 +86,7 @@ def heads(
         for axis in set(grid.flat) - set(axes):
             axis.set_axis_off()
     else:
-        axes = np.asarray(ax, object).ravel().tolist()
-        if len(axes) != len(places):
-            raise ValueError(f"{function}: ax must be {len(places)} axes, got {len(axes)}.")
+        axes = check_axes(function, ax, len(places))
 
     largest = max(float(layer.max()) for layer in layers)
     taken = set(places)
@@ -112,6 +117,11 @@ def _as_layers(function: str, weights: Array | Sequence[Array]) -> list[np.ndarr
                 f"{list(weights.shape)}. Write {fix}."
             )
         layers = [as_finite(function, "weights", weights)]
+    elif not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(
+            f"{function}: weights must be an array, or a list of arrays, got "
+            f"{type(weights).__name__}."
+        )
     else:
         layers = [as_finite(function, f"weights[{i}]", x) for i, x in enumerate(weights)]
     if not layers:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flax_attn.visualize._draw import Array, as_finite, color_bar, new_axes
+from flax_attn.visualize._draw import Array, as_finite, check_axes, color_bar, new_axes
 from flax_attn.visualize._labels import Labels, check_labels, label_axes, picture_size
 
 if TYPE_CHECKING:
@@ -58,16 +58,18 @@ def heat_map(
         raise ValueError(
             f"{function}: weights must be [T, S] or [N, T, S], got {list(values.shape)}.{fix}"
         )
+    if values.size == 0:
+        raise ValueError(
+            f"{function}: weights must have at least one query, key and head, got "
+            f"{list(values.shape)}."
+        )
     heads = values.reshape(-1, *values.shape[-2:])
     lengths = heads.shape[1], heads.shape[2]
     labels = check_labels(function, lengths, tokens, query_labels, key_labels)
-    axes = (
-        new_axes(function, len(heads), picture_size(lengths, labels))
-        if ax is None
-        else np.asarray(ax, object).ravel().tolist()
-    )
-    if len(axes) != len(heads):
-        raise ValueError(f"{function}: ax must be {len(heads)} axes, got {len(axes)}.")
+    if ax is None:
+        axes = new_axes(function, len(heads), picture_size(lengths, labels))
+    else:
+        axes = check_axes(function, ax, len(heads))
 
     for n, (axis, head) in enumerate(zip(axes, heads, strict=True)):
         drawn = axis.imshow(head, cmap="inferno", vmin=0, vmax=heads.max(), aspect="auto")

@@ -10,7 +10,7 @@ from flax_attn._checks import as_integer
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask
 from flax_attn.masks.plan import EMPTY, FULL, PARTIAL
-from flax_attn.visualize._draw import new_axes
+from flax_attn.visualize._draw import check_axes, new_axes
 from flax_attn.visualize._labels import (
     Labels,
     check_labels,
@@ -117,7 +117,9 @@ def mask(
     sizes = _block_sizes(function, block, pairs.lengths)
     kinds = _block_map(function, pairs, sizes, is_given=block is not None)
     shown = [x if x is None else x[part] for x, part in zip(labels, windows, strict=True)]
-    if ax is None:
+    if ax is not None:
+        (ax,) = check_axes(function, ax, 1)
+    else:
         counts = [-(-n // size) for n, size in zip(pairs.lengths, sizes, strict=True)]
         drawn = pairs.lengths if max(pairs.lengths) <= CELLS else counts
         size = picture_size(pairs.lengths, (shown[0], shown[1]), drawn)
@@ -246,7 +248,13 @@ def _window(function: str, name: str, chosen: Any, length: int) -> range:
         is_number = isinstance(chosen, int | np.integer)
         fix = f"slice({chosen}, {chosen + 1})" if is_number else "slice(start, stop)"
         raise TypeError(f"{function}: {name} must be a slice, got {chosen!r}. Write {name}={fix}.")
-    window = range(*chosen.indices(length))
+    try:
+        window = range(*chosen.indices(length))
+    except (TypeError, ValueError):  # a fraction, or a step of 0
+        raise ValueError(
+            f"{function}: {name} must be a slice of whole numbers with a step of at least 1, got "
+            f"{chosen}. Write slice(start, stop)."
+        ) from None
     if not window:
         raise ValueError(
             f"{function}: {name} must choose some of the {length} tokens, got {chosen}."

@@ -16,6 +16,7 @@ from flax_attn.attention._core.parts import align
 from flax_attn.coords import Aligned, Coords, PerHead, to_record
 from flax_attn.masks import Mask, make_plan
 from flax_attn.masks._mask import how_to_mask
+from flax_attn.visualize._draw import check_known
 
 
 class Pairs(NamedTuple):
@@ -111,6 +112,8 @@ def one_head(
                 f"{function}: {name} must be Coords, got {kind_of(coords)}. For positions 0, 1, "
                 f"... write Coords.arange(length)."
             )
+    for name, part in (("mask", mask), ("coordinates", (query_coords, key_coords))):
+        check_known(function, name, part)
     if head_ids is not None:
         head_ids = as_ids(f"{function}: head_ids", head_ids)
         if head_ids.ndim != 1:

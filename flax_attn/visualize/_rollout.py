@@ -43,7 +43,7 @@ def rollout(
     Raises:
       ValueError: If there is no layer, shapes do not fit, `residual` is not in [0, 1), or
         `head_fusion` has another name.
-      TypeError: If the weights are not floating point, or `residual` is not a number.
+      TypeError: If the weights are not arrays of floating point, or `residual` is not a number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,10 +60,16 @@ def rollout(
     """
     function = "visualize.rollout"
     if isinstance(weights, jax.Array | np.ndarray):
-        fix = "[weights]" if weights.ndim == 3 else "list(weights) if the first axis is layers"
+        fix = {2: "[weights[None]]", 3: "[weights]"}.get(
+            weights.ndim, "list(weights) if the first axis is layers"
+        )
         raise ValueError(
             f"{function}: weights must be a list with [*B, N, T, T] for each layer, got one array "
             f"{list(weights.shape)}. Write {fix}."
+        )
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(
+            f"{function}: weights must be a list of arrays, got {type(weights).__name__}."
         )
     layers = [as_floating(function, f"weights[{i}]", x) for i, x in enumerate(weights)]
     if not layers:
@@ -81,7 +87,7 @@ def rollout(
                 f"{list(_without_heads(layer))} in weights[{i}]."
             )
     residual = _as_share(function, residual)
-    if head_fusion not in FUSIONS:
+    if not isinstance(head_fusion, str) or head_fusion not in FUSIONS:
         names = ", ".join(map(repr, FUSIONS))
         raise ValueError(f"{function}: head_fusion must be one of {names}, got {head_fusion!r}.")
 

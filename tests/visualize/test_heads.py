@@ -114,7 +114,7 @@ ERRORS = {
     ),
     "not finite": (([LAYERS[0], LAYERS[1] * np.nan],), {}, r"weights\[1\] must be finite"),
     "tokens": ((LAYERS,), {"tokens": TOKENS[:3]}, "tokens must be 5 labels, got 3"),
-    "axes": ((LAYERS,), {"ax": [None]}, "ax must be 5 axes, got 1"),
+    "axes": ((LAYERS,), {"ax": [plt.figure().add_subplot()]}, "ax must be 5 axes, got 1"),
     "too many": (([LAYERS[0]] * 400,), {}, r"at most 1024 pictures .* got 1200 .*weights\[:341\]"),
 }
 
@@ -123,3 +123,9 @@ ERRORS = {
 def test_errors_say_what_to_do(args, options, message):
     with pytest.raises(ValueError, match=r"^visualize\.heads: .*" + message):
         visualize.heads(*args, **options)
+
+
+@pytest.mark.parametrize("weights", ["weights", None])
+def test_weights_that_are_no_arrays_are_refused(weights):
+    with pytest.raises(TypeError, match=r"^visualize\.heads: weights must be an array, or a list"):
+        visualize.heads(weights)

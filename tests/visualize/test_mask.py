@@ -3,6 +3,7 @@
 import tracemalloc
 
 import chex
+import jax
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -324,6 +325,9 @@ ERRORS = {
         ValueError,
         "step of cols must be at least 1",
     ),
+    "step": ((CAUSAL, FOUR), {"rows": slice(0, 4, 0)}, ValueError, "step of at least 1, got"),
+    "fraction of rows": ((CAUSAL, FOUR), {"rows": slice(0, 1.5)}, ValueError, "whole numbers"),
+    "no axes": ((CAUSAL, FOUR), {"ax": 3}, TypeError, "ax must be matplotlib axes, got int"),
     "tokens": ((CAUSAL, FOUR), {"tokens": "abc"}, ValueError, "tokens must be 4 labels, got 3"),
 }
 
@@ -333,3 +337,15 @@ def test_errors_say_what_to_do(args, options, kind, message):
     with pytest.raises(kind, match=r"^visualize\.mask: .*" + message):
         visualize.mask(*args, **options)
     assert not plt.get_fignums()
+
+
+def test_under_jit_it_says_that_a_picture_needs_numbers():
+    with pytest.raises(TypeError, match=r"^visualize\.mask: coordinates must be known numbers"):
+        jax.jit(lambda i: visualize.mask(CAUSAL, Coords(i)).get_title())(np.arange(4))
+    with pytest.raises(TypeError, match=r"^visualize\.mask: mask must be known numbers"):
+        jax.jit(lambda n: visualize.mask(masks.Window(n), FOUR).get_title())(2)
+
+
+def test_more_axes_than_one_are_refused():
+    with pytest.raises(ValueError, match=r"^visualize\.mask: ax must be 1 axes, got 2"):
+        visualize.mask(CAUSAL, FOUR, ax=plt.subplots(1, 2)[1])

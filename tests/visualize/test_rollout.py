@@ -86,6 +86,8 @@ LAYER = np.ones((2, 3, 3), np.float32) / 3
 ERRORS = {
     "one layer": (LAYER, {}, ValueError, r"got one array \[2, 3, 3\]\. Write \[weights\]"),
     "stacked": (LAYER[None], {}, ValueError, r"got one array .*list\(weights\) if the first axis"),
+    "nothing": (None, {}, TypeError, "must be a list of arrays, got NoneType"),
+    "one head": (LAYER[0], {}, ValueError, r"got one array \[3, 3\]\. Write \[weights\[None\]\]"),
     "no layer": ([], {}, ValueError, "at least one layer, got none"),
     "cross-attention": (
         [LAYER, LAYER[:, :2]],
@@ -103,6 +105,7 @@ ERRORS = {
     "integers": ([LAYER.astype(int)], {}, TypeError, r"weights\[0\] must be floating point"),
     "residual": ([LAYER], {"residual": 1}, ValueError, r"must lie in \[0, 1\), got 1\."),
     "residual as a switch": ([LAYER], {"residual": True}, TypeError, "Write residual=0.5"),
+    "fusions": ([LAYER], {"head_fusion": ["max"]}, ValueError, r"one of .* got \['max'\]"),
     "fusion": (
         [LAYER],
         {"head_fusion": "sum"},
