@@ -41,6 +41,7 @@ def heat_map(
     Raises:
       ValueError: If a shape is wrong, the weights have a batch axis, a number is not finite, or the
         number of labels or axes is wrong.
+      TypeError: If the weights are traced, or `ax` is no axes.
       ImportError: If matplotlib is not installed.
 
     Example:
