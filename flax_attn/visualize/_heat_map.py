@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flax_attn.visualize._draw import Array, as_finite, color_bar, new_axes
+from flax_attn.visualize._draw import Array, as_finite, check_axes, color_bar, new_axes
+from flax_attn.visualize._labels import Labels, check_labels, label_axes, picture_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,19 +15,24 @@ if TYPE_CHECKING:
 def heat_map(
     weights: Array,
     *,
-    query_labels: Sequence[str] | None = None,
-    key_labels: Sequence[str] | None = None,
+    tokens: Labels | None = None,
+    query_labels: Labels | None = None,
+    key_labels: Labels | None = None,
     ax: "Axes | Sequence[Axes] | np.ndarray | None" = None,
 ) -> "Axes | list[Axes]":
     """Draw attention weights, with a row for each query and a column for each key.
 
-    Heads are drawn side by side. All have the same range of colours, from 0 to the largest weight.
+    Heads are drawn side by side; for many heads see `heads`. All have the same range of colours,
+    from 0 to the largest weight. If there is no room for all labels, every second, third, ... is
+    shown.
 
     Args:
       weights: `[T, S]`, or `[N, T, S]` for one picture per head. For long sequences,
         `flax_attn.attention_weights` returns a window of the weights.
-      query_labels: Labels of the T queries, such as tokens; None for numbers.
-      key_labels: Labels of the S keys; None for numbers.
+      tokens: Labels of queries and keys, if they are the same T tokens; None for numbers. Control
+        characters are escaped, and `□` stands for a character that the font does not have.
+      query_labels: Labels of the T queries.
+      key_labels: Labels of the S keys.
       ax: The axes to draw on: one for `[T, S]`, N for `[N, T, S]`; None for a new figure.
 
     Returns:
@@ -35,6 +41,7 @@ def heat_map(
     Raises:
       ValueError: If a shape is wrong, the weights have a batch axis, a number is not finite, or the
         number of labels or axes is wrong.
+      TypeError: If the weights are traced, or `ax` is no axes.
       ImportError: If matplotlib is not installed.
 
     Example:
@@ -52,23 +59,21 @@ def heat_map(
         raise ValueError(
             f"{function}: weights must be [T, S] or [N, T, S], got {list(values.shape)}.{fix}"
         )
+    if values.size == 0:
+        raise ValueError(
+            f"{function}: weights must have at least one query, key and head, got "
+            f"{list(values.shape)}."
+        )
     heads = values.reshape(-1, *values.shape[-2:])
-    for name, labels, count in (
-        ("query_labels", query_labels, heads.shape[1]),
-        ("key_labels", key_labels, heads.shape[2]),
-    ):
-        if labels is not None and len(labels) != count:
-            raise ValueError(f"{function}: {name} must be {count} labels, got {len(labels)}.")
-    axes = new_axes(function, len(heads)) if ax is None else np.asarray(ax, object).ravel().tolist()
-    if len(axes) != len(heads):
-        raise ValueError(f"{function}: ax must be {len(heads)} axes, got {len(axes)}.")
+    lengths = heads.shape[1], heads.shape[2]
+    labels = check_labels(function, lengths, tokens, query_labels, key_labels)
+    if ax is None:
+        axes = new_axes(function, len(heads), picture_size(lengths, labels))
+    else:
+        axes = check_axes(function, ax, len(heads))
 
     for n, (axis, head) in enumerate(zip(axes, heads, strict=True)):
         drawn = axis.imshow(head, cmap="inferno", vmin=0, vmax=heads.max(), aspect="auto")
-        axis.set(xlabel="key", ylabel="query", title=f"head {n}" if values.ndim == 3 else "")
-        if query_labels is not None:
-            axis.set_yticks(range(len(query_labels)), query_labels)
-        if key_labels is not None:
-            axis.set_xticks(range(len(key_labels)), key_labels, rotation=90)
+        label_axes(axis, *labels, title=f"head {n}" if values.ndim == 3 else "")
     color_bar(drawn, "weight")
     return axes if values.ndim == 3 else axes[0]

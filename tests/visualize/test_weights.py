@@ -101,6 +101,7 @@ ERRORS = {
     ),
     "key labels": ("heat_map", (WEIGHTS,), {"key_labels": "abc"}, "key_labels must be 5 labels"),
     "axes": ("heat_map", (WEIGHTS,), {"ax": []}, "ax must be 3 axes, got 0"),
+    "empty": ("heat_map", (WEIGHTS[:, :0],), {}, r"at least one query, .* got \[3, 0, 5\]"),
     "heads": ("where", (IMAGE, WEIGHTS), {}, r"weights must be \[h, w\], got \[3, 4, 5\]\. Take"),
     "outside": (
         "where",
