@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import jet
+from jax.experimental import checkify, jet
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -30,6 +30,11 @@ LoweringContext = mlir.LoweringRuleContext
 def is_linear(operand: Any) -> bool:
     """Whether a transpose rule is asked for the cotangent of an operand."""
     return ad.is_undefined_primal(operand)
+
+
+def report_unless(predicate: jax.Array, message: str) -> None:
+    """An error for `jax.experimental.checkify`. Where a function is not checked, it does nothing."""
+    checkify.debug_check(predicate, message)
 
 
 def new_primitive(name: str, no_jet: str) -> Primitive:

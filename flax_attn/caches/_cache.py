@@ -1,7 +1,7 @@
 """What all caches share: checks, the places of new tokens, and attention."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import as_floating, broadcasts_to, check_positive
 from flax_attn._integers import as_bound
-from flax_attn._jax import debug_check
+from flax_attn._jax import report_unless
 from flax_attn.attention import dot_product_attention
 from flax_attn.coords import Coords, PerHead
 
@@ -168,10 +168,7 @@ class Cache:
         numbers = self._numbers(is_stored)
         if coords is None:
             return Coords(numbers, numbers=numbers)
-        fields = {
-            name: x if isinstance(x, PerHead) else jnp.broadcast_to(x, numbers.shape)
-            for name, x in coords.fields().items()
-        }
+        fields = {name: jnp.broadcast_to(x, numbers.shape) for name, x in coords.fields().items()}
         return Coords(**fields, numbers=numbers)
 
     def reset(self, where: Bool[Array, "*B"] | None = None) -> Self:
@@ -182,7 +179,7 @@ class Cache:
         """
         where = jnp.ones(self.batch, bool) if where is None else self._of_batch("where", where)
         cache = self._shortened(jnp.where(where, 0, self.lengths))
-        return dataclasses.replace(cache, overflowed=self.overflowed & ~where)  # type: ignore[type-var]
+        return dataclasses.replace(cache, overflowed=self.overflowed & ~where)
 
     def truncate(self, lengths: int | Int[Array, "*B"]) -> Self:
         """A cache without the last tokens, as speculative decoding needs it.
@@ -224,7 +221,11 @@ class Cache:
         return jnp.broadcast_to(jnp.asarray(array), self.batch)
 
     def _check_tokens(
-        self, key: jax.Array, value: jax.Array, coords: Coords | None, like: tuple[Any, Any]
+        self,
+        key: jax.Array,
+        value: jax.Array,
+        coords: Coords | None,
+        like: Sequence[tuple[tuple[int, int], Dtype]],
     ) -> Tokens:
         """Check new tokens, and number them.
 
@@ -232,16 +233,14 @@ class Cache:
           key: Keys `[*B, T, K, D]`.
           value: Values `[*B, T, K, Dv]`.
           coords: Coordinates.
-          like: The shapes and dtypes `[K, D]` and `[K, Dv]` of this cache. The dtype None accepts
-            all.
+          like: `(K, D)` and dtype of the cache's keys, and `(K, Dv)` and dtype of its values. The
+            dtype None accepts all.
         """
         owner = f"{self._owner}.append"
         key, value = as_floating(owner, "key", key), as_floating(owner, "value", value)
         length = key.shape[-3] if key.ndim >= 3 else None
-        for name, letters, array, (heads, dtype) in (
-            ("key", "K, D", key, like[0]),
-            ("value", "K, Dv", value, like[1]),
-        ):
+        given = ("key", "K, D", key), ("value", "K, Dv", value)
+        for (name, letters, array), (heads, dtype) in zip(given, like, strict=True):
             wanted = (*self.batch, length, *heads)
             if array.shape != wanted:
                 shown = ", ".join("T" if size is None else str(size) for size in wanted)
@@ -255,8 +254,8 @@ class Cache:
                     f"{array.dtype}. Cast it, or create the cache with dtype={array.dtype}."
                 )
         assert length is not None
-        given = self.next_coords(length, coords)
-        fields = given.fields()
+        new = self.next_coords(length, coords)
+        fields = new.fields()
         is_stored = fields.pop("valid", jnp.ones((*self.batch, length), bool))
         if fields.keys() != self.fields.keys():
             extra, missing = fields.keys() - self.fields.keys(), self.fields.keys() - fields.keys()
@@ -270,14 +269,14 @@ class Cache:
             value,
             {name: x.astype(self.fields[name].dtype) for name, x in fields.items()},
             is_stored,
-            given.numbers,
+            new.numbers,
             jnp.sum(is_stored, axis=-1, dtype=jnp.int32),
         )
 
     def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
         """Raise where it is known that tokens do not fit. Returns the new `overflowed`."""
         if isinstance(fits, jax.core.Tracer):
-            debug_check(jnp.all(fits), f"{self._owner}: tokens do not fit into the cache.")
+            report_unless(jnp.all(fits), f"{self._owner}: tokens do not fit into the cache.")
         elif not np.all(np.asarray(fits)):
             raise ValueError(message())
         return self.overflowed | ~fits

@@ -74,7 +74,7 @@ class Contiguous(Cache):
         overflowed = self._check_fit(fits, message)
         is_written = tokens.is_stored & fits[..., None]
         slots = jnp.where(is_written, tokens.numbers, self.capacity)
-        return dataclasses.replace(  # type: ignore[type-var]
+        return dataclasses.replace(
             self,
             stored_keys=write(self.stored_keys, self._pack(tokens.key), slots),
             stored_values=write(self.stored_values, self._pack(tokens.value), slots),
@@ -95,7 +95,7 @@ class Contiguous(Cache):
         raise NotImplementedError
 
     def _shortened(self, lengths: jax.Array) -> Self:
-        return dataclasses.replace(self, lengths=lengths)  # type: ignore[type-var]
+        return dataclasses.replace(self, lengths=lengths)
 
 
 @pytree

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,9 @@ class NewPages(NamedTuple):
 class PagedCache(Cache):
     """A cache whose sequences take pages of tokens from a common pool as they grow.
 
-    Token n of sequence b is stored in page `table[b, n // page_size]`, at n mod page_size. So memory
-    is bounded by the tokens of all sequences together, and sequences share the pages of a common
-    prefix (`share`). A page that others use too is copied before it is written to.
+    Token n of sequence b is stored in the page `table[b, n // page_size]`, at n mod page_size. So
+    memory is bounded by the tokens of all sequences together, and sequences share the pages of a
+    common prefix (`share`). A page that others use too is copied before it is written to.
 
     Make it by `PagedCache.create`. `keys` and `values` gather the pages of all sequences.
 
@@ -171,8 +171,11 @@ class PagedCache(Cache):
 
         overflowed = self._check_fit(fits, message)
         written = flat._write(tokens, pages)
-        return dataclasses.replace(  # type: ignore[type-var]
-            written,
+        return dataclasses.replace(
+            self,
+            stored_keys=written.stored_keys,
+            stored_values=written.stored_values,
+            fields=written.fields,
             table=pages.table.reshape(self.table.shape),
             uses=pages.uses,
             lengths=jnp.where(fits, self.lengths + tokens.counts, self.lengths),
@@ -180,7 +183,10 @@ class PagedCache(Cache):
         )
 
     def share(
-        self, source: int | Int[Array, ""], target: int | Int[Array, ""], length: Any = None
+        self,
+        source: int | Int[Array, ""],
+        target: int | Int[Array, ""],
+        length: int | Int[Array, ""] | None = None,
     ) -> Self:
         """Make a sequence begin with the tokens of another one, without copying them.
 
@@ -192,27 +198,24 @@ class PagedCache(Cache):
         Returns:
           The new cache.
         """
-        owner = "PagedCache.share"
+        owner, flat = "PagedCache.share", self._flat()
+        (count,) = flat.batch
         for name, index in (("source", source), ("target", target)):
-            if (
-                not isinstance(index, jax.core.Tracer)
-                and not 0 <= int(index) < self._flat().batch[0]
-            ):
+            if not isinstance(index, jax.core.Tracer) and not 0 <= int(index) < count:
                 raise ValueError(
-                    f"{owner}: {name} must be the index of a sequence, 0 ... "
-                    f"{self._flat().batch[0] - 1}, got {int(index)}."
+                    f"{owner}: {name} must be the index of a sequence, 0 ... {count - 1}, got "
+                    f"{int(index)}."
                 )
-        flat = self._flat()
         wanted = flat.lengths[source] if length is None else as_bound(f"{owner}: length", length)
         shared = jnp.minimum(wanted, flat.lengths[source])
-        is_target = jnp.arange(flat.batch[0]) == target
+        is_target = jnp.arange(count) == target
         emptied = flat._shortened(jnp.where(is_target & (source != target), 0, flat.lengths))
         row = flat.table[source]
         num_shared = jnp.where(source == target, 0, -(-shared // self.page_size))
         is_shared = jnp.arange(row.size) < num_shared
         uses = emptied.uses.at[jnp.where(is_shared, row, self.uses.size)].add(1, mode="drop")
         lengths = jnp.where(is_target, shared, emptied.lengths)
-        return dataclasses.replace(  # type: ignore[type-var]
+        return dataclasses.replace(
             self,
             table=jnp.where(is_target[:, None], row, flat.table).reshape(self.table.shape),
             uses=uses,
@@ -309,4 +312,4 @@ class PagedCache(Cache):
         is_released = (columns >= first) & (columns < end)
         released = jnp.where(is_released, self.table, self.uses.size)
         uses = self.uses.at[released].add(-1, mode="drop")
-        return dataclasses.replace(self, lengths=lengths, uses=uses)  # type: ignore[type-var]
+        return dataclasses.replace(self, lengths=lengths, uses=uses)

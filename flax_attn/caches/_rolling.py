@@ -154,7 +154,7 @@ class RollingCache(Cache):
         is_last = tokens.numbers >= lengths[..., None] - ring
         is_written = tokens.is_stored & (is_last | (tokens.numbers < self.num_sinks))
         slots = jnp.where(is_written, self._slots(tokens.numbers), self.capacity)
-        return dataclasses.replace(  # type: ignore[type-var]
+        return dataclasses.replace(
             self,
             stored_keys=write(self.stored_keys, tokens.key, slots),
             stored_values=write(self.stored_values, tokens.value, slots),
@@ -225,7 +225,7 @@ class RollingCache(Cache):
             )
 
         overflowed = self._check_fit(is_whole, message)
-        return dataclasses.replace(self, lengths=lengths, overflowed=overflowed)  # type: ignore[type-var]
+        return dataclasses.replace(self, lengths=lengths, overflowed=overflowed)
 
 
 def _joined(old: Coords, new: Coords) -> Coords:
