@@ -33,7 +33,7 @@ def is_linear(operand: Any) -> bool:
 
 
 def report_unless(predicate: jax.Array, message: str) -> None:
-    """An error for `jax.experimental.checkify`. Where a function is not checked, it does nothing."""
+    """An error under `jax.experimental.checkify`; elsewhere nothing."""
     checkify.debug_check(predicate, message)
 
 

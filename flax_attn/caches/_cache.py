@@ -179,7 +179,7 @@ class Cache:
         """
         where = jnp.ones(self.batch, bool) if where is None else self._of_batch("where", where)
         cache = self._shortened(jnp.where(where, 0, self.lengths))
-        return dataclasses.replace(cache, overflowed=self.overflowed & ~where)
+        return cache._replace(overflowed=self.overflowed & ~where)
 
     def truncate(self, lengths: int | Int[Array, "*B"]) -> Self:
         """A cache without the last tokens, as speculative decoding needs it.
@@ -197,6 +197,10 @@ class Cache:
         return self._shortened(jnp.clip(lengths, 0, self.lengths))
 
     # ---- what the classes share
+
+    def _replace(self, **changes: Any) -> Self:
+        """A copy with other attributes."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     @property
     def _owner(self) -> str:

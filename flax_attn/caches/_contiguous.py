@@ -1,6 +1,5 @@
 """A cache that stores the tokens of a sequence one after the other."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -74,8 +73,7 @@ class Contiguous(Cache):
         overflowed = self._check_fit(fits, message)
         is_written = tokens.is_stored & fits[..., None]
         slots = jnp.where(is_written, tokens.numbers, self.capacity)
-        return dataclasses.replace(
-            self,
+        return self._replace(
             stored_keys=write(self.stored_keys, self._pack(tokens.key), slots),
             stored_values=write(self.stored_values, self._pack(tokens.value), slots),
             fields=write_fields(self.fields, tokens.fields, slots),
@@ -95,7 +93,7 @@ class Contiguous(Cache):
         raise NotImplementedError
 
     def _shortened(self, lengths: jax.Array) -> Self:
-        return dataclasses.replace(self, lengths=lengths)
+        return self._replace(lengths=lengths)
 
 
 @pytree

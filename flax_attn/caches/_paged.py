@@ -1,6 +1,5 @@
 """A cache whose tokens are stored in pages, which sequences take from a common pool and share."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import NamedTuple, Self
@@ -171,8 +170,7 @@ class PagedCache(Cache):
 
         overflowed = self._check_fit(fits, message)
         written = flat._write(tokens, pages)
-        return dataclasses.replace(
-            self,
+        return self._replace(
             stored_keys=written.stored_keys,
             stored_values=written.stored_values,
             fields=written.fields,
@@ -215,8 +213,7 @@ class PagedCache(Cache):
         is_shared = jnp.arange(row.size) < num_shared
         uses = emptied.uses.at[jnp.where(is_shared, row, self.uses.size)].add(1, mode="drop")
         lengths = jnp.where(is_target, shared, emptied.lengths)
-        return dataclasses.replace(
-            self,
+        return self._replace(
             table=jnp.where(is_target[:, None], row, flat.table).reshape(self.table.shape),
             uses=uses,
             lengths=lengths.reshape(self.batch),
@@ -227,8 +224,7 @@ class PagedCache(Cache):
 
     def _flat(self) -> "PagedCache":
         """The cache with one batch axis."""
-        return dataclasses.replace(
-            self,
+        return self._replace(
             table=self.table.reshape(-1, self.table.shape[-1]),
             lengths=self.lengths.reshape(-1),
             overflowed=self.overflowed.reshape(-1),
@@ -292,8 +288,7 @@ class PagedCache(Cache):
             .set(tokens.fields[name].reshape(page.shape), mode="drop")
             for name, pool in self.fields.items()
         }
-        return dataclasses.replace(
-            self,
+        return self._replace(
             stored_keys=rows(self.stored_keys, tokens.key),
             stored_values=rows(self.stored_values, tokens.value),
             fields=fields,
@@ -312,4 +307,4 @@ class PagedCache(Cache):
         is_released = (columns >= first) & (columns < end)
         released = jnp.where(is_released, self.table, self.uses.size)
         uses = self.uses.at[released].add(-1, mode="drop")
-        return dataclasses.replace(self, lengths=lengths, uses=uses)
+        return self._replace(lengths=lengths, uses=uses)

@@ -1,6 +1,5 @@
 """A cache of the last tokens, for attention with a sliding window."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -154,8 +153,7 @@ class RollingCache(Cache):
         is_last = tokens.numbers >= lengths[..., None] - ring
         is_written = tokens.is_stored & (is_last | (tokens.numbers < self.num_sinks))
         slots = jnp.where(is_written, self._slots(tokens.numbers), self.capacity)
-        return dataclasses.replace(
-            self,
+        return self._replace(
             stored_keys=write(self.stored_keys, tokens.key, slots),
             stored_values=write(self.stored_values, tokens.value, slots),
             fields=write_fields(self.fields, tokens.fields, slots),
@@ -225,7 +223,7 @@ class RollingCache(Cache):
             )
 
         overflowed = self._check_fit(is_whole, message)
-        return dataclasses.replace(self, lengths=lengths, overflowed=overflowed)
+        return self._replace(lengths=lengths, overflowed=overflowed)
 
 
 def _joined(old: Coords, new: Coords) -> Coords:
