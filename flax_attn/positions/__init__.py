@@ -1,14 +1,32 @@
 """Positional encodings, as pure functions of any array of positions.
 
-Letters: `T` tokens, `M` model features, `P` rows of a table.
+Letters: `T` tokens, `M` model features, `P` rows of a table. Rotary positions: `N` heads, `D` size
+of a head, `R` rotated features of a head, `A` axes of positions, θ a frequency.
 """
 
+from flax_attn.positions._frequencies import Frequencies, frequencies
 from flax_attn.positions._learned import learned
+from flax_attn.positions._permutation import to_half, to_interleaved
+from flax_attn.positions._rotary import rotary
+from flax_attn.positions._rotary_setting import Rotary
+from flax_attn.positions._scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, YaRN
 from flax_attn.positions._sinusoidal import sinusoidal
 
 __all__ = [
+    "NTK",
+    "DynamicNTK",
+    "Frequencies",
+    "Linear",
+    "Llama3",
+    "LongRoPE",
+    "Rotary",
+    "YaRN",
+    "frequencies",
     "learned",
+    "rotary",
     "sinusoidal",
+    "to_half",
+    "to_interleaved",
 ]
 
 

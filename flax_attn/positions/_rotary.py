@@ -1,0 +1,228 @@
+"""Rotary position embedding."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flax_attn._checks import (
+    as_floating,
+    broadcasts_to,
+    check_array,
+    check_positive,
+    expand_rank,
+    statistics_dtype,
+)
+from flax_attn.coords import Coords
+from flax_attn.positions._frequencies import Frequencies
+
+Layout = Literal["half", "interleaved"]
+Positions = Int[Array, "..."] | Float[Array, "..."]
+
+
+def rotary(
+    x: Float[Array, "*B T N D"],
+    positions: Positions,
+    frequencies: Frequencies | Float[Array, "R/2"],
+    *,
+    layout: Layout = "half",
+    sections: Sequence[int] | None = None,
+) -> Float[Array, "*B T N D"]:
+    """Rotate pairs of features by angles proportional to the position of their token.
+
+    (u_i, v_i) ← a · (u_i cos φ_i − v_i sin φ_i,  v_i cos φ_i + u_i sin φ_i),  φ_i = p · θ_i
+
+    Queries and keys are both rotated; then scores depend on differences of positions only. A
+    token's rotation depends on its own position only, so keys can be cached after rotation.
+
+    Angles, sines and cosines are float32, or float64 for float64 `x`. An angle of φ radians has an
+    error of up to φ · 2⁻²⁴; integer positions beyond 2²⁴ are rounded to float32. Features are
+    rotated in that dtype, and rounded to the dtype of `x` once.
+
+    Args:
+      x: Queries or keys `[*B, T, N, D]`.
+      positions: Positions p in tokens `[*#B, T]`, integer or floating, in any order: packed,
+        shifted, or different for each batch element. With `sections`: `[*#B, T, A]`.
+      frequencies: θ in radians per token `[R/2]`, as `Frequencies`, which hold the attention factor
+        a, or as an array. The first R features of each head are rotated, R ≤ D.
+      layout: Which features are pairs (u_i, v_i). `"half"`: i and i + R/2, as in GPT-NeoX, and in
+        Hugging Face's Llama. `"interleaved"`: 2i and 2i + 1, as in the paper, in GPT-J, and in
+        Llama's own and GGUF checkpoints. `to_half` and `to_interleaved` convert weights.
+      sections: Numbers of frequencies s_1 ... s_A, with sum R/2. The first s_1 frequencies read
+        `positions[..., 0]`, the next s_2 read `positions[..., 1]`, and so on: rows and columns of
+        an image, or time, rows and columns in Qwen2-VL (`mrope_section`).
+
+    Returns:
+      The rotated array, in the shape and dtype of `x`.
+
+    Raises:
+      ValueError: If shapes do not agree, R is above D, the layout is unknown, or the sections do
+        not sum to R/2.
+      TypeError: If an argument has the wrong type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import positions
+      >>> x = jnp.ones((2, 5, 3, 8))
+      >>> positions.rotary(x, jnp.arange(5), positions.frequencies(8)).shape
+      (2, 5, 3, 8)
+
+    References:
+      Su, Lu, Pan, Murtadha, Wen, Liu, "RoFormer: Enhanced Transformer with Rotary Position
+      Embedding", 2021, arXiv:2104.09864, equations 15 and 34; Wang et al., "Qwen2-VL", 2024,
+      arXiv:2409.12191, section 2.1 (sections).
+    """
+    x = check_heads("rotary", x)
+    check_layout("rotary", layout)
+    table = _check_frequencies(frequencies, x)
+    half = table.values.shape[0]
+    if sections is not None:
+        sections = check_sections("rotary", sections, half)
+    dtype = statistics_dtype(x.dtype)
+    angles = _angles(
+        as_positions("rotary", positions, x, sections), table.values.astype(dtype), sections
+    )
+    angles = expand_rank(angles[..., None, :], x.ndim)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if not _is_one(table.attention_factor):
+        factor = jnp.asarray(table.attention_factor, dtype)
+        cos, sin = cos * factor, sin * factor
+    return _rotate(x, cos, sin, layout)
+
+
+def _angles(positions: jax.Array, values: jax.Array, sections: tuple[int, ...] | None) -> jax.Array:
+    """The angles of each token `[*#B, T, R/2]`, from positions `[*#B, T]` or `[*#B, T, A]`."""
+    if sections is None:
+        return positions[..., None] * expand_rank(values, positions.ndim + 1)
+    parts = jnp.split(values, np.cumsum(sections)[:-1])
+    columns = jnp.split(positions, len(sections), axis=-1)
+    angles = [p * expand_rank(part, p.ndim) for p, part in zip(columns, parts, strict=True)]
+    return jnp.concatenate(angles, axis=-1)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: Layout) -> jax.Array:
+    """Rotate the first R features, given the cosines and sines of R/2 pairs."""
+    rotated = 2 * cos.shape[-1]
+    kept = [x[..., rotated:]] if rotated < x.shape[-1] else []
+    if layout == "half":
+        u, v = x[..., : rotated // 2], x[..., rotated // 2 : rotated]
+    else:
+        u, v = x[..., 0:rotated:2], x[..., 1:rotated:2]
+    u, v = u.astype(cos.dtype), v.astype(cos.dtype)
+    pair = (u * cos - v * sin).astype(x.dtype), (v * cos + u * sin).astype(x.dtype)
+    if layout == "half":
+        return jnp.concatenate([*pair, *kept], axis=-1)
+    turned = jnp.stack(pair, axis=-1).reshape(*x.shape[:-1], rotated)
+    return jnp.concatenate([turned, *kept], axis=-1) if kept else turned
+
+
+def _is_one(factor: float | jax.Array) -> bool:
+    return not isinstance(factor, jax.Array) and factor == 1
+
+
+def check_heads(owner: str, x: jax.Array) -> jax.Array:
+    """`x` as a JAX array; raise unless it has the axes of heads."""
+    x = as_floating(owner, "x", x)
+    if x.ndim < 3:
+        raise ValueError(
+            f"{owner}: x must be [*B, T, N, D], got {list(x.shape)}. Add a head axis: "
+            f"x[..., None, :]."
+        )
+    return x
+
+
+def check_layout(owner: str, layout: str) -> None:
+    """Raise unless the layout is known."""
+    if layout not in ("half", "interleaved"):
+        raise ValueError(f'{owner}: layout must be "half" or "interleaved", got {layout!r}.')
+
+
+def check_sections(owner: str, sections: Sequence[int], half: int) -> tuple[int, ...]:
+    """The sections as integers; raise unless their sum is R/2."""
+    if isinstance(sections, str) or not isinstance(sections, Sequence | np.ndarray):
+        raise TypeError(
+            f"{owner}: sections must be whole numbers, one per axis of positions, such as "
+            f"(16, 24, 24), got {sections!r}."
+        )
+    sections = tuple(check_positive(owner, "sections", size) for size in sections)
+    if sum(sections) != half:
+        raise ValueError(
+            f"{owner}: sections must sum to R/2 = {half}, got {sections} with sum "
+            f"{sum(sections)}. They count frequencies, one for each pair of features."
+        )
+    return sections
+
+
+def _check_frequencies(frequencies: Frequencies | jax.Array, x: jax.Array) -> Frequencies:
+    if not isinstance(frequencies, Frequencies):
+        if not hasattr(frequencies, "dtype"):
+            raise TypeError(
+                f"rotary: frequencies must be Frequencies or an array [R/2], got "
+                f"{type(frequencies).__name__}. Write positions.frequencies(head_dim)."
+            )
+        frequencies = Frequencies(frequencies)
+    values = as_floating("rotary", "frequencies", frequencies.values)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(
+            f"rotary: frequencies must be [R/2], one for each pair of features, got "
+            f"{list(values.shape)}."
+        )
+    if 2 * values.size > x.shape[-1]:
+        raise ValueError(
+            f"rotary: R = 2 · {values.size} rotated features must be at most D = {x.shape[-1]}, "
+            f"got x {list(x.shape)}. Write positions.frequencies({x.shape[-1] // 2 * 2})."
+        )
+    return Frequencies(values, frequencies.attention_factor)
+
+
+def as_positions(
+    owner: str, positions: Positions, x: jax.Array, sections: tuple[int, ...] | None
+) -> jax.Array:
+    """The positions in the dtype of angles; raise unless they fit the tokens of `x`."""
+    if isinstance(positions, Coords):
+        raise TypeError(f"{owner}: positions must be numbers, got Coords. Write coords.positions.")
+    if not isinstance(positions, jax.Array):
+        positions = np.asarray(positions) if isinstance(positions, list | tuple) else positions
+        check_array(owner, "positions", positions)
+    if not jnp.issubdtype(positions.dtype, np.integer) and not jnp.issubdtype(
+        positions.dtype, np.floating
+    ):
+        raise TypeError(
+            f"{owner}: positions must be integers or floating point, got {positions.dtype}."
+        )
+    _check_positions_shape(owner, positions.shape, x.shape, sections)
+    dtype = statistics_dtype(x.dtype)
+    if not isinstance(positions, jax.Array):  # JAX would wrap large ones to 32 bits
+        return jnp.asarray(np.asarray(positions).astype(dtype))
+    return positions.astype(dtype)
+
+
+def _check_positions_shape(
+    owner: str,
+    shape: tuple[int, ...],
+    x_shape: tuple[int, ...],
+    sections: tuple[int, ...] | None,
+) -> None:
+    tokens = x_shape[:-2]
+    axes, letters = ((), "[*B, T]") if sections is None else ((len(sections),), "[*B, T, A]")
+    own = shape[: len(shape) - len(axes)]
+    if shape[len(own) :] == axes and own[-1:] == tokens[-1:] and broadcasts_to(own, tokens):
+        return
+    fix = ""
+    if sections is None and shape[:-1] and shape[-2:-1] == tokens[-1:] and len(shape) > 1:
+        fix = " Positions with several numbers per token need sections."
+    elif sections is not None and broadcasts_to(shape, tokens) and shape[-1:] == tokens[-1:]:
+        fix = f" For equal numbers on all axes: jnp.stack([positions] * {len(sections)}, axis=-1)."
+    elif not shape:
+        fix = " For one token: positions[None]."
+    elif tokens[-1] == 1 and shape == tokens[:-1]:
+        fix = " For one token per batch element: positions[:, None]."
+    elif shape[-1:] == x_shape[-2:-1]:
+        fix = " The layout of x is [*B, T, N, D]: jnp.swapaxes(x, -3, -2)."
+    raise ValueError(
+        f"{owner}: positions must broadcast to {letters} = {[*tokens, *axes]}, with all T, got "
+        f"{list(shape)}.{fix}"
+    )
