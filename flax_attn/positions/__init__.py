@@ -5,12 +5,15 @@ of a head, `R` rotated features of a head, `A` axes of positions, θ a frequency
 """
 
 from flax_attn.positions._frequencies import Frequencies, frequencies
+from flax_attn.positions._interpolation import NTK, DynamicNTK, Linear
 from flax_attn.positions._learned import learned
+from flax_attn.positions._llama3 import Llama3
+from flax_attn.positions._longrope import LongRoPE
 from flax_attn.positions._permutation import to_half, to_interleaved
 from flax_attn.positions._rotary import rotary
 from flax_attn.positions._rotary_setting import Rotary
-from flax_attn.positions._scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, YaRN
 from flax_attn.positions._sinusoidal import sinusoidal
+from flax_attn.positions._yarn import YaRN
 
 __all__ = [
     "NTK",

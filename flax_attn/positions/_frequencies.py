@@ -39,7 +39,7 @@ def frequencies(
     base: float = 10_000.0,
     scaling: Scaling | None = None,
     length: Length = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jnp.dtype | None = None,
 ) -> Frequencies:
     """The frequencies of rotary positions.
 
@@ -53,8 +53,8 @@ def frequencies(
         `YaRN`, `Llama3` or `LongRoPE`.
       length: The length of the sequence so far, which `DynamicNTK` and `LongRoPE` read; it may be
         traced. Default: the original length.
-      dtype: dtype of the values. A table that does not depend on a length in an array is computed
-        in float64, then rounded.
+      dtype: dtype of the values. Default: float32. A table is computed in float64 and rounded,
+        except for a length that is an array of JAX: then it is computed in float32.
 
     Returns:
       `Frequencies` with `values` `[R/2]`.
@@ -74,13 +74,16 @@ def frequencies(
       Embedding", 2021, arXiv:2104.09864, equation 15.
     """
     head_dim, base = check_table("frequencies", head_dim, base, scaling)
-    if length is not None:
-        _check_length("frequencies", length)
+    if np.shape(length):
+        raise ValueError(
+            f"frequencies: length must be one number, got {list(np.shape(length))}. Write "
+            f"jnp.max(length)."
+        )
     if isinstance(length, jax.Array) and scaling is not None and scaling.reads_length:
         values, factor = scaling.scale(head_dim, base, length)
     else:
         values, factor = _table(head_dim, base, scaling, _known(length, scaling))
-    return Frequencies(jnp.asarray(values, dtype), factor)
+    return Frequencies(jnp.asarray(values, jnp.float32 if dtype is None else dtype), factor)
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,11 +126,3 @@ def check_table(
         raise TypeError(f"{owner}: scaling must be a scaling or None, got {got}. {fix}")
     _table(head_dim, float(base), scaling, None)  # raises if it has another number of factors
     return head_dim, float(base)
-
-
-def _check_length(owner: str, length: Length) -> None:
-    if jnp.shape(length) != ():
-        raise ValueError(
-            f"{owner}: length must be one number, got {list(jnp.shape(length))}. Write "
-            f"jnp.max(length)."
-        )

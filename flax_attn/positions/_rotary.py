@@ -1,5 +1,6 @@
 """Rotary position embedding."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +17,7 @@ from flax_attn._checks import (
     expand_rank,
     statistics_dtype,
 )
+from flax_attn._cpu.rotation import stored
 from flax_attn.coords import Coords
 from flax_attn.positions._frequencies import Frequencies
 
@@ -81,29 +83,39 @@ def rotary(
     half = table.values.shape[0]
     if sections is not None:
         sections = check_sections("rotary", sections, half)
-    dtype = statistics_dtype(x.dtype)
-    angles = _angles(
-        as_positions("rotary", positions, x, sections), table.values.astype(dtype), sections
-    )
-    angles = expand_rank(angles[..., None, :], x.ndim)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    if not _is_one(table.attention_factor):
-        factor = jnp.asarray(table.attention_factor, dtype)
-        cos, sin = cos * factor, sin * factor
-    return _rotate(x, cos, sin, layout)
+    places = as_positions("rotary", positions, x, sections)
+    factor = None if _is_one(table.attention_factor) else table.attention_factor
+    cos, sin = stored(*_cos_and_sin(places, table.values, factor, sections=sections, ndim=x.ndim))
+    return _rotate(x, cos, sin, layout=layout)
 
 
-def _angles(positions: jax.Array, values: jax.Array, sections: tuple[int, ...] | None) -> jax.Array:
-    """The angles of each token `[*#B, T, R/2]`, from positions `[*#B, T]` or `[*#B, T, A]`."""
+@functools.partial(jax.jit, static_argnames=("sections", "ndim"), inline=True)
+def _cos_and_sin(
+    positions: jax.Array,
+    values: jax.Array,
+    factor: float | jax.Array | None,
+    *,
+    sections: tuple[int, ...] | None,
+    ndim: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines `[*#B, T, 1, R/2]` with `ndim` axes, times the attention factor."""
+    values = values.astype(positions.dtype)
     if sections is None:
-        return positions[..., None] * expand_rank(values, positions.ndim + 1)
-    parts = jnp.split(values, np.cumsum(sections)[:-1])
-    columns = jnp.split(positions, len(sections), axis=-1)
-    angles = [p * expand_rank(part, p.ndim) for p, part in zip(columns, parts, strict=True)]
-    return jnp.concatenate(angles, axis=-1)
+        angles = positions[..., None] * expand_rank(values, positions.ndim + 1)
+    else:
+        columns = jnp.split(positions, len(sections), axis=-1)
+        parts = jnp.split(expand_rank(values, positions.ndim), np.cumsum(sections)[:-1], axis=-1)
+        angles = jnp.concatenate([p * part for p, part in zip(columns, parts, strict=True)], -1)
+    angles = expand_rank(angles[..., None, :], ndim)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if factor is None:
+        return cos, sin
+    factor = jnp.asarray(factor, angles.dtype)
+    return cos * factor, sin * factor
 
 
-def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: Layout) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="layout", inline=True)
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, layout: Layout) -> jax.Array:
     """Rotate the first R features, given the cosines and sines of R/2 pairs."""
     rotated = 2 * cos.shape[-1]
     kept = [x[..., rotated:]] if rotated < x.shape[-1] else []

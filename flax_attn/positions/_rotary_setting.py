@@ -92,18 +92,20 @@ class Rotary:
             return [2 * size for size in self.sections]
         return [self.rotated or self.head_dim]
 
-    def frequencies(self, length: Length = None, dtype: jnp.dtype = jnp.float32) -> Frequencies:
+    def frequencies(self, length: Length = None, dtype: jnp.dtype | None = None) -> Frequencies:
         """The frequencies of all sections.
 
         Args:
           length: See `frequencies`.
-          dtype: dtype of the values.
+          dtype: See `frequencies`.
 
         Returns:
           `Frequencies` with `values` `[R/2]`.
         """
-        options = {"base": self.base, "scaling": self.scaling, "length": length, "dtype": dtype}
-        tables = [frequencies(width, **options) for width in self._widths()]
+        tables = [
+            frequencies(width, base=self.base, scaling=self.scaling, length=length, dtype=dtype)
+            for width in self._widths()
+        ]
         if len(tables) == 1:
             return tables[0]
         values = jnp.concatenate([table.values for table in tables])
