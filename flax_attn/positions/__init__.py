@@ -1,7 +1,7 @@
 """Positional encodings, as pure functions of any array of positions.
 
 Letters: `T` tokens, `M` model features, `P` rows of a table. Rotary positions: `N` heads, `D` size
-of a head, `R` rotated features of a head, `A` axes of positions, θ a frequency.
+of a head, `R` rotated features of a head, `F = R/2` frequencies θ, `A` axes of positions.
 """
 
 from flax_attn.positions._frequencies import Frequencies, frequencies

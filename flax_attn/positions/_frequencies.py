@@ -29,7 +29,7 @@ class Frequencies:
       Frequencies(values=float32[2], attention_factor=1.0)
     """
 
-    values: Float[Array, "R/2"]
+    values: Float[Array, "F"]
     attention_factor: float | Float[Array, ""] = 1.0
 
 

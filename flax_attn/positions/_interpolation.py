@@ -25,7 +25,7 @@ class Linear(Scaling):
 
     Example:
       >>> from flax_attn import positions
-      >>> positions.frequencies(4, scaling=positions.Linear(4)).values
+      >>> positions.frequencies(4, scaling=positions.Linear(4.0)).values
       Array([0.25  , 0.0025], dtype=float32)
 
     References:
@@ -67,7 +67,7 @@ class NTK(Scaling):
 
     Example:
       >>> from flax_attn import positions
-      >>> positions.frequencies(4, scaling=positions.NTK(4)).values
+      >>> positions.frequencies(4, scaling=positions.NTK(4.0)).values
       Array([1.    , 0.0025], dtype=float32)
 
     References:
@@ -106,7 +106,7 @@ class DynamicNTK(Scaling):
 
     Example:
       >>> from flax_attn import positions
-      >>> dynamic = positions.DynamicNTK(2, original_length=100)
+      >>> dynamic = positions.DynamicNTK(2.0, original_length=100)
       >>> positions.frequencies(4, scaling=dynamic, length=250).values
       Array([1.    , 0.0025], dtype=float32)
 

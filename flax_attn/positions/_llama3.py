@@ -28,7 +28,7 @@ class Llama3(Scaling):
 
     Example:
       >>> from flax_attn import positions
-      >>> llama = positions.Llama3(8, original_length=8192)
+      >>> llama = positions.Llama3(8.0, original_length=8192)
       >>> positions.frequencies(128, base=500_000.0, scaling=llama).values.shape
       (64,)
 

@@ -38,7 +38,7 @@ class LongRoPE(Scaling):
 
     Example:
       >>> from flax_attn import positions
-      >>> long = positions.LongRoPE([1.0, 1.0], [1.0, 4.0], original_length=100, factor=4)
+      >>> long = positions.LongRoPE([1.0, 1.0], [1.0, 4.0], original_length=100, factor=4.0)
       >>> positions.frequencies(4, scaling=long, length=400).values
       Array([1.    , 0.0025], dtype=float32)
 

@@ -2,14 +2,14 @@
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from flax_attn._checks import as_integer, check_array, check_positive
 
 
 def to_half(
-    kernel: Float[Array, "*M N*D"], head_dim: int, *, rotated: int | None = None
-) -> Float[Array, "*M N*D"]:
+    kernel: Shaped[Array, "*M ND"], head_dim: int, *, rotated: int | None = None
+) -> Shaped[Array, "*M ND"]:
     """Reorder the weights of queries or keys, from the interleaved layout to the half layout.
 
     W'[..., i] = W[..., 2i],  W'[..., i + R/2] = W[..., 2i + 1],  in each head
@@ -49,8 +49,8 @@ def to_half(
 
 
 def to_interleaved(
-    kernel: Float[Array, "*M N*D"], head_dim: int, *, rotated: int | None = None
-) -> Float[Array, "*M N*D"]:
+    kernel: Shaped[Array, "*M ND"], head_dim: int, *, rotated: int | None = None
+) -> Shaped[Array, "*M ND"]:
     """Reorder the weights of queries or keys, from the half layout to the interleaved layout.
 
     W'[..., 2i] = W[..., i],  W'[..., 2i + 1] = W[..., i + R/2],  in each head

@@ -28,7 +28,7 @@ Positions = Int[Array, "..."] | Float[Array, "..."]
 def rotary(
     x: Float[Array, "*B T N D"],
     positions: Positions,
-    frequencies: Frequencies | Float[Array, "R/2"],
+    frequencies: Frequencies | Float[Array, "F"],
     *,
     layout: Layout = "half",
     sections: Sequence[int] | None = None,
@@ -55,7 +55,9 @@ def rotary(
         Llama's own and GGUF checkpoints. `to_half` and `to_interleaved` convert weights.
       sections: Numbers of frequencies s_1 ... s_A, with sum R/2. The first s_1 frequencies read
         `positions[..., 0]`, the next s_2 read `positions[..., 1]`, and so on: rows and columns of
-        an image, or time, rows and columns in Qwen2-VL (`mrope_section`).
+        an image, or time, rows and columns in Qwen2-VL (`mrope_section`). For any other order, as
+        in Qwen3-VL, give each frequency a section: `sections=(1,) * (R // 2)` and
+        `positions[..., axes]`, where `axes` `[R/2]` has the axis of each frequency.
 
     Returns:
       The rotated array, in the shape and dtype of `x`.

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_attn._checks import as_integer, statistics_dtype
+from flax_attn._jax import varying_axes
 from flax_attn.positions._frequencies import Frequencies, check_table, frequencies
 from flax_attn.positions._rotary import (
     Layout,
@@ -45,7 +47,7 @@ class Rotary:
     Example:
       >>> import jax.numpy as jnp
       >>> from flax_attn import positions
-      >>> llama = positions.Llama3(8, original_length=8192)
+      >>> llama = positions.Llama3(8.0, original_length=8192)
       >>> rotary = positions.Rotary(128, base=500_000.0, scaling=llama)
       >>> rotary(jnp.ones((2, 5, 3, 128)), jnp.arange(5)).shape
       (2, 5, 3, 128)
@@ -120,15 +122,15 @@ class Rotary:
           x: Queries or keys `[*B, T, N, D]`.
           positions: Positions in tokens `[*#B, T]`, or `[*#B, T, A]` with sections.
           length: The length of the sequence, which `DynamicNTK` and `LongRoPE` read. Default: the
-            largest position of all batch elements + 1, as in Hugging Face. Give it where this call
-            sees only a part of the sequence: where one length holds for a whole generation, and
-            where tokens are divided among devices by `shard_map`.
+            largest position of all batch elements + 1, as in Hugging Face. Give it where one length
+            holds for a whole generation, and inside `shard_map`.
 
         Returns:
           The rotated array, in the shape and dtype of `x`.
 
         Raises:
-          ValueError: If D is not `head_dim`, or positions do not fit the tokens of `x`.
+          ValueError: If D is not `head_dim`, positions do not fit the tokens of `x`, or the length
+            cannot be known inside `shard_map`.
           TypeError: If an argument has the wrong type.
         """
         x = check_heads("Rotary", x)
@@ -140,6 +142,16 @@ class Rotary:
             )
         places = as_positions("Rotary", positions, x, self.sections)
         if length is None and self.scaling is not None and self.scaling.reads_length:
-            length = jnp.max(places, initial=-1) + 1
+            length = _length(places)
         table = self.frequencies(length, statistics_dtype(x.dtype))
         return rotary(x, places, table, layout=self.layout, sections=self.sections)
+
+
+def _length(positions: jax.Array) -> jax.Array:
+    axes = varying_axes(positions)
+    if axes:
+        raise ValueError(
+            f"Rotary: length must be given inside shard_map, as each device sees only its own "
+            f"positions along {sorted(axes)}, got None. Write rotary(x, positions, length=...)."
+        )
+    return jnp.max(positions, initial=-1) + 1

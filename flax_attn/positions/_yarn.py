@@ -39,7 +39,7 @@ class YaRN(Scaling):
 
     Example:
       >>> from flax_attn import positions
-      >>> yarn = positions.YaRN(4, original_length=32_768)
+      >>> yarn = positions.YaRN(4.0, original_length=32_768)
       >>> made = positions.frequencies(128, base=1e6, scaling=yarn)
       >>> round(made.attention_factor, 4)
       1.1386

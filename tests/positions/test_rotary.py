@@ -1,10 +1,14 @@
 """Rotary positions: the oracle, the laws, and wrong arguments."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from flax_attn import Coords, positions
 from flax_attn.positions import Rotary
@@ -222,6 +226,7 @@ def test_angles_are_float32_in_every_dtype(start):
         assert_close(rotary(x, places.astype(kind)), expected, 3e-7 + start * 2.0**-23)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops the barrier too early")
 def test_rotations_of_one_program_share_their_cosines():
     """Queries and keys of all layers: each cosine is computed once, not once per head or layer."""
 
@@ -236,6 +241,31 @@ def test_rotations_of_one_program_share_their_cosines():
     text = lowered.compile().as_text()
     assert text.count(" cosine(") == 1
     assert f"f32[{T},{D // 2}]" in next(x for x in text.splitlines() if " cosine(" in x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_on_meshes_each_device_rotates_its_own_tokens_and_heads(layout):
+    x, places = random(2, 8, 4, D).astype(np.float32), np.arange(8)
+    rotary = Rotary(D, scaling=positions.DynamicNTK(2.0, 4), layout=layout, rotated=8)
+    expected = jax.jit(rotary)(x, places)
+    shares = P("batch", "tokens"), P("tokens")
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        mesh = jax.make_mesh((2, 4), ("batch", "tokens"), axis_types=(kind, kind))
+        with jax.set_mesh(mesh):
+            given = [
+                jax.device_put(a, NamedSharding(mesh, share))
+                for a, share in zip((x, places), shares, strict=True)
+            ]
+            out = jax.jit(rotary)(*given)
+        chex.assert_trees_all_close(out, expected, rtol=0, atol=1e-6)
+        assert out.sharding.shard_shape(out.shape) == (1, 2, 4, D)
+    mapped = functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=shares, out_specs=P("batch", "tokens")
+    )
+    told = jax.jit(mapped(functools.partial(rotary, length=8)))(x, places)
+    chex.assert_trees_all_close(told, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"length must be given .* along \['tokens'\], got None"):
+        mapped(rotary)(x, places)
 
 
 def test_the_setting_is_hashable_and_its_numbers_are_normalised():
