@@ -36,7 +36,7 @@ class Linear(Scaling):
     factor: float
 
     def __post_init__(self) -> None:
-        self._check_number("factor", least=1)
+        self._check_factor()
 
     def scale(self, head_dim: int, base: float, length: Length) -> tuple[Values, float]:
         """See `Scaling`."""
@@ -78,7 +78,7 @@ class NTK(Scaling):
     factor: float
 
     def __post_init__(self) -> None:
-        self._check_number("factor", least=1)
+        self._check_factor()
 
     def scale(self, head_dim: int, base: float, length: Length) -> tuple[Values, float]:
         """See `Scaling`."""
@@ -121,7 +121,7 @@ class DynamicNTK(Scaling):
     reads_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self._check_number("factor", least=1)
+        self._check_factor()
         self._check_original_length()
 
     def scale(self, head_dim: int, base: float, length: Length) -> tuple[Values, float]:

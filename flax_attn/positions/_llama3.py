@@ -43,10 +43,9 @@ class Llama3(Scaling):
     high_frequency_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        self._check_number("factor", least=1)
+        self._check_factor()
         self._check_original_length()
-        self._check_number("low_frequency_factor")
-        self._check_number("high_frequency_factor")
+        self._check_positive("low_frequency_factor", "high_frequency_factor")
         if self.low_frequency_factor >= self.high_frequency_factor:
             raise ValueError(
                 f"Llama3: low_frequency_factor must be below high_frequency_factor, got "

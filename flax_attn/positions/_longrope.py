@@ -62,13 +62,10 @@ class LongRoPE(Scaling):
                 f"LongRoPE: short_factors and long_factors must pair up, got "
                 f"{len(self.short_factors)} and {len(self.long_factors)}."
             )
-        self._check_original_length()
-        if self.original_length < 2:
-            raise ValueError("LongRoPE: original_length must be at least 2, got 1.")
+        self._check_original_length(least=2)
         if self.factor is not None:
-            self._check_number("factor", least=1)
-        if self.attention_factor is not None:
-            self._check_number("attention_factor")
+            self._check_factor()
+        self._check_positive("attention_factor")
         if self.factor is None and self.attention_factor is None:
             raise ValueError(
                 "LongRoPE: factor or attention_factor must be given, got neither. factor is the "

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from flax_attn._checks import check_positive
+from flax_attn._checks import check_at_least
 
 Values = np.ndarray | jax.Array
 Length = int | float | jax.Array | None
@@ -37,22 +37,37 @@ class Scaling:
         """
         raise NotImplementedError
 
+    def _check_factor(self) -> None:
+        """Check the field `factor`: at least 1."""
+        self._check_positive("factor")
+        factor = self._field("factor")
+        if factor < 1:
+            raise ValueError(
+                f"{type(self).__name__}: factor must be at least 1, got {factor}. It is the new "
+                f"length / the original length."
+            )
+
+    def _check_original_length(self, least: int = 1) -> None:
+        """Check the field `original_length`."""
+        owner, length = type(self).__name__, self._field("original_length")
+        self._set("original_length", check_at_least(owner, "original_length", length, least))
+
+    def _check_positive(self, *names: str) -> None:
+        """Convert fields to floats; raise unless they are above 0. None stays."""
+        owner = type(self).__name__
+        for name in names:
+            number = self._field(name)
+            if number is None:
+                continue
+            if not isinstance(number, numbers.Real) or isinstance(number, bool):
+                got = "an array" if hasattr(number, "shape") else repr(number)
+                raise TypeError(f"{owner}: {name} must be a number, got {got}. It is a setting.")
+            if not (number > 0 and math.isfinite(number)):
+                raise ValueError(f"{owner}: {name} must be above 0 and finite, got {number}.")
+            self._set(name, float(number))
+
+    def _field(self, name: str) -> Any:
+        return getattr(self, name)
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-
-    def _check_number(self, name: str, least: float | None = None) -> None:
-        """Convert a field to a float; raise unless it is above 0, or at least `least`."""
-        owner, value = type(self).__name__, getattr(self, name)
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            got = "an array" if hasattr(value, "shape") else repr(value)
-            raise TypeError(f"{owner}: {name} must be a number, got {got}. It is a setting.")
-        if not math.isfinite(value) or value <= 0 or (least is not None and value < least):
-            must = "above 0" if least is None else f"at least {least:g}"
-            fix = " It is the new length / the original length." if name == "factor" else ""
-            raise ValueError(f"{owner}: {name} must be {must}, got {value}.{fix}")
-        self._set(name, float(value))
-
-    def _check_original_length(self) -> None:
-        """Check the field `original_length`."""
-        owner, value = type(self).__name__, getattr(self, "original_length")  # noqa: B009
-        self._set("original_length", check_positive(owner, "original_length", value))

@@ -60,11 +60,11 @@ class YaRN(Scaling):
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        self._check_number("factor", least=1)
+        self._check_factor()
         self._check_original_length()
-        for name in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
-            if getattr(self, name) is not None:
-                self._check_number(name)
+        self._check_positive(
+            "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"
+        )
         if self.beta_fast < self.beta_slow:
             raise ValueError(
                 f"YaRN: beta_fast must be at least beta_slow, got {self.beta_fast} and "
