@@ -80,9 +80,9 @@ class LongRoPE(Scaling):
             raise TypeError(
                 f"LongRoPE: {name} must be R/2 numbers, got {type(given).__name__}."
             ) from None
-        wrong = [x for x in factors if not (math.isfinite(x) and x > 0)]
+        wrong = [x for x in factors if not 0 < x < math.inf]
         if wrong:
-            raise ValueError(f"LongRoPE: {name} must be above 0, got {wrong[0]}.")
+            raise ValueError(f"LongRoPE: {name} must be above 0 and finite, got {wrong[0]}.")
         return factors
 
     def scale(self, head_dim: int, base: float, length: Length) -> tuple[Values, float]:
@@ -96,13 +96,17 @@ class LongRoPE(Scaling):
             geometric(head_dim, base) / np.asarray(factors)
             for factors in (self.short_factors, self.long_factors)
         )
-        factor = self.attention_factor
-        if factor is None:
-            factor = math.sqrt(1 + math.log(self.factor or 1) / math.log(self.original_length))
+        attention_factor = self._attention_factor()
         if isinstance(length, jax.Array):
             is_long = length.astype(jnp.float32) > self.original_length
             values = jnp.where(
                 is_long, jnp.asarray(long, jnp.float32), jnp.asarray(short, jnp.float32)
             )
-            return values, factor
-        return (long if (length or 0) > self.original_length else short), factor
+            return values, attention_factor
+        return (long if (length or 0) > self.original_length else short), attention_factor
+
+    def _attention_factor(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        assert self.factor is not None  # one of the two was given
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 from flax_attn._checks import as_integer, statistics_dtype
 from flax_attn._jax import varying_axes
 from flax_attn.positions._frequencies import Frequencies, check_table, frequencies
-from flax_attn.positions._rotary import (
+from flax_attn.positions._rotary import rotary
+from flax_attn.positions._rotary_checks import (
     Layout,
     Positions,
     as_positions,
     check_heads,
     check_layout,
     check_sections,
-    rotary,
 )
 from flax_attn.positions._scaling import Length, Scaling
 

@@ -62,9 +62,10 @@ class Scaling:
             if not isinstance(number, numbers.Real) or isinstance(number, bool):
                 got = "an array" if hasattr(number, "shape") else repr(number)
                 raise TypeError(f"{owner}: {name} must be a number, got {got}. It is a setting.")
-            if not (number > 0 and math.isfinite(number)):
+            number = float(number)
+            if not 0 < number < math.inf:
                 raise ValueError(f"{owner}: {name} must be above 0 and finite, got {number}.")
-            self._set(name, float(number))
+            self._set(name, number)
 
     def _field(self, name: str) -> Any:
         return getattr(self, name)

@@ -213,7 +213,7 @@ CASES = {
     "a factor of 0": (
         lambda: positions.LongRoPE([1.0], [0.0], 8, factor=2),
         ValueError,
-        r"LongRoPE: long_factors must be above 0, got 0\.0",
+        r"LongRoPE: long_factors must be above 0 and finite, got 0\.0",
     ),
     "one number for all pairs": (
         lambda: positions.LongRoPE(1.0, 4.0, 8, factor=2),
