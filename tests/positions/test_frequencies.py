@@ -27,6 +27,11 @@ SCALINGS = {
         positions.YaRN(40, 4096, beta_fast=20, beta_slow=2, truncate=False),
         oracle.yarn(R, BASE, 40, 4096, 20, 2, truncate=False),
     ),
+    "YaRN of a short length": (positions.YaRN(4, 64), oracle.yarn(R, BASE, 4, 64)),
+    "YaRN of a long length": (
+        positions.YaRN(4, 10**7, beta_fast=4096),
+        oracle.yarn(R, BASE, 4, 10**7, 4096),
+    ),
     "Llama3": (positions.Llama3(8, ORIGINAL), oracle.llama3(R, BASE, 8, ORIGINAL)),
     "Llama3 of other ends": (
         positions.Llama3(32, ORIGINAL, 2, 16),
@@ -129,12 +134,14 @@ def test_attention_factors(scaling, factor):
     assert positions.frequencies(R, scaling=scaling).attention_factor == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("rotated", [None, 4])
-def test_the_attention_factor_multiplies_rotated_features_only(rotated):
+@pytest.mark.parametrize("axial", [False, True])
+@pytest.mark.parametrize("size", [6, 4])
+def test_the_attention_factor_multiplies_rotated_features_only(size, axial):
     x = np.random.default_rng(0).normal(size=(3, 1, 6)).astype(np.float32)
     scaling = positions.YaRN(4, 4096, attention_factor=2.0)
-    out = positions.Rotary(6, scaling=scaling, rotated=rotated)(x, np.zeros(3))
-    size = rotated or 6
+    given = {"sections": (1, size // 2 - 1), "axial": True} if axial else {}
+    rotary = positions.Rotary(6, scaling=scaling, rotated=size, **given)
+    out = rotary(x, np.zeros((3, 2) if axial else 3))
     chex.assert_trees_all_equal(out, np.concatenate([2 * x[..., :size], x[..., size:]], axis=-1))
 
 

@@ -217,13 +217,15 @@ def test_bfloat16_is_rounded_once(layout):
 
 
 @pytest.mark.parametrize("start", [0, 4096, 131_072])
-def test_angles_are_float32_in_every_dtype(start):
-    """bfloat16 positions would be off by 512 tokens at 131,072."""
-    x, places = np.ones((T, 1, D), np.float32), np.arange(T) + start
-    expected = oracle.rotate(x, places, np.float32(oracle.plain(D)))
-    rotary = jax.jit(Rotary(D))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_angles_are_float32_in_every_dtype(dtype, start):
+    """Positions of bfloat16 would be off by up to 256 tokens at 131,072."""
+    x, places = jnp.ones((T, 1, D), dtype), np.arange(T) + start
+    expected = oracle.rotate(np.ones(x.shape), places, np.float32(oracle.plain(D)))
+    rotary, tolerance = jax.jit(Rotary(D)), FORWARD[dtype] + start * 2.0**-23
     for kind in (np.int32, np.int64, np.uint32, np.float32):
-        assert_close(rotary(x, places.astype(kind)), expected, 3e-7 + start * 2.0**-23)
+        assert_close(rotary(x, places.astype(kind)), expected, tolerance)
+    assert_close(Rotary(D)(x, places), expected, tolerance)  # positions that are known
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops the barrier too early")
