@@ -74,10 +74,10 @@ def frequencies(
       Embedding", 2021, arXiv:2104.09864, equation 15.
     """
     head_dim, base = check_table("frequencies", head_dim, base, scaling)
-    if np.shape(length):
+    shape = getattr(length, "shape", ())
+    if shape:
         raise ValueError(
-            f"frequencies: length must be one number, got {list(np.shape(length))}. Write "
-            f"jnp.max(length)."
+            f"frequencies: length must be one number, got {list(shape)}. Write jnp.max(length)."
         )
     if isinstance(length, jax.Array) and scaling is not None and scaling.reads_length:
         values, factor = scaling.scale(head_dim, base, length)
