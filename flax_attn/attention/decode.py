@@ -58,10 +58,12 @@ class Decode(Dense):
         return None
 
     def defers(self, problem: Problem, platform: str | None) -> str | None:
-        """It is faster for a few queries on CPUs."""
-        length_q = problem.sizes[0]
+        """It is faster for a few queries and many keys on CPUs."""
+        length_q, length_k, _, _ = problem.sizes
         if length_q > MOST_QUERIES:
             return f"it is for at most {MOST_QUERIES} queries, and there are {length_q}."
+        if length_k < self.fewest_keys:
+            return f"it is for at least {self.fewest_keys} keys, and there are {length_k}."
         if platform != "cpu":
             return "it was found to be faster on CPUs only."
         return None
