@@ -117,7 +117,9 @@ def draw_attention(
     """Draw the attention of some heads of a layer."""
     _, sown = nnx.capture(model, nnx.Intermediate)(jnp.asarray([tokens]), sow_weights=True)
     weights = sown["blocks"][layer]["attention"]["attention_weights"][0][0]  # [N, T, T]
-    visualize.heads(np.asarray(weights, np.float32)[heads], tokens=labels)
+    axes = visualize.heads(np.asarray(weights, np.float32)[heads], tokens=labels)
+    for axis, head in zip(np.ravel(axes), heads, strict=True):
+        axis.set_title(f"layer {layer}, head {head}")
     plt.gcf().savefig(path)
     print(f"Drawn: {path}")
 
