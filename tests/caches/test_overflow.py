@@ -119,13 +119,13 @@ def filled(cache, length):
     ("options", "length", "kept", "is_lost"),
     [
         ({"spare": 2}, 20, [18], False),
-        ({"spare": 2}, 20, [17], True),
+        ({"spare": 2}, 20, [16], True),
         ({"spare": 2}, 20, [19, 18], False),
-        ({"spare": 2}, 20, [18, 17], True),  # what the longer sequence overwrote stays lost
-        ({}, 20, [19], True),
+        ({"spare": 2}, 20, [18, 16], True),  # what the longer sequence overwrote stays lost
+        ({}, 20, [18], True),
         ({"window": 1}, 20, [7], False),  # no older token is needed
         ({}, 4, [1], False),  # nothing was overwritten
-        ({}, 5, [4], True),
+        ({}, 5, [3], True),
         ({}, 20, [0], False),
         ({"num_sinks": 3}, 20, [3], False),  # sinks are never overwritten
         ({"num_sinks": 3}, 20, [2], False),

@@ -130,7 +130,9 @@ def ones(*shape):
 def test_the_last_user_of_a_shared_page_writes_in_place():
     """Two sequences share one page of two tokens, and one page is free."""
     cache = caches.PagedCache.create(2, SIZE, 1, 2, batch=2, capacity=3)
-    cache = append(cache, ones(2, 2), Coords(jnp.arange(2), valid=jnp.array([[True, True], [False, False]])))
+    cache = append(
+        cache, ones(2, 2), Coords(jnp.arange(2), valid=jnp.array([[True, True], [False, False]]))
+    )
     cache = append(share(cache, 0, 1, 9), ones(2, 1), Coords(jnp.zeros(1, int)))
     assert cache.lengths.tolist() == [3, 3]
     assert cache.uses.tolist() == [1, 1]
