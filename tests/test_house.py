@@ -30,7 +30,7 @@ ROWS = [
     {"attention", "linear"},
     {"vision"},
     {"caches", "sharded"},
-    {"_modules"},
+    {"_modules", "_latent_attention"},
     {"linen", "nnx"},
     {"visualize"},
 ]

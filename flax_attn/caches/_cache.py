@@ -212,8 +212,8 @@ class Cache:
 
     def _numbers(self, is_stored: jax.Array) -> jax.Array:
         """The number of each new token in its sequence `[*B, T]`."""
-        before = jnp.cumsum(is_stored, axis=-1, dtype=jnp.int32) - is_stored
-        return self.lengths[..., None] + before
+        ones = is_stored.astype(jnp.int32)
+        return self.lengths[..., None] + jnp.cumsum(ones, axis=-1, dtype=jnp.int32) - ones
 
     def _of_batch(self, name: str, array: Any) -> jax.Array:
         shape = jnp.shape(array)

@@ -31,7 +31,7 @@ class Quantized:
     def of(cls, x: Float[Array, "*X D"]) -> "Quantized":
         """Round vectors to the nearest multiples of their scales."""
         x = x.astype(jnp.float32)
-        scales = jnp.max(jnp.abs(x), axis=-1) / LARGEST
+        scales = jnp.max(jnp.abs(x), axis=-1, initial=0) / LARGEST  # of no features: 0
         divisor = jnp.where(scales > 0, scales, 1)[..., None]
         values = jnp.clip(jnp.round(x / divisor), -LARGEST, LARGEST)
         return cls(jnp.nan_to_num(values).astype(jnp.int8), scales)
