@@ -248,7 +248,9 @@ def _absorbed(
     absorb = functools.partial(product, "...tnd,rnd->...tnr", key_up)
     expand = functools.partial(product, "...tnr,rnd->...tnd", value_up)
     query = jnp.concatenate([_keeping_nan(absorb, query[..., :nope]), query[..., nope:]], axis=-1)
-    heads = _one_array(attention(query, latents, latents[..., :rank], **options))
+    # The rotary features of the output are dropped: values latents[..., :rank] would be a copy of
+    # the whole cache in each step (at 4096 tokens, 29 ms in place of 21 ms on 2 CPU cores).
+    heads = _one_array(attention(query, latents, latents, **options))[..., :rank]
     return _keeping_nan(expand, heads)
 
 
