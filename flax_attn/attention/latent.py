@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ Rotation = Callable[[Array, Array], Array]
 Form = Literal["naive", "absorbed"]
 
 
+@runtime_checkable
 class LatentCache(Protocol):
     """What `latent_attention` needs of a cache; see `flax_attn.caches`."""
 
