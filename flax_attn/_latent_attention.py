@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_attn._checks import check_array, check_at_least, check_positive
+from flax_attn._modules import joined_mask, joined_score_mod
 from flax_attn.attention import latent_attention
 from flax_attn.attention._flax_masks import as_boolean
 from flax_attn.caches import Cache, KVCache
-from flax_attn.masks import Dense, Mask
+from flax_attn.masks import Mask
 from flax_attn.positions import Rotary
 from flax_attn.scores import ScoreMod
 
@@ -121,8 +122,8 @@ def attend(
         )
     rotary = module.rotary
     options = {
-        "mask": _joined_mask(module.mask, mask),
-        "score_mod": _joined_score_mod(module.score_mod, score_mod),
+        "mask": joined_mask(module.mask, as_boolean(MODULE, mask)),
+        "score_mod": joined_score_mod(module.score_mod, score_mod),
         "normalizer": module.normalizer,
         "precision": module.precision,
         "implementation": module.implementation,
@@ -138,18 +139,3 @@ def attend(
         attention=attention,
         **{name: option for name, option in options.items() if option is not None},
     )
-
-
-def _joined_mask(own: Mask | None, given: Mask | jax.Array | None) -> Mask | jax.Array | None:
-    """Where both the mask of the module and that of the call are True."""
-    given = as_boolean(MODULE, given)
-    if own is None or given is None:
-        return given if own is None else own
-    return own & (given if isinstance(given, Mask) else Dense(given))
-
-
-def _joined_score_mod(own: ScoreMod | None, given: ScoreMod | None) -> ScoreMod | None:
-    """The score modifier of the module, then that of the call."""
-    if own is None or given is None:
-        return given if own is None else own
-    return own >> given

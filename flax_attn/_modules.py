@@ -15,8 +15,11 @@ from flax_attn._checks import as_integer, check_array, check_maps
 from flax_attn._jax import varying_axes
 from flax_attn.attention import Dropout, attention_weights, dot_product_attention
 from flax_attn.attention._flax_masks import as_boolean
+from flax_attn.caches import KVCache
 from flax_attn.coords import Coords
-from flax_attn.masks import Mask
+from flax_attn.masks import Dense, Mask
+from flax_attn.normalizers import Normalizer, Softmax
+from flax_attn.scores import ScoreMod
 
 MODULE = "MultiHeadAttention"
 MASK_BY_NAME = "(A mask is passed by name: mask=mask.)"
@@ -86,12 +89,67 @@ def check_dropout_rate(rate: float) -> None:
         )
 
 
-def refuse_decode(decode: bool | None, what: str = "decode=True") -> None:
-    """Raise if a key/value cache is asked for."""
-    if decode:
-        raise NotImplementedError(
-            f"{MODULE}: {what} is not part of this version, which has no key/value cache. "
-            f"Pass all tokens with is_causal=True."
+def check_norm(normalize_qk: bool | str) -> None:
+    """Raise unless it says which norm queries and keys have."""
+    if normalize_qk not in (True, False, "layer", "rms"):
+        raise ValueError(
+            f'{MODULE}: normalize_qk must be "layer" (or True), "rms" or False, got '
+            f"{normalize_qk!r}."
+        )
+
+
+def with_sink(normalizer: Normalizer | None, sink: jax.Array | None) -> Normalizer | None:
+    """Softmax with the module's own sink, or the normaliser that was given."""
+    if sink is None:
+        return normalizer
+    if normalizer is not None:
+        raise ValueError(
+            f"{MODULE}: sink=True makes the normaliser Softmax(sink), so normalizer must be left "
+            f"out, got {normalizer!r}."
+        )
+    return Softmax(sink)
+
+
+def joined_mask(own: Mask | None, given: Mask | jax.Array | None) -> Mask | jax.Array | None:
+    """The mask of the module and that of the call: a query attends where both are True."""
+    given = as_boolean(MODULE, given)
+    if own is None or given is None:
+        return given if own is None else own
+    return own & (given if isinstance(given, Mask) else Dense(given))
+
+
+def joined_score_mod(own: ScoreMod | None, given: ScoreMod | None) -> ScoreMod | None:
+    """The score modifier of the module, then that of the call."""
+    if own is None or given is None:
+        return given if own is None else own
+    return own >> given
+
+
+def flax_cache(cached_key: jax.Array, cached_value: jax.Array, cache_index: jax.Array) -> KVCache:
+    """Flax's variables, which all sequences fill alike, as a cache.
+
+    Args:
+      cached_key: `[*B, S, K, D]`.
+      cached_value: `[*B, S, K, Dv]`.
+      cache_index: How many tokens are stored.
+    """
+    *batch, capacity, _, _ = cached_key.shape
+    slots = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), (*batch, capacity))
+    return KVCache(
+        jnp.swapaxes(cached_key, -3, -2),
+        jnp.swapaxes(cached_value, -3, -2),
+        {"positions": slots},
+        jnp.broadcast_to(cache_index, tuple(batch)),
+        jnp.zeros(tuple(batch), bool),
+    )
+
+
+def check_decoding(**given: Any) -> None:
+    """Raise if something is given that `decode=True` stands for, or cannot honour."""
+    for name in [name for name, x in given.items() if x is not None and x is not False]:
+        raise ValueError(
+            f"{MODULE}: {name} must not be given with decode=True, which keeps keys and values in "
+            f"Flax's variables. Use decode=False and cache=, of flax_attn.caches."
         )
 
 
@@ -167,14 +225,16 @@ def attention_options(
     head_ids = None
     if axis_name is not None:
         head_ids = lax.axis_index(axis_name) * num_heads + jnp.arange(num_heads)
-    given = {"mask": as_boolean(MODULE, mask), "head_ids": head_ids, **options}
+    given = {"mask": mask, "head_ids": head_ids, **options}
     return {
         name: value for name, value in given.items() if value is not None and value is not False
     }
 
 
 def adapted(
-    attention_fn: Callable[..., jax.Array], *axis_names: str | None
+    attention_fn: Callable[..., jax.Array],
+    *axis_names: str | None,
+    input_positions: jax.Array | None = None,
 ) -> Callable[..., jax.Array]:
     """`attention_fn` with inputs of one dtype, and with the keywords that it takes.
 
@@ -184,6 +244,7 @@ def adapted(
     Args:
       attention_fn: The function.
       *axis_names: Axes of a surrounding `shard_map` that split heads or batch, not the sequence.
+      input_positions: Passed on, if given.
     """
     check_maps(MODULE, attention_fn=attention_fn)
 
@@ -192,6 +253,8 @@ def adapted(
             dtype = jnp.result_type(query, key, value)
             query, key, value = (array.astype(dtype) for array in (query, key, value))
         own = dot_product_attention in (attention_fn, getattr(attention_fn, "__wrapped__", None))
+        if input_positions is not None:
+            options["input_positions"] = input_positions
         axes = varying_axes(query)
         if own and axes and axes <= {*axis_names}:
             options = _numbered(query, key, options)

@@ -30,7 +30,8 @@ ROWS = [
     {"attention", "linear"},
     {"vision"},
     {"caches", "sharded"},
-    {"_modules", "_latent_attention"},
+    {"_modules"},
+    {"_latent_attention"},
     {"linen", "nnx"},
     {"visualize"},
 ]

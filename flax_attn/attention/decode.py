@@ -58,10 +58,12 @@ class Decode(Dense):
         return None
 
     def defers(self, problem: Problem, platform: str | None) -> str | None:
-        """It is faster for a few queries on CPUs."""
-        length_q = problem.sizes[0]
+        """It is faster for a few queries and many keys on CPUs."""
+        length_q, length_k, _, _ = problem.sizes
         if length_q > MOST_QUERIES:
             return f"it is for at most {MOST_QUERIES} queries, and there are {length_q}."
+        if length_k < self.fewest_keys:
+            return f"it is for at least {self.fewest_keys} keys, and there are {length_k}."
         if platform != "cpu":
             return "it was found to be faster on CPUs only."
         return None
@@ -91,8 +93,8 @@ class Decode(Dense):
         visible = problem.visible()
         if len(counts) == 1 or visible.shape[-1] == 1:
             return attend(problem.sizes[1])
-        is_seen = jnp.any(visible, axis=tuple(range(visible.ndim - 1)))
-        num_needed = jnp.max(jnp.where(is_seen, lax.iota(jnp.int32, is_seen.size) + 1, 0))
+        numbers = lax.broadcasted_iota(jnp.int32, visible.shape, visible.ndim - 1)
+        num_needed = jnp.max(jnp.where(visible, numbers + 1, 0), initial=0)
         index = jnp.sum(num_needed > jnp.asarray(counts[:-1]), dtype=jnp.int32)
         return lax.switch(index, [functools.partial(attend, count) for count in counts])
 

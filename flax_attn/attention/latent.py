@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,10 @@ from flax_attn import maps
 from flax_attn._checks import as_floating, check_maps, statistics_dtype
 from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
+from flax_attn.attention.multi_head import KeyValueCache, Map, Rotation
 from flax_attn.coords import Coords
 
-Map = Callable[[Array], Array]
-Rotation = Callable[[Array, Array], Array]
-"""A function of heads `[*B, T, N, Dr]` and positions `[*B, T]`, such as `positions.Rotary(Dr)`."""
 Form = Literal["naive", "absorbed"]
-
-
-@runtime_checkable
-class LatentCache(Protocol):
-    """What `latent_attention` needs of a cache; see `flax_attn.caches`."""
-
-    def next_coords(self, length: int, coords: Coords | None = None) -> Coords:
-        """The coordinates of the next tokens."""
-
-    def attend(
-        self, query: Array, key: Array, value: Array, coords: Coords | None = None, **options: Any
-    ) -> tuple[Array, Any]:
-        """Append tokens, and attend from them to all that the cache holds."""
 
 
 def latent_attention(
@@ -47,7 +32,7 @@ def latent_attention(
     kv_norm: Map | None = None,
     rotary: Rotation | None = None,
     coords: Coords | None = None,
-    cache: LatentCache | None = None,
+    cache: KeyValueCache | None = None,
     form: Form | None = None,
     scale: float | Float[Array, ""] | None = None,
     attention: Callable[..., Array] = dot_product_attention,

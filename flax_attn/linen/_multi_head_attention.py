@@ -1,8 +1,8 @@
 """Multi-head attention as a Linen module."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,32 @@ from flax_attn._modules import (
     MODULE,
     adapted,
     attention_options,
+    check_decoding,
     check_dropout_rate,
+    check_norm,
+    flax_cache,
     head_sizes,
+    joined_mask,
+    joined_score_mod,
     make_dropout,
-    refuse_decode,
     refuse_einsum,
     resolve_inputs,
     summed_over,
+    with_sink,
     with_weights,
 )
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
+from flax_attn.attention._core.selection import Choice
+from flax_attn.caches import Cache
 from flax_attn.coords import Coords
 from flax_attn.linen._layers import DenseGeneral
 from flax_attn.linen._module import Module
 from flax_attn.masks import Mask, Plan
 from flax_attn.normalizers import Normalizer
+from flax_attn.positions import Rotary
 from flax_attn.scores import ScoreMod
+
+_LayerNorm = functools.partial(nn.LayerNorm, use_bias=False)
 
 
 class MultiHeadAttention(Module):
@@ -64,7 +74,7 @@ class MultiHeadAttention(Module):
     use_bias: bool = True
     attention_fn: Callable[..., jax.Array] = dot_product_attention
     decode: bool = False
-    normalize_qk: bool = False
+    normalize_qk: bool | Literal["layer", "rms"] = False
     force_fp32_for_softmax: bool = False
     qkv_dot_general: Callable[..., jax.Array] | None = None
     out_dot_general: Callable[..., jax.Array] | None = None
@@ -74,8 +84,14 @@ class MultiHeadAttention(Module):
     head_dim: int | None = None
     value_head_dim: int | None = None
     scale: float | None = None
+    rotary: Rotary | None = None
+    mask: Mask | None = None
+    score_mod: ScoreMod | None = None
     normalizer: Normalizer | None = None
-    implementation: str | Sequence[str] | None = None
+    sink: bool = False
+    output_gate: bool = False
+    shares_key_value: bool = False
+    implementation: Choice = None
     axis_name: str | None = None
     batch_axis_name: str | None = None
     qk_attn_weights_einsum_cls: Any = None
@@ -99,7 +115,11 @@ class MultiHeadAttention(Module):
         dropout_rng: jax.Array | None = None,
         sow_weights: bool = False,
         inputs_kv: jax.Array | None = None,
-    ) -> jax.Array:
+        input_positions: jax.Array | None = None,
+        cache: Cache | None = None,
+        key_value: tuple[jax.Array, jax.Array] | None = None,
+        return_key_value: bool = False,
+    ) -> Any:
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
         See `flax_attn.nnx.MultiHeadAttention`. The key of dropout is `dropout_rng`, by default
@@ -110,10 +130,10 @@ class MultiHeadAttention(Module):
                 f"{MODULE}: dtype must be a dtype, got {self.dtype}. The width of the input is "
                 f"inferred; that of the heads together is qkv_features={self.dtype}."
             )
-        refuse_decode(self.decode)
         refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
-        given = inputs_k, inputs_v, inputs_kv, key_coords
-        if all(x is None for x in given):
+        check_norm(self.normalize_qk)
+        given = inputs_k, inputs_v, inputs_kv, key_coords, key_value, cache
+        if all(x is None for x in given) and not self.decode:
             key_coords = query_coords
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
         sizes = head_sizes(
@@ -150,40 +170,90 @@ class MultiHeadAttention(Module):
             ),
             name="out",
         )
-        norm = functools.partial(
-            nn.LayerNorm, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        query = project((self.num_heads, sizes.head_dim), name="query")
+        key = value = query_norm = key_norm = gate = sink = None
+        if not self.shares_key_value:
+            key = project((sizes.num_kv_heads, sizes.head_dim), name="key")
+            value = project((sizes.num_kv_heads, sizes.value_head_dim), name="value")
+        if self.normalize_qk:
+            norm = functools.partial(
+                nn.RMSNorm if self.normalize_qk == "rms" else _LayerNorm,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
+            query_norm = norm(name="query_ln")
+            key_norm = None if self.shares_key_value else norm(name="key_ln")
+        if self.output_gate:
+            gate = project((self.num_heads, sizes.value_head_dim), name="gate")
+        if self.sink:
+            zeros = nn.initializers.zeros_init()
+            sink = self.param("sink", zeros, (self.num_heads,), self.param_dtype)
         attention = self.attention_fn
         if sow_weights:
             attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
-        return multi_head_attention(
+        attend = functools.partial(
+            multi_head_attention,
             inputs_q,
             inputs_k,
-            project((self.num_heads, sizes.head_dim), name="query"),
-            project((sizes.num_kv_heads, sizes.head_dim), name="key"),
-            project((sizes.num_kv_heads, sizes.value_head_dim), name="value"),
+            query,
+            key,
+            value,
             out,
             inputs_v=inputs_v,
-            query_norm=norm(name="query_ln") if self.normalize_qk else None,
-            key_norm=norm(name="key_ln") if self.normalize_qk else None,
-            attention=adapted(attention, self.axis_name, self.batch_axis_name),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            rotary=self.rotary,
+            gate=gate,
+            input_positions=None if self.rotary is None else input_positions,
+            attention=adapted(
+                attention,
+                self.axis_name,
+                self.batch_axis_name,
+                input_positions=input_positions if self.rotary is None else None,
+            ),
             **attention_options(
-                mask,
+                joined_mask(self.mask, mask),
                 self.num_heads,
                 self.axis_name,
                 bias=bias,
-                is_causal=is_causal,
-                score_mod=score_mod,
+                is_causal=is_causal or self._decodes(),
+                score_mod=joined_score_mod(self.score_mod, score_mod),
                 query_coords=query_coords,
                 key_coords=key_coords,
                 plan=plan,
                 scale=self.scale,
-                normalizer=self.normalizer,
+                normalizer=with_sink(self.normalizer, sink),
                 dropout=self._dropout(inputs_q, deterministic, dropout_rng),
                 precision=self.precision,
                 implementation=self.implementation,
+                key_value=key_value,
             ),
         )
+        if self.decode:
+            check_decoding(cache=cache, key_value=key_value, return_key_value=return_key_value)
+            return self._decode(attend)
+        return attend(cache=cache, return_key_value=return_key_value)
+
+    def _decodes(self) -> bool:
+        """Whether this call appends to Flax's cache. The first call, `init`, only makes it."""
+        return self.decode and self.has_variable("cache", "cached_key")
+
+    def _decode(self, attend: Callable[..., Any]) -> jax.Array:
+        """Attend with the keys and values in the collection `cache`, and store the new ones."""
+        if not self._decodes():
+            output, (key, value) = attend(return_key_value=True)
+            self.variable("cache", "cached_key", jnp.zeros, key.shape, key.dtype)
+            self.variable("cache", "cached_value", jnp.zeros, value.shape, value.dtype)
+            self.variable("cache", "cache_index", jnp.array, 0, jnp.int32)
+            return output
+        cached_key: Any = self.variable("cache", "cached_key")
+        cached_value: Any = self.variable("cache", "cached_value")
+        cache_index: Any = self.variable("cache", "cache_index")
+        cache = flax_cache(cached_key.value, cached_value.value, cache_index.value)
+        output, cache = attend(cache=cache)
+        cached_key.value, cached_value.value = cache.keys, cache.values
+        cache_index.value = jnp.max(cache.lengths)
+        return output
 
     def _dropout(
         self, inputs: jax.Array, deterministic: bool | None, key: jax.Array | None

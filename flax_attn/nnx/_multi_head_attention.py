@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,30 @@ from flax_attn._modules import (
     MODULE,
     adapted,
     attention_options,
+    check_decoding,
     check_dropout_rate,
+    check_norm,
+    flax_cache,
     head_sizes,
+    joined_mask,
+    joined_score_mod,
     make_dropout,
-    refuse_decode,
     resolve_inputs,
     summed_over,
+    with_sink,
     with_weights,
 )
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
+from flax_attn.attention._core.selection import Choice
+from flax_attn.caches import Cache
 from flax_attn.coords import Coords
 from flax_attn.masks import Mask, Plan
 from flax_attn.nnx._module import Module
 from flax_attn.normalizers import Normalizer
+from flax_attn.positions import Rotary
 from flax_attn.scores import ScoreMod
 
+_LayerNorm = functools.partial(nnx.LayerNorm, use_bias=False)
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -40,7 +49,9 @@ class MultiHeadAttention(Module):
 
     Takes the constructor of `flax.nnx.MultiHeadAttention` and has its parameters (`query`, `key`,
     `value`, `out`, and with `normalize_qk` `query_ln`, `key_ln`), so that weights move both ways.
-    The widths of queries, keys, values, heads and output need not be equal.
+    The widths of queries, keys, values, heads and output need not be equal. Of Flax's own tests of
+    both its modules all pass but six, which want Flax's class names, its deprecation warnings and
+    error texts, complex inputs, or weights in bfloat16 (here they are float32).
 
     Arguments of Flax's class that are not described here have its meaning.
 
@@ -54,13 +65,26 @@ class MultiHeadAttention(Module):
         and `train()` set it.
       attention_fn: Attention on heads, called with `query, key, value` and those keywords of
         `flax_attn.dot_product_attention` that are set.
-      decode: Not in this version: only None or False.
+      decode: If True, each call appends its tokens to the cache that `init_cache` made, and they
+        attend to all tokens so far and to none after them. Flax takes one token at a time; here any
+        number is taken. Tokens that do not fit raise an error, or under `jit` give NaN. For caches
+        of other kinds, for batches of different lengths and for speed, use `cache=` at the call.
+      normalize_qk: Normalise queries and keys: True or "layer" by LayerNorm without bias, as Flax
+        does, "rms" by RMSNorm.
       qkv_dot_general: Dot product of the query, key and value projections.
       out_dot_general: Dot product of the output projection.
       qkv_dot_general_cls: Makes `qkv_dot_general`.
       out_dot_general_cls: Makes `out_dot_general`.
       scale: Factor of the dot products; 1/√D by default.
+      rotary: Rotary positions of queries and keys, applied after `normalize_qk`.
+      mask: A mask for every call. A mask at the call hides more.
+      score_mod: A score modifier for every call. One at the call follows it.
       normalizer: From scores to weights.
+      sink: If True, each head has a learned sink `sink` `[N]`, 0 at first: `Softmax(sink)`.
+      output_gate: If True, σ(gate(inputs_q)) multiplies the output of each head, feature by
+        feature. Its projection is `gate`.
+      shares_key_value: If True, there are no projections of keys and values: they are those of
+        another layer, passed as `key_value`.
       implementation: As in `flax_attn.dot_product_attention`.
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
         and `num_kv_heads` then count the heads of one device, and the outputs are summed over the
@@ -98,7 +122,7 @@ class MultiHeadAttention(Module):
         use_bias: bool = True,
         attention_fn: Callable[..., jax.Array] = dot_product_attention,
         decode: bool | None = None,
-        normalize_qk: bool = False,
+        normalize_qk: bool | Literal["layer", "rms"] = False,
         qkv_promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
         out_promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
         ln_promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
@@ -107,8 +131,14 @@ class MultiHeadAttention(Module):
         qkv_dot_general_cls: Any = None,
         out_dot_general_cls: Any = None,
         scale: float | None = None,
+        rotary: Rotary | None = None,
+        mask: Mask | None = None,
+        score_mod: ScoreMod | None = None,
         normalizer: Normalizer | None = None,
-        implementation: str | Sequence[str] | None = None,
+        sink: bool = False,
+        output_gate: bool = False,
+        shares_key_value: bool = False,
+        implementation: Choice = None,
         axis_name: str | None = None,
         batch_axis_name: str | None = None,
         rngs: nnx.Rngs,
@@ -120,8 +150,8 @@ class MultiHeadAttention(Module):
         query_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
         key_ln_scale_metadata: Mapping[str, Any] = _NO_METADATA,
     ):
-        refuse_decode(decode)
         check_dropout_rate(dropout_rate)
+        check_norm(normalize_qk)
         layers = self._layers_for(
             in_features,
             rngs,
@@ -146,21 +176,23 @@ class MultiHeadAttention(Module):
             bias_metadata=bias_metadata,
         )
         self.query = project(in_features, (num_heads, sizes.head_dim))
-        self.key = project(in_kv_features, (sizes.num_kv_heads, sizes.head_dim))
-        self.value = project(in_value_features, (sizes.num_kv_heads, sizes.value_head_dim))
+        self.key = self.value = nnx.data(None)
+        if not shares_key_value:
+            self.key = project(in_kv_features, (sizes.num_kv_heads, sizes.head_dim))
+            self.value = project(in_value_features, (sizes.num_kv_heads, sizes.value_head_dim))
         norm = functools.partial(
-            nnx.LayerNorm,
+            nnx.RMSNorm if normalize_qk == "rms" else _LayerNorm,
             sizes.head_dim,
-            use_bias=False,
             dtype=dtype,
             param_dtype=param_dtype,
             promote_dtype=ln_promote_dtype,
             rngs=rngs,
         )
-        self.query_ln = nnx.data(
-            norm(scale_metadata=query_ln_scale_metadata) if normalize_qk else None
-        )
-        self.key_ln = nnx.data(norm(scale_metadata=key_ln_scale_metadata) if normalize_qk else None)
+        self.query_ln = self.key_ln = nnx.data(None)
+        if normalize_qk:
+            self.query_ln = norm(scale_metadata=query_ln_scale_metadata)
+        if normalize_qk and not shares_key_value:
+            self.key_ln = norm(scale_metadata=key_ln_scale_metadata)
         self.out = layers.general(
             (num_heads, sizes.value_head_dim),
             output_features(MODULE, in_features, out_features),
@@ -175,6 +207,10 @@ class MultiHeadAttention(Module):
             kernel_metadata=out_kernel_metadata or kernel_metadata,
             bias_metadata=out_bias_metadata or bias_metadata,
         )
+        self.gate = nnx.data(None)
+        if output_gate:
+            self.gate = project(in_features, (num_heads, sizes.value_head_dim))
+        self.sink = nnx.data(layers.constant(0.0, num_heads) if sink else None)
         self.rngs = rngs.dropout.fork() if keep_rngs and dropout_rate > 0 else None
         self.num_heads = num_heads
         self.qkv_features = num_heads * sizes.head_dim
@@ -202,10 +238,16 @@ class MultiHeadAttention(Module):
         self.precision = precision
         self.attention_fn = attention_fn
         self.scale = scale
+        self.rotary = rotary
+        self.mask = nnx.data(mask)
+        self.score_mod = nnx.data(score_mod)
         self.normalizer = nnx.data(normalizer)
         self.implementation = implementation
         self.axis_name = axis_name
         self.batch_axis_name = batch_axis_name
+        self.cached_key: nnx.Cache[jax.Array] | None = nnx.data(None)
+        self.cached_value: nnx.Cache[jax.Array] | None = nnx.data(None)
+        self.cache_index: nnx.Cache[jax.Array] | None = nnx.data(None)
 
     def __call__(
         self,
@@ -228,7 +270,10 @@ class MultiHeadAttention(Module):
         qkv_sharding: Any = None,
         input_positions: jax.Array | None = None,
         inputs_kv: jax.Array | None = None,
-    ) -> jax.Array:
+        cache: Cache | None = None,
+        key_value: tuple[jax.Array, jax.Array] | None = None,
+        return_key_value: bool = False,
+    ) -> Any:
         """Attend from `inputs_q` to `inputs_k`, reading `inputs_v`.
 
         Args:
@@ -248,19 +293,30 @@ class MultiHeadAttention(Module):
           deterministic: If True, dropout is disabled; overrides the attribute.
           rngs: Keys of dropout; override those that were kept.
           sow_weights: If True, sows `attention_weights` `[*B, N, T, S]`, before dropout.
-          decode: Not in this version: only None or False.
+          decode: Overrides the attribute.
           out_sharding: Sharding of the output, as in `flax.nnx.LinearGeneral`.
           qkv_sharding: Sharding of the projected queries, keys and values.
-          input_positions: Passed to an `attention_fn` that takes it, such as Flax's with rotary
-            embeddings.
+          input_positions: Positions for `rotary` in place of those of the coordinates, `[*B, T]` or
+            `[*B, T, A]` for several axes. Without `rotary` they are passed to an `attention_fn`
+            that takes them, such as Flax's with rotary embeddings.
           inputs_kv: Another name of `inputs_k`.
+          cache: A cache of `flax_attn.caches`. The tokens of `inputs_q` are appended to it and
+            attend to all that it holds; pass `is_causal=True`, or a mask, to hide later tokens.
+          key_value: Keys `[*B, S, K, D]` and values `[*B, S, K, Dv]` to attend to, with their
+            `key_coords`: those of another layer, or of its cache.
+          return_key_value: If True, also returns the keys and values.
 
         Returns:
-          The output `[*B, T, out_features]`.
+          The output `[*B, T, out_features]`; with a cache also the new cache; with
+          `return_key_value` also the pair of keys and values.
+
+        Raises:
+          ValueError: If shapes, dtypes or options do not fit, or tokens do not fit into the cache.
+          TypeError: If an argument is of the wrong kind.
         """
-        refuse_decode(self.decode if decode is None else decode)
-        given = inputs_k, inputs_v, inputs_kv, key_coords
-        if all(x is None for x in given):
+        decode = bool(self.decode if decode is None else decode)
+        given = inputs_k, inputs_v, inputs_kv, key_coords, key_value, cache
+        if all(x is None for x in given) and not decode:
             key_coords = query_coords
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
         for name, inputs, projection in (
@@ -269,39 +325,69 @@ class MultiHeadAttention(Module):
             ("inputs_v", inputs_v, self.value),
         ):
             fix = "" if name == "inputs_q" else MASK_BY_NAME
-            check_features(MODULE, inputs, projection.in_features[0], name, fix)
+            if projection is not None:
+                check_features(MODULE, inputs, projection.in_features[0], name, fix)
         attention = self.attention_fn
         if sow_weights:
             attention = with_weights(attention, self._sow_on_request)
-        return multi_head_attention(
+        sharded = functools.partial(_sharded, qkv_sharding)
+        attend = functools.partial(
+            multi_head_attention,
             inputs_q,
             inputs_k,
-            functools.partial(self.query, out_sharding=qkv_sharding),
-            functools.partial(self.key, out_sharding=qkv_sharding),
-            functools.partial(self.value, out_sharding=qkv_sharding),
+            sharded(self.query),
+            sharded(self.key),
+            sharded(self.value),
             functools.partial(self.out, out_sharding=out_sharding),
             inputs_v=inputs_v,
             query_norm=self.query_ln,
             key_norm=self.key_ln,
-            attention=adapted(attention, self.axis_name, self.batch_axis_name),
+            rotary=self.rotary,
+            input_positions=None if self.rotary is None else input_positions,
+            gate=sharded(self.gate),
+            attention=adapted(
+                attention,
+                self.axis_name,
+                self.batch_axis_name,
+                input_positions=input_positions if self.rotary is None else None,
+            ),
             **attention_options(
-                mask,
+                joined_mask(self.mask, mask),
                 self.num_heads,
                 self.axis_name,
                 bias=bias,
-                is_causal=is_causal,
-                score_mod=score_mod,
+                is_causal=is_causal or decode,
+                score_mod=joined_score_mod(self.score_mod, score_mod),
                 query_coords=query_coords,
                 key_coords=key_coords,
                 plan=plan,
                 scale=self.scale,
-                normalizer=self.normalizer,
+                normalizer=with_sink(
+                    self.normalizer, None if self.sink is None else self.sink[...]
+                ),
                 dropout=self._dropout(inputs_q, deterministic, rngs),
                 precision=self.precision,
                 implementation=self.implementation,
-                input_positions=input_positions,
+                key_value=key_value,
             ),
         )
+        if decode:
+            check_decoding(cache=cache, key_value=key_value, return_key_value=return_key_value)
+            return self._decode(attend)
+        return attend(cache=cache, return_key_value=return_key_value)
+
+    def _decode(self, attend: Callable[..., Any]) -> jax.Array:
+        """Attend with the keys and values in Flax's cache variables, and store the new ones."""
+        if self.cached_key is None or self.cached_value is None or self.cache_index is None:
+            raise ValueError(
+                f"{MODULE}: decode=True needs a cache. Call "
+                f"init_cache((*batch, max_length, in_features)) first."
+            )
+        cache = flax_cache(self.cached_key[...], self.cached_value[...], self.cache_index[...])
+        output, cache = attend(cache=cache)
+        self.cached_key[...], self.cached_value[...] = cache.keys, cache.values
+        self.cache_index[...] = jnp.max(cache.lengths)
+        return output
 
     def _dropout(
         self, inputs: jax.Array, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None
@@ -332,24 +418,47 @@ class MultiHeadAttention(Module):
             self.dropout_rate, stream(), self.broadcast_dropout, inputs, self.batch_axis_name
         )
 
-    def set_view(self, deterministic: bool | None = None, decode: bool | None = None) -> None:
+    def set_view(
+        self,
+        deterministic: bool | None = None,
+        decode: bool | None = None,
+        batch_size: int | Sequence[int] | None = None,
+        max_length: int | None = None,
+    ) -> None:
         """Class method used by `nnx.view`.
 
         Args:
           deterministic: If True, dropout is disabled.
-          decode: Not in this version: only None or False.
+          decode: If True, calls append to the cache.
+          batch_size: Batch axes of a new cache `*B`; with `max_length`.
+          max_length: How many tokens a new cache holds.
         """
-        refuse_decode(decode)
         if decode is not None:
             self.decode = decode
         if deterministic is not None:
             self.deterministic = deterministic
+        if (batch_size is None) != (max_length is None):
+            raise ValueError(
+                f"{MODULE}: batch_size and max_length make a cache together, got "
+                f"{batch_size} and {max_length}."
+            )
+        if batch_size is not None and max_length is not None:
+            batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+            self.init_cache((*batch, max_length, self.query.in_features[0]), self.param_dtype)
 
     def init_cache(self, input_shape: Sequence[int], dtype: Dtype = jnp.float32) -> None:
-        """Not in this version: raises, because there is no key/value cache.
+        """Make an empty cache for `decode=True`: variables of the type `nnx.Cache`.
 
         Args:
-          input_shape: As in `flax.nnx.MultiHeadAttention.init_cache`.
-          dtype: As there.
+          input_shape: Shape of the input of a whole sequence `[*B, S, M]`: S tokens can be stored.
+          dtype: dtype of keys and values; it must be that of the projections.
         """
-        refuse_decode(True, "init_cache")
+        shape = (*input_shape[:-1], self.num_kv_heads)
+        self.cached_key = nnx.Cache(jnp.zeros((*shape, self.head_dim), dtype))
+        self.cached_value = nnx.Cache(jnp.zeros((*shape, self.value_head_dim), dtype))
+        self.cache_index = nnx.Cache(jnp.array(0, jnp.int32))
+
+
+def _sharded(sharding: Any, projection: Any) -> Any:
+    """A projection whose output has this sharding; None stays None."""
+    return None if projection is None else functools.partial(projection, out_sharding=sharding)
