@@ -101,7 +101,7 @@ class QuantizedCache(Contiguous):
           num_kv_heads: K.
           head_dim: D.
           batch: Batch axes `*B`: a number or several.
-          value_head_dim: Dv; D by default.
+          value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of the keys and values that attention reads.
           fields: Names and dtypes of the coordinates besides positions.
         """
