@@ -122,6 +122,11 @@ def latent_attention(
     check_maps(function, attention=attention)
     inputs = as_floating(function, "inputs", inputs)
     key_up, value_up = _as_up_projections(function, key_up, value_up)
+    if query_norm is not None and query_down is None:
+        raise ValueError(
+            f"{function}: query_norm must come with query_down, whose result it normalises, got "
+            f"query_down=None. Normalise the inputs before the call."
+        )
     if form not in (None, "naive", "absorbed"):
         raise ValueError(f'{function}: form must be "naive" or "absorbed", got {form!r}.')
     located = coords if cache is None else cache.next_coords(inputs.shape[-2], coords)

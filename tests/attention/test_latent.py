@@ -195,6 +195,7 @@ def test_half_precision_stays():
 
 def given(**changes):
     w = weights() | {name: changes.pop(name) for name in [*changes] if name in WEIGHTS}
+    w = {name: array for name, array in w.items() if array is not None}
     return lambda: attend(w, jnp.asarray(X, jnp.float32), **changes)
 
 
@@ -203,6 +204,11 @@ ERRORS = {
         given(form="expanded"),
         ValueError,
         r'form must be "naive" or "absorbed", got \'expanded\'',
+    ),
+    "a norm of nothing": (
+        given(query_down=None),
+        ValueError,
+        r"query_norm must come with query_down, .* got query_down=None",
     ),
     "rank": (
         given(key_up=jnp.ones((R, N * DN))),
