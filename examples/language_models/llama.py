@@ -58,9 +58,7 @@ class Llama(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, **options: Any):
         self.config = config
         self.embedding = nnx.Embed(config.vocab_size, config.features, rngs=rngs)
-        self.blocks = nnx.List(
-            Block(config, rngs, **options) for _ in range(config.num_layers)
-        )
+        self.blocks = nnx.List(Block(config, rngs, **options) for _ in range(config.num_layers))
         self.norm = nnx.RMSNorm(config.features, epsilon=config.norm_epsilon, rngs=rngs)
         self.head = nnx.data(None)
         if not config.tied_embeddings:
