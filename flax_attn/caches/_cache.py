@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import as_floating, broadcasts_to, check_positive
+from flax_attn._checks import as_floating, broadcasts_to, check_at_least, check_positive
 from flax_attn._cpu.barriers import separate
 from flax_attn._integers import as_bound, known
 from flax_attn._jax import report_unless
@@ -358,7 +358,8 @@ def new_heads(
     size = check_positive(owner, "head_dim", head_dim)
     value_size = size
     if value_head_dim is not None:
-        value_size = check_positive(owner, "value_head_dim", value_head_dim)
+        # Without values: latent attention reads them from its keys.
+        value_size = check_at_least(owner, "value_head_dim", value_head_dim, 0)
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{owner}: dtype must be floating point, got {dtype}.")

@@ -99,7 +99,7 @@ class RollingCache(Cache):
           num_sinks: How many of the first tokens all others attend to.
           spare: How many tokens `truncate` may take back, once older ones were overwritten.
           batch: Batch axes `*B`: a number or several.
-          value_head_dim: Dv; D by default.
+          value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions.
         """
