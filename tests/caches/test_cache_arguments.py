@@ -138,9 +138,12 @@ CREATE = {
 def test_sizes_names_and_dtypes_of_create(name):
     create, sizes = CREATE[name][0].create, CREATE[name][1]
     sizes = sizes | {"num_kv_heads": 2, "head_dim": 4}
-    for wrong in (*sizes, "value_head_dim", "batch"):
+    for wrong in (*sizes, "batch"):
         with pytest.raises(ValueError, match=f"{name}.create: {wrong} must be at least 1, got 0"):
             create(**(sizes | {wrong: 0}))
+    assert create(**sizes, value_head_dim=0).values.shape[-1] == 0  # for latent attention
+    with pytest.raises(ValueError, match=f"{name}.create: value_head_dim must be at least 0"):
+        create(**sizes, value_head_dim=-1)
     for field in ("positions", "valid", "numbers"):
         with pytest.raises(ValueError, match=f"{name}.create: fields must not contain '{field}'"):
             create(**sizes, fields={field: jnp.int32})
