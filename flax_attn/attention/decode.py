@@ -93,8 +93,8 @@ class Decode(Dense):
         visible = problem.visible()
         if len(counts) == 1 or visible.shape[-1] == 1:
             return attend(problem.sizes[1])
-        is_seen = jnp.any(visible, axis=tuple(range(visible.ndim - 1)))
-        num_needed = jnp.max(jnp.where(is_seen, lax.iota(jnp.int32, is_seen.size) + 1, 0))
+        numbers = lax.broadcasted_iota(jnp.int32, visible.shape, visible.ndim - 1)
+        num_needed = jnp.max(jnp.where(visible, numbers + 1, 0), initial=0)
         index = jnp.sum(num_needed > jnp.asarray(counts[:-1]), dtype=jnp.int32)
         return lax.switch(index, [functools.partial(attend, count) for count in counts])
 

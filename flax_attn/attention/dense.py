@@ -116,7 +116,11 @@ def attend_densely(problem: Problem, *, assume_finite: bool = False) -> Results:
     if visible is not None:
         sees_BTN = jnp.swapaxes(jnp.any(visible, axis=-1), -1, -2)
         output = jnp.where(sees_BTN[..., None], output, 0)
-    if visible is not None and not assume_finite:
+    if assume_finite:
+        # A normaliser or dropout may have ignored a score that is not a number.
+        has_nan_BTN = jnp.swapaxes(jnp.any(jnp.isnan(scores), axis=-1), -1, -2)
+        output = jnp.where(has_nan_BTN[..., None], jnp.nan, output)
+    elif visible is not None:
         no_lse_BTN, no_output_BTN = (jnp.swapaxes(x, -1, -2) for x in undefined(problem, visible))
         lse = jnp.where(no_lse_BTN, jnp.nan, lse)
         output = jnp.where(no_output_BTN[..., None], jnp.nan, output)

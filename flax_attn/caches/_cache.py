@@ -1,16 +1,18 @@
 """What all caches share: checks, the places of new tokens, and attention."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import as_floating, broadcasts_to, check_positive
-from flax_attn._integers import as_bound
+from flax_attn._integers import as_bound, known
 from flax_attn._jax import report_unless
 from flax_attn.attention import dot_product_attention
 from flax_attn.coords import Coords, PerHead
@@ -39,6 +41,24 @@ class Tokens:
     is_stored: jax.Array
     numbers: jax.Array
     counts: jax.Array
+
+
+class Heads(NamedTuple):
+    """What the keys and values of a cache are: their heads and dtypes.
+
+    Attributes:
+      num: K.
+      head_dim: D.
+      value_head_dim: Dv.
+      dtype: dtype of the keys; None if any is taken.
+      value_dtype: dtype of the values; None if any is taken.
+    """
+
+    num: int
+    head_dim: int
+    value_head_dim: int
+    dtype: Dtype | None
+    value_dtype: Dtype | None
 
 
 class Cache:
@@ -73,12 +93,12 @@ class Cache:
     @property
     def keys(self) -> Float[Array, "*B S K D"]:
         """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
-        raise NotImplementedError
+        return self._read(self.stored_keys)
 
     @property
     def values(self) -> Float[Array, "*B S K Dv"]:
         """The values, as attention takes them."""
-        raise NotImplementedError
+        return self._read(self.stored_values)
 
     @property
     def coords(self) -> Coords:
@@ -102,8 +122,8 @@ class Cache:
             of tokens so far. Tokens that are not `valid`, such as padding, are not stored.
 
         Returns:
-          The new cache. If tokens of a sequence do not fit, none of them is stored and the sequence
-          is marked in `overflowed`.
+          The new cache. If tokens of a sequence do not fit, none of them is stored, and the
+          sequence is marked in `overflowed` until it is reset.
 
         Raises:
           ValueError: If shapes or dtypes are not those of the cache, or tokens do not fit. Under
@@ -176,8 +196,18 @@ class Cache:
 
         Args:
           where: Which sequences to empty `[*B]`; None for all.
+
+        Returns:
+          The new cache, in which these sequences are no longer marked as overflowed.
         """
-        where = jnp.ones(self.batch, bool) if where is None else self._of_batch("where", where)
+        owner = f"{self._owner}.reset"
+        where = jnp.asarray(True if where is None else where)
+        if where.dtype != jnp.bool_:
+            raise TypeError(
+                f"{owner}: where must be boolean, True for sequences to empty, got {where.dtype}. "
+                f"Write where.astype(bool)."
+            )
+        where = self._of_batch(f"{owner}: where", where)
         cache = self._shortened(jnp.where(where, 0, self.lengths))
         return cache._replace(overflowed=self.overflowed & ~where)
 
@@ -187,14 +217,13 @@ class Cache:
         Args:
           lengths: How many tokens of each sequence to keep, one number or `[*B]`. Shorter sequences
             stay as they are.
+
+        Returns:
+          The new cache.
         """
-        lengths = as_bound(f"{self._owner}.truncate: lengths", lengths)
-        lengths = self._of_batch("lengths", lengths)
-        if not isinstance(lengths, jax.core.Tracer) and np.any(np.asarray(lengths) < 0):
-            raise ValueError(
-                f"{self._owner}.truncate: lengths must be at least 0, got {np.min(lengths)}."
-            )
-        return self._shortened(jnp.clip(lengths, 0, self.lengths))
+        name = f"{self._owner}.truncate: lengths"
+        lengths = self._of_batch(name, as_bound(name, lengths))
+        return self._shortened(jnp.minimum(as_sizes(name, lengths), self.lengths))
 
     # ---- what the classes share
 
@@ -210,42 +239,48 @@ class Cache:
         """The cache with at most as many tokens."""
         raise NotImplementedError
 
+    @property
+    def _slot_numbers(self) -> jax.Array:
+        """0 ... S − 1 for each sequence `[*B, S]`."""
+        shape = (*self.batch, self.capacity)
+        return lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+
     def _numbers(self, is_stored: jax.Array) -> jax.Array:
         """The number of each new token in its sequence `[*B, T]`."""
-        before = jnp.cumsum(is_stored, axis=-1, dtype=jnp.int32) - is_stored
-        return self.lengths[..., None] + before
+        one = is_stored.astype(jnp.int32)
+        return self.lengths[..., None] + jnp.cumsum(one, axis=-1) - one
 
-    def _of_batch(self, name: str, array: Any) -> jax.Array:
-        shape = jnp.shape(array)
-        if not broadcasts_to(shape, self.batch):
+    def _of_batch(self, name: str, array: jax.Array) -> jax.Array:
+        """An array with a number for each sequence."""
+        if not broadcasts_to(array.shape, self.batch):
             raise ValueError(
-                f"{self._owner}: {name} must be one number or [*B] = {list(self.batch)}, got "
-                f"{list(shape)}."
+                f"{name} must be one number or [*B] = {list(self.batch)}, got {list(array.shape)}."
             )
-        return jnp.broadcast_to(jnp.asarray(array), self.batch)
+        return jnp.broadcast_to(array, self.batch)
 
-    def _check_tokens(
-        self,
-        key: jax.Array,
-        value: jax.Array,
-        coords: Coords | None,
-        like: Sequence[tuple[tuple[int, int], Dtype]],
-    ) -> Tokens:
-        """Check new tokens, and number them.
+    @property
+    def _heads(self) -> Heads:
+        keys, values = self.stored_keys, self.stored_values
+        return Heads(keys.shape[-3], keys.shape[-1], values.shape[-1], keys.dtype, values.dtype)
 
-        Args:
-          key: Keys `[*B, T, K, D]`.
-          value: Values `[*B, T, K, Dv]`.
-          coords: Coordinates.
-          like: `(K, D)` and dtype of the cache's keys, and `(K, Dv)` and dtype of its values. The
-            dtype None accepts all.
-        """
-        owner = f"{self._owner}.append"
+    def _pack(self, rows: jax.Array) -> Store:
+        """Keys or values `[*B, T, K, D]` as they are stored."""
+        return rows
+
+    def _read(self, store: Store) -> jax.Array:
+        """Stored keys or values as `[*B, S, K, D]`."""
+        return jnp.swapaxes(store, -3, -2)
+
+    def _check_tokens(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Tokens:
+        """Check new tokens, and number them."""
+        owner, heads = f"{self._owner}.append", self._heads
         key, value = as_floating(owner, "key", key), as_floating(owner, "value", value)
         length = key.shape[-3] if key.ndim >= 3 else None
-        given = ("key", "K, D", key), ("value", "K, Dv", value)
-        for (name, letters, array), (heads, dtype) in zip(given, like, strict=True):
-            wanted = (*self.batch, length, *heads)
+        for name, letters, array, size, dtype in (
+            ("key", "K, D", key, heads.head_dim, heads.dtype),
+            ("value", "K, Dv", value, heads.value_head_dim, heads.value_dtype),
+        ):
+            wanted = (*self.batch, length, heads.num, size)
             if array.shape != wanted:
                 shown = ", ".join("T" if size is None else str(size) for size in wanted)
                 raise ValueError(
@@ -262,16 +297,21 @@ class Cache:
         fields = new.fields()
         is_stored = fields.pop("valid", jnp.ones((*self.batch, length), bool))
         if fields.keys() != self.fields.keys():
-            extra, missing = fields.keys() - self.fields.keys(), self.fields.keys() - fields.keys()
-            got = f"{', '.join(sorted(extra | missing))} {'as well' if extra else 'not'}"
             raise ValueError(
-                f"{owner}: coords must have the fields of the cache, {', '.join(self.fields)}; "
-                f"they have {got}. Name further fields in create(fields=...)."
+                f"{owner}: coords must have the fields of the cache, {', '.join(self.fields)}, got "
+                f"{', '.join(fields)}. Pass them all, or name others in create(fields=...)."
             )
+        for name, x in fields.items():
+            if x.dtype != self.fields[name].dtype:
+                raise ValueError(
+                    f"{owner}: {name} of coords must be {self.fields[name].dtype}, as the cache's "
+                    f"is, got {x.dtype}. Cast it, or create the cache with "
+                    f"fields={{{name!r}: jnp.{x.dtype}}}."
+                )
         return Tokens(
             key,
             value,
-            {name: x.astype(self.fields[name].dtype) for name, x in fields.items()},
+            fields,
             is_stored,
             new.numbers,
             jnp.sum(is_stored, axis=-1, dtype=jnp.int32),
@@ -279,9 +319,10 @@ class Cache:
 
     def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
         """Raise where it is known that tokens do not fit. Returns the new `overflowed`."""
-        if isinstance(fits, jax.core.Tracer):
+        is_fit = known(fits)
+        if is_fit is None:
             report_unless(jnp.all(fits), f"{self._owner}: tokens do not fit into the cache.")
-        elif not np.all(np.asarray(fits)):
+        elif not np.all(is_fit):
             raise ValueError(message())
         return self.overflowed | ~fits
 
@@ -301,27 +342,70 @@ def _check_coords(owner: str, coords: Coords, shape: tuple[int, ...]) -> None:
                 f"{owner}: coords must have one value per token, got PerHead {name!r}, which no "
                 f"cache stores."
             )
-        if not broadcasts_to(x.shape, shape):
+        if x.shape[-1] != shape[-1] or not broadcasts_to(x.shape, shape):
             raise ValueError(
                 f"{owner}: coords must be of the new tokens, [*B, T] = {list(shape)}, got {name} "
                 f"{list(x.shape)}."
             )
 
 
+def new_heads(
+    owner: str, num_kv_heads: int, head_dim: int, value_head_dim: int | None, dtype: Dtype
+) -> Heads:
+    """The heads of a new cache; the values are like the keys by default."""
+    num = check_positive(owner, "num_kv_heads", num_kv_heads)
+    size = check_positive(owner, "head_dim", head_dim)
+    value_size = size
+    if value_head_dim is not None:
+        value_size = check_positive(owner, "value_head_dim", value_head_dim)
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{owner}: dtype must be floating point, got {dtype}.")
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return Heads(num, size, value_size, dtype, dtype)
+
+
+def new_stores(heads: Heads, batch: tuple[int, ...], length: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of no tokens yet, `[*batch, K, length, D]`."""
+    return (
+        jnp.zeros((*batch, heads.num, length, heads.head_dim), heads.dtype),
+        jnp.zeros((*batch, heads.num, length, heads.value_head_dim), heads.value_dtype),
+    )
+
+
 def new_fields(
-    owner: str, fields: Mapping[str, Dtype] | None, shape: tuple[int, ...]
+    owner: str, fields: Mapping[str, Dtype] | None, shape: tuple[int, ...], *own: str
 ) -> dict[str, jax.Array]:
-    """Coordinates of no tokens yet."""
-    dtypes = {"positions": jnp.int32, **(fields or {})}
-    if "valid" in dtypes:
-        raise ValueError(f"{owner}: fields must not contain 'valid', which every cache knows.")
-    return {name: jnp.zeros(shape, dtype) for name, dtype in dtypes.items()}
+    """Coordinates of no tokens yet: positions, the integers `own`, and what the user names."""
+    fields = fields or {}
+    for name in ("positions", "valid", "numbers", *own):
+        if name in fields:
+            raise ValueError(f"{owner}: fields must not contain {name!r}, which every cache has.")
+    dtypes = dict.fromkeys(own, jnp.int32) | dict(fields)
+    arrays = {name: jnp.zeros(shape, dtype) for name, dtype in dtypes.items()}
+    return Coords(jnp.zeros(shape, jnp.int32), **arrays).fields()  # which checks the names
+
+
+def no_tokens(batch: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """`lengths` and `overflowed` of an empty cache."""
+    return jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
 
 
 def as_batch(owner: str, batch: int | tuple[int, ...]) -> tuple[int, ...]:
     """The batch axes as a tuple."""
-    sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+    try:
+        sizes: tuple[int, ...] = (operator.index(batch),)  # type: ignore[arg-type]
+    except TypeError:
+        sizes = tuple(batch)  # type: ignore[arg-type]
     return tuple(check_positive(owner, "batch", size) for size in sizes)
+
+
+def as_sizes(name: str, sizes: jax.Array) -> jax.Array:
+    """Numbers of tokens. Traced ones below 0 are 0; if they are known, they raise."""
+    numbers = known(sizes)
+    if numbers is not None and np.any(numbers < 0):
+        raise ValueError(f"{name} must be at least 0, got {np.min(numbers)}.")
+    return jnp.maximum(sizes, 0)
 
 
 def write(store: Store, rows: Store, slots: jax.Array) -> Store:

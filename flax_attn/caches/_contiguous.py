@@ -1,7 +1,7 @@
 """A cache that stores the tokens of a sequence one after the other."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from flax_attn._pytree import pytree
 from flax_attn.caches._cache import (
     Cache,
     Dtype,
-    Store,
-    Tokens,
     as_batch,
     new_fields,
+    new_heads,
+    new_stores,
+    no_tokens,
     write,
     write_fields,
 )
@@ -24,10 +25,7 @@ from flax_attn.coords import Coords
 
 
 class Contiguous(Cache):
-    """Token n of a sequence is stored in slot n.
-
-    A subclass says how keys and values are stored: `_pack` and `_unpack`.
-    """
+    """Token n of a sequence is stored in slot n."""
 
     @property
     def capacity(self) -> int:
@@ -35,21 +33,9 @@ class Contiguous(Cache):
         return self.fields["positions"].shape[-1]
 
     @property
-    def keys(self) -> Float[Array, "*B S K D"]:
-        """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
-        return jnp.swapaxes(self._unpack(self.stored_keys), -3, -2)
-
-    @property
-    def values(self) -> Float[Array, "*B S K Dv"]:
-        """The values, as attention takes them."""
-        return jnp.swapaxes(self._unpack(self.stored_values), -3, -2)
-
-    @property
     def coords(self) -> Coords:
         """The coordinates of the keys `[*B, S]`; `valid` is True for the stored tokens."""
-        slots = jnp.broadcast_to(
-            jnp.arange(self.capacity, dtype=jnp.int32), (*self.batch, self.capacity)
-        )
+        slots = self._slot_numbers
         return Coords(**self.fields, valid=slots < self.lengths[..., None], numbers=slots)
 
     def append(
@@ -59,7 +45,7 @@ class Contiguous(Cache):
         coords: Coords | None = None,
     ) -> Self:
         """See `Cache.append`."""
-        tokens = self._checked(key, value, coords)
+        tokens = self._check_tokens(key, value, coords)
         lengths = self.lengths + tokens.counts
         fits = lengths <= self.capacity
 
@@ -80,17 +66,6 @@ class Contiguous(Cache):
             lengths=jnp.where(fits, lengths, self.lengths),
             overflowed=overflowed,
         )
-
-    def _checked(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Tokens:
-        raise NotImplementedError
-
-    def _pack(self, rows: jax.Array) -> Store:
-        """Keys or values `[*B, T, K, D]` as they are stored."""
-        raise NotImplementedError
-
-    def _unpack(self, store: Store) -> jax.Array:
-        """What is stored, as `[*B, K, S, D]`."""
-        raise NotImplementedError
 
     def _shortened(self, lengths: jax.Array) -> Self:
         return self._replace(lengths=lengths)
@@ -150,25 +125,10 @@ class KVCache(Contiguous):
         """
         owner = "KVCache.create"
         capacity = check_positive(owner, "capacity", capacity)
-        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
+        heads = new_heads(owner, num_kv_heads, head_dim, value_head_dim, dtype)
         batch = as_batch(owner, batch)
-        value_head_dim = head_dim if value_head_dim is None else value_head_dim
         return cls(
-            jnp.zeros((*batch, num_kv_heads, capacity, head_dim), dtype),
-            jnp.zeros((*batch, num_kv_heads, capacity, value_head_dim), dtype),
+            *new_stores(heads, batch, capacity),
             new_fields(owner, fields, (*batch, capacity)),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros(batch, bool),
+            *no_tokens(batch),
         )
-
-    def _checked(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Tokens:
-        like = tuple(
-            ((x.shape[-3], x.shape[-1]), x.dtype) for x in (self.stored_keys, self.stored_values)
-        )
-        return self._check_tokens(key, value, coords, like)
-
-    def _pack(self, rows: jax.Array) -> jax.Array:
-        return rows
-
-    def _unpack(self, store: Any) -> jax.Array:
-        return store

@@ -7,12 +7,24 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import check_positive
-from flax_attn._integers import as_bound
+from flax_attn._integers import as_bound, known
+from flax_attn._jax import report_unless
 from flax_attn._pytree import pytree
-from flax_attn.caches._cache import Cache, Dtype, Tokens, as_batch, new_fields
+from flax_attn.caches._cache import (
+    Cache,
+    Dtype,
+    Tokens,
+    as_batch,
+    as_sizes,
+    new_fields,
+    new_heads,
+    new_stores,
+    no_tokens,
+)
 from flax_attn.coords import Coords
 
 
@@ -98,16 +110,13 @@ class PagedCache(Cache):
         owner = "PagedCache.create"
         num_pages = check_positive(owner, "num_pages", num_pages)
         page_size = check_positive(owner, "page_size", page_size)
-        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
         per_sequence = math.ceil(check_positive(owner, "capacity", capacity) / page_size)
+        heads = new_heads(owner, num_kv_heads, head_dim, value_head_dim, dtype)
         batch = as_batch(owner, batch)
-        value_head_dim = head_dim if value_head_dim is None else value_head_dim
         return cls(
-            jnp.zeros((num_pages, num_kv_heads, page_size, head_dim), dtype),
-            jnp.zeros((num_pages, num_kv_heads, page_size, value_head_dim), dtype),
+            *new_stores(heads, (num_pages,), page_size),
             new_fields(owner, fields, (num_pages, page_size)),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros(batch, bool),
+            *no_tokens(batch),
             jnp.zeros((*batch, per_sequence), jnp.int32),
             jnp.zeros(num_pages, jnp.int32),
         )
@@ -128,21 +137,10 @@ class PagedCache(Cache):
         return jnp.sum(self.uses == 0)
 
     @property
-    def keys(self) -> Float[Array, "*B S K D"]:
-        """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
-        return self._gathered(self.stored_keys)
-
-    @property
-    def values(self) -> Float[Array, "*B S K Dv"]:
-        """The values, as attention takes them."""
-        return self._gathered(self.stored_values)
-
-    @property
     def coords(self) -> Coords:
         """The coordinates of the keys `[*B, S]`; `valid` is True for the stored tokens."""
-        shape = (*self.batch, self.capacity)
-        slots = jnp.broadcast_to(jnp.arange(self.capacity, dtype=jnp.int32), shape)
-        fields = {name: x[self.table].reshape(shape) for name, x in self.fields.items()}
+        slots = self._slot_numbers
+        fields = {name: x[self.table].reshape(slots.shape) for name, x in self.fields.items()}
         return Coords(**fields, valid=slots < self.lengths[..., None], numbers=slots)
 
     def append(
@@ -152,10 +150,7 @@ class PagedCache(Cache):
         coords: Coords | None = None,
     ) -> Self:
         """See `Cache.append`. Tokens do not fit either if no page is free."""
-        like = tuple(
-            ((x.shape[-3], x.shape[-1]), x.dtype) for x in (self.stored_keys, self.stored_values)
-        )
-        tokens = self._check_tokens(key, value, coords, like)
+        tokens = self._check_tokens(key, value, coords)
         flat = self._flat()
         pages = flat._take_pages(tokens.counts.reshape(-1), tokens.key.shape[-3])
         fits = pages.fits.reshape(self.batch)
@@ -194,29 +189,35 @@ class PagedCache(Cache):
           length: How many tokens to share; None for all.
 
         Returns:
-          The new cache.
+          The new cache. If a traced index is that of no sequence, nothing is changed.
         """
         owner, flat = "PagedCache.share", self._flat()
         (count,) = flat.batch
-        for name, index in (("source", source), ("target", target)):
-            if not isinstance(index, jax.core.Tracer) and not 0 <= int(index) < count:
-                raise ValueError(
-                    f"{owner}: {name} must be the index of a sequence, 0 ... {count - 1}, got "
-                    f"{int(index)}."
-                )
-        wanted = flat.lengths[source] if length is None else as_bound(f"{owner}: length", length)
-        shared = jnp.minimum(wanted, flat.lengths[source])
-        is_target = jnp.arange(count) == target
-        emptied = flat._shortened(jnp.where(is_target & (source != target), 0, flat.lengths))
+        source, target = (
+            _as_index(f"{owner}: {name}", index, count)
+            for name, index in (("source", source), ("target", target))
+        )
+        is_other = known(source != target)
+        if is_other is not None and not is_other:
+            raise ValueError(f"{owner}: source and target must differ, got {int(source)} twice.")
+        indices = jnp.arange(count)
+        is_source, is_target = indices == source, indices == target
+        may_share = jnp.any(is_source) & jnp.any(is_target) & (source != target)
+        report_unless(may_share, f"{owner}: source and target must be two sequences.")
+        is_target &= may_share
+
+        most = flat.lengths[source]
+        if length is not None:
+            name = f"{owner}: length"
+            most = jnp.minimum(most, as_sizes(name, as_bound(name, length)))
         row = flat.table[source]
-        num_shared = jnp.where(source == target, 0, -(-shared // self.page_size))
-        is_shared = jnp.arange(row.size) < num_shared
-        uses = emptied.uses.at[jnp.where(is_shared, row, self.uses.size)].add(1, mode="drop")
-        lengths = jnp.where(is_target, shared, emptied.lengths)
+        num_shared = jnp.where(may_share, -(-most // self.page_size), 0)
+        shared = jnp.where(jnp.arange(row.size) < num_shared, row, self.uses.size)
+        emptied = flat._shortened(jnp.where(is_target, 0, flat.lengths))
         return self._replace(
-            table=jnp.where(is_target[:, None], row, flat.table).reshape(self.table.shape),
-            uses=uses,
-            lengths=lengths.reshape(self.batch),
+            table=jnp.where(is_target[:, None], row[None], flat.table).reshape(self.table.shape),
+            uses=emptied.uses.at[shared].add(1, mode="drop"),
+            lengths=jnp.where(is_target, most, flat.lengths).reshape(self.batch),
             overflowed=self.overflowed & ~is_target.reshape(self.batch),
         )
 
@@ -231,36 +232,55 @@ class PagedCache(Cache):
         )
 
     def _take_pages(self, counts: jax.Array, length: int) -> NewPages:
-        """Take pages for `counts` `[B]` more tokens, at most `length` each."""
+        """Take pages for `counts` `[B]` more tokens, at most `length` each.
+
+        Sequences are served in order. One that finds too few free pages takes none.
+        """
         num_pages, size = self.uses.size, self.page_size
         sequences = jnp.arange(self.batch[0])
         after = self.lengths + counts
         before_pages, after_pages = -(-self.lengths // size), -(-after // size)
         last = self.table[sequences, jnp.maximum(before_pages - 1, 0)]
-        is_copied = (self.lengths % size != 0) & (counts > 0) & (self.uses[last] > 1)
-        within = after <= self.capacity
-        needed = jnp.where(within, after_pages - before_pages + is_copied, 0)
-        # Sequences are served in order. One that finds too few pages takes none.
-        ends = jnp.cumsum(needed)
-        fits = within & (ends <= self.num_free)
-        needed = jnp.where(fits, needed, 0)
-        is_copied = is_copied & fits
+        writes_last = (self.lengths % size != 0) & (counts > 0)
+        is_earlier = (last[:, None] == last[None]) & (sequences[:, None] > sequences[None])
+
+        def needs(is_refused: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """How many pages each sequence copies (0 or 1), and how many it appends."""
+            writes = writes_last & ~is_refused
+            # Of several that write to the same page, the last may find that no other uses it.
+            num_copies = jnp.sum(is_earlier & writes[None], axis=-1, dtype=jnp.int32)
+            is_copied = writes & (self.uses[last] - num_copies > 1)
+            num_appended = jnp.where(is_refused, 0, after_pages - before_pages)
+            return is_copied.astype(jnp.int32), num_appended
+
+        def is_short(is_refused: jax.Array) -> jax.Array:
+            return jnp.cumsum(sum(needs(is_refused))) > self.num_free
+
+        is_refused = lax.while_loop(
+            lambda is_refused: jnp.any(is_short(is_refused)),
+            lambda is_refused: is_refused | (sequences == jnp.argmax(is_short(is_refused))),
+            after > self.capacity,
+        )
+        num_copied, num_appended = needs(is_refused)
+        needed = num_copied + num_appended
         starts = jnp.cumsum(needed) - needed
         free = jnp.nonzero(self.uses == 0, size=num_pages, fill_value=num_pages)[0]
 
+        is_copied = num_copied > 0
         copies = jnp.where(is_copied, free[jnp.minimum(starts, num_pages - 1)], num_pages)
-        most = math.ceil(length / size) + 1
-        steps = jnp.arange(most)
-        is_new = steps < (needed - is_copied)[:, None]
-        taken = free[jnp.minimum((starts + is_copied)[:, None] + steps, num_pages - 1)]
-        columns = jnp.where(is_new, before_pages[:, None] + steps, self.table.shape[-1])
-        table = self.table.at[sequences[:, None], columns].set(taken, mode="drop")
-        column = jnp.where(is_copied, before_pages - 1, self.table.shape[-1])
-        table = table.at[sequences, column].set(copies, mode="drop")
         originals = jnp.where(is_copied, last, num_pages)
-        uses = self.uses.at[jnp.where(is_new, taken, num_pages)].set(1, mode="drop")
+        steps = jnp.arange(math.ceil(length / size) + 1, dtype=jnp.int32)[None]
+        is_new = steps < num_appended[:, None]
+        new = free[jnp.minimum((starts + num_copied)[:, None] + steps, num_pages - 1)]
+
+        nowhere = self.table.shape[-1]
+        column = jnp.where(is_copied, before_pages - 1, nowhere)
+        columns = jnp.where(is_new, before_pages[:, None] + steps, nowhere)
+        table = self.table.at[sequences, column].set(copies, mode="drop")
+        table = table.at[sequences[:, None], columns].set(new, mode="drop")
+        uses = self.uses.at[jnp.where(is_new, new, num_pages)].set(1, mode="drop")
         uses = uses.at[copies].set(1, mode="drop").at[originals].add(-1, mode="drop")
-        return NewPages(table, uses, (originals, copies), fits)
+        return NewPages(table, uses, (originals, copies), ~is_refused)
 
     def _write(self, tokens: Tokens, pages: NewPages) -> "PagedCache":
         """Copy the shared pages, then write the tokens."""
@@ -294,7 +314,7 @@ class PagedCache(Cache):
             fields=fields,
         )
 
-    def _gathered(self, pool: jax.Array) -> jax.Array:
+    def _read(self, pool: jax.Array) -> jax.Array:
         """The pages of each sequence `[*B, S, K, D]`."""
         pages_BMKLD = pool[self.table]
         tokens_BMLKD = jnp.swapaxes(pages_BMKLD, -3, -2)
@@ -302,9 +322,20 @@ class PagedCache(Cache):
 
     def _shortened(self, lengths: jax.Array) -> Self:
         """The cache with at most as many tokens. Pages that are not needed become free."""
-        columns = jnp.arange(self.table.shape[-1])
+        shape = self.table.shape
+        columns = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
         first, end = (-(-x[..., None] // self.page_size) for x in (lengths, self.lengths))
         is_released = (columns >= first) & (columns < end)
         released = jnp.where(is_released, self.table, self.uses.size)
         uses = self.uses.at[released].add(-1, mode="drop")
         return self._replace(lengths=lengths, uses=uses)
+
+
+def _as_index(name: str, index: int | jax.Array, count: int) -> jax.Array:
+    """The index of a sequence as an array; raise if it is known to be none."""
+    index = as_bound(name, index)
+    number = known(index)
+    if index.ndim or (number is not None and not 0 <= number < count):
+        got = list(index.shape) if index.ndim else int(index)
+        raise ValueError(f"{name} must be the index of a sequence, 0 ... {count - 1}, got {got}.")
+    return index

@@ -1,6 +1,7 @@
 """A cache that stores keys and values as 8-bit integers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Int8
 
 from flax_attn._checks import check_positive
 from flax_attn._pytree import pytree, static
-from flax_attn.caches._cache import Dtype, Tokens, as_batch, new_fields
+from flax_attn.caches._cache import Dtype, Heads, as_batch, new_fields, new_heads, no_tokens
 from flax_attn.caches._contiguous import Contiguous
-from flax_attn.coords import Coords
 
 LARGEST = 127
 
@@ -29,16 +29,31 @@ class Quantized:
 
     @classmethod
     def of(cls, x: Float[Array, "*X D"]) -> "Quantized":
-        """Round vectors to the nearest multiples of their scales."""
-        x = x.astype(jnp.float32)
-        scales = jnp.max(jnp.abs(x), axis=-1) / LARGEST
-        divisor = jnp.where(scales > 0, scales, 1)[..., None]
-        values = jnp.clip(jnp.round(x / divisor), -LARGEST, LARGEST)
-        return cls(jnp.nan_to_num(values).astype(jnp.int8), scales)
+        """Round vectors to the nearest multiples of their scales. It has no derivative."""
+        return cls(*_round(x.astype(jnp.float32)))
 
     def numbers(self, dtype: Dtype) -> Float[Array, "*X D"]:
         """scale · values."""
         return (self.values.astype(jnp.float32) * self.scales[..., None]).astype(dtype)
+
+
+@jax.custom_jvp
+def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The values and scales of vectors."""
+    scales = jnp.max(jnp.abs(x), axis=-1) / LARGEST
+    divisor = jnp.where(scales > 0, scales, 1)[..., None]
+    values = jnp.clip(jnp.round(x / divisor), -LARGEST, LARGEST)
+    # The scale of a vector that is not finite is not finite, and neither is their product.
+    return jnp.nan_to_num(values).astype(jnp.int8), scales
+
+
+@_round.defjvp
+def _round_jvp(primals: Any, tangents: Any) -> Any:
+    del primals, tangents
+    raise NotImplementedError(
+        "QuantizedCache: keys and values that are rounded to 8 bits have no derivative. Use "
+        "KVCache, or jax.lax.stop_gradient(key) and (value)."
+    )
 
 
 @pytree
@@ -92,34 +107,30 @@ class QuantizedCache(Contiguous):
         """
         owner = "QuantizedCache.create"
         capacity = check_positive(owner, "capacity", capacity)
-        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
+        heads = new_heads(owner, num_kv_heads, head_dim, value_head_dim, dtype)
         batch = as_batch(owner, batch)
-        sizes = head_dim, head_dim if value_head_dim is None else value_head_dim
         keys, values = (
             Quantized(
-                jnp.zeros((*batch, num_kv_heads, capacity, size), jnp.int8),
-                jnp.zeros((*batch, num_kv_heads, capacity), jnp.float32),
+                jnp.zeros((*batch, heads.num, capacity, size), jnp.int8),
+                jnp.zeros((*batch, heads.num, capacity), jnp.float32),
             )
-            for size in sizes
+            for size in (heads.head_dim, heads.value_head_dim)
         )
         return cls(
             keys,
             values,
             new_fields(owner, fields, (*batch, capacity)),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros(batch, bool),
-            jnp.dtype(dtype),
+            *no_tokens(batch),
+            dtype=heads.dtype,
         )
 
-    def _checked(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Tokens:
-        like = tuple(
-            ((x.values.shape[-3], x.values.shape[-1]), None)
-            for x in (self.stored_keys, self.stored_values)
-        )
-        return self._check_tokens(key, value, coords, like)
+    @property
+    def _heads(self) -> Heads:
+        keys, values = self.stored_keys.values, self.stored_values.values
+        return Heads(keys.shape[-3], keys.shape[-1], values.shape[-1], None, None)
 
     def _pack(self, rows: jax.Array) -> Quantized:
         return Quantized.of(rows)
 
-    def _unpack(self, store: Quantized) -> jax.Array:
-        return store.numbers(self.dtype)
+    def _read(self, store: Quantized) -> jax.Array:
+        return jnp.swapaxes(store.numbers(self.dtype), -3, -2)

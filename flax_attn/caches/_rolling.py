@@ -12,7 +12,17 @@ from flax_attn._checks import check_at_least, check_positive
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
 from flax_attn.attention import dot_product_attention
-from flax_attn.caches._cache import Cache, Dtype, as_batch, new_fields, write, write_fields
+from flax_attn.caches._cache import (
+    Cache,
+    Dtype,
+    as_batch,
+    new_fields,
+    new_heads,
+    new_stores,
+    no_tokens,
+    write,
+    write_fields,
+)
 from flax_attn.coords import Coords
 from flax_attn.masks import relation
 
@@ -97,15 +107,12 @@ class RollingCache(Cache):
         window = check_positive(owner, "window", window)
         num_sinks = check_at_least(owner, "num_sinks", num_sinks, 0)
         slots = num_sinks + window + check_at_least(owner, "spare", spare, 0)
-        num_kv_heads = check_positive(owner, "num_kv_heads", num_kv_heads)
+        heads = new_heads(owner, num_kv_heads, head_dim, value_head_dim, dtype)
         batch = as_batch(owner, batch)
-        value_head_dim = head_dim if value_head_dim is None else value_head_dim
         return cls(
-            jnp.zeros((*batch, num_kv_heads, slots, head_dim), dtype),
-            jnp.zeros((*batch, num_kv_heads, slots, value_head_dim), dtype),
-            new_fields(owner, {ARRIVAL: jnp.int32, **(fields or {})}, (*batch, slots)),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros(batch, bool),
+            *new_stores(heads, batch, slots),
+            new_fields(owner, fields, (*batch, slots), ARRIVAL),
+            *no_tokens(batch),
             window,
             num_sinks,
         )
@@ -116,28 +123,22 @@ class RollingCache(Cache):
         return self.stored_keys.shape[-2]
 
     @property
-    def keys(self) -> Float[Array, "*B S K D"]:
-        """The keys, as attention takes them. Those beyond the stored tokens mean nothing."""
-        return jnp.swapaxes(self.stored_keys, -3, -2)
-
-    @property
-    def values(self) -> Float[Array, "*B S K Dv"]:
-        """The values, as attention takes them."""
-        return jnp.swapaxes(self.stored_values, -3, -2)
-
-    @property
     def coords(self) -> Coords:
         """The coordinates of the keys `[*B, S]`; `valid` is True where the next token attends."""
         return self._coords(self.lengths - self.window)
 
     def _coords(self, oldest: jax.Array) -> Coords:
         """The coordinates of the keys; `valid` is True from the token number `oldest` on."""
-        numbers, lengths = self.fields[ARRIVAL], self.lengths[..., None]
-        slots = jnp.arange(self.capacity, dtype=jnp.int32)
-        is_kept = (numbers >= oldest[..., None]) | (slots < self.num_sinks)
+        numbers = self.fields[ARRIVAL]
+        is_kept = (numbers >= oldest[..., None]) | (numbers < self.num_sinks)
+        return Coords(**self.fields, valid=is_kept & self._holds(self.lengths), numbers=numbers)
+
+    def _holds(self, lengths: jax.Array) -> jax.Array:
+        """Which slots hold one of the first `lengths` tokens of their sequence `[*B, S]`."""
+        numbers = self.fields[ARRIVAL]
         # A slot that was never written holds the number 0, which belongs to the first slot.
-        is_written = (numbers < lengths) & (self._slots(numbers) == slots)
-        return Coords(**self.fields, valid=is_kept & is_written, numbers=numbers)
+        is_written = self._slots(numbers) == self._slot_numbers
+        return is_written & (numbers < lengths[..., None])
 
     def append(
         self,
@@ -146,7 +147,7 @@ class RollingCache(Cache):
         coords: Coords | None = None,
     ) -> Self:
         """See `Cache.append`. The oldest tokens are overwritten."""
-        tokens = self._checked(key, value, coords)
+        tokens = self._check_tokens(key, value, coords)
         lengths = self.lengths + tokens.counts
         # Of several tokens for one slot, the last one is written.
         ring = self.capacity - self.num_sinks
@@ -197,12 +198,6 @@ class RollingCache(Cache):
         new = super().next_coords(length, coords)
         return new.with_features(**{ARRIVAL: new.numbers})
 
-    def _checked(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Any:
-        like = tuple(
-            ((x.shape[-3], x.shape[-1]), x.dtype) for x in (self.stored_keys, self.stored_values)
-        )
-        return self._check_tokens(key, value, coords, like)
-
     def _slots(self, numbers: jax.Array) -> jax.Array:
         ring = self.capacity - self.num_sinks
         rolled = self.num_sinks + (numbers - self.num_sinks) % ring
@@ -210,16 +205,19 @@ class RollingCache(Cache):
 
     def _shortened(self, lengths: jax.Array) -> Self:
         """The cache with at most as many tokens; marked if older ones were overwritten."""
-        ring = self.capacity - self.num_sinks
         first = jnp.maximum(lengths - self.window + 1, self.num_sinks)
-        is_whole = (lengths == 0) | (self.lengths - ring <= first)
+        # What a longer sequence overwrote stays lost, so the tokens themselves are counted.
+        is_needed = self._holds(lengths) & (self.fields[ARRIVAL] >= first[..., None])
+        num_found = jnp.sum(is_needed, axis=-1, dtype=jnp.int32)
+        is_whole = num_found == jnp.maximum(lengths - first, 0)
 
         def message() -> str:
+            shortest = int(np.min(np.where(is_whole, np.max(lengths), lengths)))
             return (
-                f"RollingCache.truncate: the window of {self.window} tokens before token "
-                f"{int(np.min(lengths))} was overwritten, as there are {int(np.max(self.lengths))} "
-                f"tokens by now. Create the cache with spare="
-                f"{int(np.max(self.lengths - lengths))} to take as many back."
+                f"RollingCache.truncate: {shortest} tokens are to be kept, but some of the last "
+                f"{self.window - 1} of them were overwritten by later ones. Create the cache with "
+                f"a larger spare than {self.capacity - self.num_sinks - self.window}: how many "
+                f"tokens are taken back."
             )
 
         overflowed = self._check_fit(is_whole, message)
