@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flax_attn._checks import as_integer, check_array, check_maps
@@ -147,6 +148,24 @@ def joined_score_mod(own: ScoreMod | None, given: ScoreMod | None) -> ScoreMod |
     return own >> given
 
 
+class _FlaxCache(KVCache):
+    """A cache of Flax's variables.
+
+    Under `jit` an overflow is not reported to checkify. That is an effect, and Linen's `scan` with
+    `variable_broadcast` refuses functions with effects.
+    """
+
+    def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
+        del message
+        if not isinstance(fits, jax.core.Tracer) and not np.all(fits):
+            raise ValueError(
+                f"{MODULE}: the tokens do not fit: the cache holds {int(np.max(self.lengths))} "
+                f"tokens of at most {self.capacity}. Make it for longer inputs: init_cache in NNX, "
+                f"init in Linen; or use cache= with flax_attn.caches.RollingCache."
+            )
+        return self.overflowed | ~fits
+
+
 def flax_cache(cached_key: jax.Array, cached_value: jax.Array, cache_index: jax.Array) -> KVCache:
     """Flax's variables, which all sequences fill alike, as a cache.
 
@@ -158,7 +177,7 @@ def flax_cache(cached_key: jax.Array, cached_value: jax.Array, cache_index: jax.
     *batch, capacity, _, _ = cached_key.shape
     slots = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), (*batch, capacity))
     lengths = jnp.broadcast_to(cache_index, tuple(batch))
-    return KVCache(
+    return _FlaxCache(
         jnp.swapaxes(cached_key, -3, -2),
         jnp.swapaxes(cached_value, -3, -2),
         {"positions": slots},

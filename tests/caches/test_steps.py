@@ -215,9 +215,7 @@ def test_dropout_and_a_prefix_that_all_see(kind):
     cache = make(kind, 2, fields=fields)
     if kind == "rolling":
         cache = caches.RollingCache.create(7, K, D, value_head_dim=DV, batch=2, fields=fields)
-    attend = jax.jit(
-        lambda cache, q, k, v, c: cache.attend(q, k, v, c, mask=mask, dropout=dropout)
-    )
+    attend = jax.jit(lambda cache, q, k, v, c: cache.attend(q, k, v, c, mask=mask, dropout=dropout))
     steps = in_pieces(cache, attend, q, k, v, coords, [3, 3, 1])
     assert_close(steps, whole, FORWARD["float32"])
 

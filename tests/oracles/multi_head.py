@@ -15,6 +15,7 @@ def multi_head_attention(
     rotary_base=None,
     seen=True,
     soft_cap=None,
+    added=0.0,
     scale=None,
     epsilon=1e-6,
 ):
@@ -30,6 +31,7 @@ def multi_head_attention(
       rotary_base: Base of the frequencies; None for no rotation.
       seen: Who sees whom, broadcasts to `[B, N, T, S]`.
       soft_cap: c of c · tanh(score / c).
+      added: To the scores after that.
       scale: Factor of the scores.
       epsilon: Of RMSNorm.
 
@@ -65,6 +67,7 @@ def multi_head_attention(
     scale = 1 / np.sqrt(query.shape[-1]) if scale is None else scale
     scores = scale * np.einsum("btnd,bsnd->bnts", query, np.repeat(key, groups, axis=2))
     scores = scores if soft_cap is None else soft_cap * np.tanh(scores / soft_cap)
+    scores = scores + added
     heads, _ = attention.attend(scores, value, seen, sink=parameters.get("sink"))
     if "gate" in parameters:
         heads = heads / (1 + np.exp(-project("gate", inputs_q)))
