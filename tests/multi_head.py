@@ -34,7 +34,7 @@ def make(seed=0, **options):
     module = nnx.MultiHeadAttention(N, M, **options, rngs=flax_nnx.Rngs(seed))
     for norm in (module.query_ln, module.key_ln):
         if norm is not None:
-            norm.scale[...] = jnp.linspace(0.5, 1.5, D)
+            norm.scale[...] = jnp.linspace(0.5, 1.5, D, dtype=norm.scale.dtype)
     return module
 
 

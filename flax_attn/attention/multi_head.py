@@ -175,7 +175,7 @@ def multi_head_attention(
         heads = heads * jax.nn.sigmoid(gates).astype(heads.dtype)
     if num_heads is not None:
         heads = heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
-    results = [out(heads)]
+    results: list[Any] = [out(heads)]
     if cache is not None:
         results.append(cache)
     if return_key_value:
