@@ -31,6 +31,7 @@ ROWS = [
     {"vision"},
     {"caches", "sharded"},
     {"_modules"},
+    {"_latent_attention"},
     {"linen", "nnx"},
     {"visualize"},
 ]

@@ -15,6 +15,7 @@ from flax_attn.attention.decode import Decode
 from flax_attn.attention.dense import Dense
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
+from flax_attn.attention.latent import latent_attention
 from flax_attn.attention.multi_head import multi_head_attention
 from flax_attn.attention.scaled_dot_product import scaled_dot_product_attention
 from flax_attn.attention.weights import attention_weights
@@ -32,6 +33,7 @@ __all__ = [
     "dot_product_attention",
     "explain",
     "finalize",
+    "latent_attention",
     "merge",
     "multi_head_attention",
     "partial",

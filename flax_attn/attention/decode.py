@@ -4,16 +4,20 @@ import dataclasses
 import functools
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import check_positive
 from flax_attn.attention._core.implementation import Results, Target
 from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._core.products import Blocks
 from flax_attn.attention.dense import Dense, attend_densely
 from flax_attn.coords import Aligned
 
 MOST_QUERIES = 8
+BYTES_OF_BLOCK = 2**17
+"""The keys of a block of one sequence, so that they fit into the cache of a core."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Decode(Dense):
     """Dense attention that reads only the keys up to the last visible one, and reads them once.
 
     It is for caches: arrays of keys and values that are longer than what they hold. The first 512,
-    1024, 2048, ... keys are read, whatever holds all keys that a query of the batch sees.
+    1024, 2048, ... keys are read, whatever holds all keys that a query of the batch sees. They are
+    read in blocks, unless all keys are read in float32.
 
     Dense attention first replaces what is not finite by 0, which copies all keys and values. Here
     they are read as they are. Only if the output is not finite, it is computed again in that way.
@@ -70,29 +75,31 @@ class Decode(Dense):
 
     def forward(self, problem: Problem, target: Target) -> Results:
         """Output and LSE."""
-        del target
         if not problem.may_hide:
             return attend_densely(problem)
         heads_first = _with_axes_swapped(problem)
-        output, lse = self._attend(problem, heads_first)
+        output, lse = self._attend_as_it_is(heads_first, problem.visible(), target)
         return lax.cond(
             jnp.all(jnp.isfinite(output)),
             lambda: (output, lse),
             lambda: attend_densely(_with_axes_swapped(heads_first)),
         )
 
-    def _attend(self, problem: Problem, heads_first: Problem) -> Results:
+    def _attend_as_it_is(self, heads_first: Problem, visible: jax.Array, target: Target) -> Results:
         """Attend to the first keys, as many as the queries need."""
+        length_k = heads_first.key.values.shape[-2]
 
         def attend(count: int) -> Results:
-            return attend_densely(
-                _with_axes_swapped(heads_first).first_keys(count), assume_finite=True
+            problem = _with_axes_swapped(heads_first)
+            first = dataclasses.replace(
+                problem.first_keys(count), key=problem.key, value=problem.value
             )
+            blocks = _blocks(problem, count, by_element=not target.partitioned)
+            return attend_densely(first, assume_finite=True, blocks=blocks)
 
-        counts = self._counts(problem.sizes[1])
-        visible = problem.visible()
+        counts = self._counts(length_k)
         if len(counts) == 1 or visible.shape[-1] == 1:
-            return attend(problem.sizes[1])
+            return attend(length_k)
         numbers = lax.broadcasted_iota(jnp.int32, visible.shape, visible.ndim - 1)
         num_needed = jnp.max(jnp.where(visible, numbers + 1, 0), initial=0)
         index = jnp.sum(num_needed > jnp.asarray(counts[:-1]), dtype=jnp.int32)
@@ -104,6 +111,17 @@ class Decode(Dense):
         while counts[-1] < length_k:
             counts.append(2 * counts[-1])
         return [*counts[:-1], length_k]
+
+
+def _blocks(problem: Problem, count: int, *, by_element: bool) -> Blocks | None:
+    """How many keys to read at a time; None if XLA reads all of them without a copy."""
+    _, length_k, _, num_kv_heads = problem.sizes
+    is_copied = count < length_k or problem.dtype != problem.scores_dtype
+    if not is_copied or count == 0:
+        return None
+    row = num_kv_heads * problem.key.values.shape[-1] * problem.dtype.itemsize
+    size = 1 << max(BYTES_OF_BLOCK // row, 16).bit_length() - 1
+    return Blocks(count, min(size, count), by_element)
 
 
 def _with_axes_swapped(problem: Problem) -> Problem:

@@ -11,6 +11,7 @@ from flax_attn.attention._core.finite import finite
 from flax_attn.attention._core.heads import stack_groups, unstack_groups
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.problem import Problem, Structure
+from flax_attn.attention._core.products import Blocks, value_product
 from flax_attn.attention._core.scores import scores_of, undefined
 from flax_attn.attention.dropout import kept_share
 
@@ -77,19 +78,22 @@ def _of_leaves(
     return function, [leaves[i] for i in active]
 
 
-def attend_densely(problem: Problem, *, assume_finite: bool = False) -> Results:
+def attend_densely(
+    problem: Problem, *, assume_finite: bool = False, blocks: Blocks | None = None
+) -> Results:
     """O = softmax(scale · Q Kᵀ + bias) V, and its LSE.
 
     Args:
       problem: The problem.
       assume_finite: If True, the inputs are read as they are. The results are right if the output
         is finite.
+      blocks: How keys and values are read; see `scores_of`.
 
     Returns:
       The output `[*B, T, N, Dv]` and the LSE `[*B, T, N]`.
     """
     value, dtype = problem.value.values, problem.dtype
-    scores, visible = scores_of(problem, assume_finite=assume_finite)
+    scores, visible = scores_of(problem, assume_finite=assume_finite, blocks=blocks)
     weights_BNTS, lse_BNT = problem.normalizer.normalize(scores)
     if visible is not None:
         if not assume_finite:
@@ -103,12 +107,11 @@ def attend_densely(problem: Problem, *, assume_finite: bool = False) -> Results:
         share = kept_share(problem.drop.rate, weights_BNTS.dtype)
         weights_BNTS = jnp.where(problem.kept_weights(), weights_BNTS / share, 0)
 
-    output_BKRD = jnp.einsum(
-        "...krs,...ksd->...krd",
+    output_BKRD = value_product(
+        problem,
         stack_groups(weights_BNTS.astype(dtype), value.shape[-2]),
         jnp.swapaxes(value, -3, -2),
-        precision=problem.precision,
-        preferred_element_type=problem.scores_dtype,
+        blocks,
     )
     output_BNTD = unstack_groups(output_BKRD, weights_BNTS.shape[-3])
     output = jnp.swapaxes(output_BNTD, -3, -2).astype(problem.output_dtype)

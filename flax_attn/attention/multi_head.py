@@ -1,7 +1,7 @@
 """Multi-head attention."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,9 @@ KeyValue = tuple[Array, Array]
 """Keys `[*B, S, K, D]` and values `[*B, S, K, Dv]`."""
 
 
+@runtime_checkable
 class KeyValueCache(Protocol):
-    """What `multi_head_attention` needs of a cache; see `flax_attn.caches`."""
+    """What attention needs of a cache; see `flax_attn.caches`."""
 
     def next_coords(self, length: int, coords: Coords | None = None) -> Coords:
         """The coordinates of the next tokens `[*B, T]`."""

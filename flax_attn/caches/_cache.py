@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import as_floating, broadcasts_to, check_positive
+from flax_attn._checks import as_floating, broadcasts_to, check_at_least, check_positive
+from flax_attn._cpu.barriers import separate
 from flax_attn._integers import as_bound, known
 from flax_attn._jax import report_unless
 from flax_attn.attention import dot_product_attention
@@ -357,7 +358,8 @@ def new_heads(
     size = check_positive(owner, "head_dim", head_dim)
     value_size = size
     if value_head_dim is not None:
-        value_size = check_positive(owner, "value_head_dim", value_head_dim)
+        # Without values: latent attention reads them from its keys.
+        value_size = check_at_least(owner, "value_head_dim", value_head_dim, 0)
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{owner}: dtype must be floating point, got {dtype}.")
@@ -420,7 +422,12 @@ def write(store: Store, rows: Store, slots: jax.Array) -> Store:
     def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
         return old.at[:, slots].set(jnp.moveaxis(new, 0, 1), mode="drop")
 
-    return jax.tree.map(lambda old, new: _over_batch(one_sequence, old, new, slots), store, rows)
+    written = jax.tree.map(lambda old, new: _over_batch(one_sequence, old, new, slots), store, rows)
+    # Otherwise XLA for CPUs writes a cache of one sequence twice, as a result and as an operand of
+    # attention, and copies it for that eight times (512 tokens: 1.7 times as long a step with
+    # jaxlib 0.12.0). In jaxlib 0.10.2 the barrier has no effect.
+    leaves, tree = jax.tree.flatten(written)
+    return jax.tree.unflatten(tree, separate(*leaves))
 
 
 def write_fields(

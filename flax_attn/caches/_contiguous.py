@@ -118,7 +118,7 @@ class KVCache(Contiguous):
           num_kv_heads: K.
           head_dim: D.
           batch: Batch axes `*B`: a number or several.
-          value_head_dim: Dv; D by default.
+          value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions, such as
             `{"segment_ids": jnp.int32}`.

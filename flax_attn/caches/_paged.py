@@ -103,7 +103,7 @@ class PagedCache(Cache):
           head_dim: D.
           capacity: How many tokens a sequence may have; rounded up to whole pages.
           batch: Batch axes `*B`: a number or several.
-          value_head_dim: Dv; D by default.
+          value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions.
         """

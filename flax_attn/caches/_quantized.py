@@ -40,7 +40,7 @@ class Quantized:
 @jax.custom_jvp
 def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The values and scales of vectors."""
-    scales = jnp.max(jnp.abs(x), axis=-1) / LARGEST
+    scales = jnp.max(jnp.abs(x), axis=-1, initial=0) / LARGEST
     divisor = jnp.where(scales > 0, scales, 1)[..., None]
     values = jnp.clip(jnp.round(x / divisor), -LARGEST, LARGEST)
     # The scale of a vector that is not finite is not finite, and neither is their product.
@@ -101,7 +101,7 @@ class QuantizedCache(Contiguous):
           num_kv_heads: K.
           head_dim: D.
           batch: Batch axes `*B`: a number or several.
-          value_head_dim: Dv; D by default.
+          value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of the keys and values that attention reads.
           fields: Names and dtypes of the coordinates besides positions.
         """

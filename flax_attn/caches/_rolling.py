@@ -24,7 +24,7 @@ from flax_attn.caches._cache import (
     write_fields,
 )
 from flax_attn.coords import Coords
-from flax_attn.masks import relation
+from flax_attn.masks import Mask, relation
 
 ARRIVAL = "arrival"
 """The feature of keys and queries that holds the number of a token in its sequence."""
@@ -99,7 +99,7 @@ class RollingCache(Cache):
           num_sinks: How many of the first tokens all others attend to.
           spare: How many tokens `truncate` may take back, once older ones were overwritten.
           batch: Batch axes `*B`: a number or several.
-          value_head_dim: Dv; D by default.
+          value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions.
         """
@@ -169,10 +169,15 @@ class RollingCache(Cache):
         coords: Coords | None = None,
         *,
         attention: Callable[..., jax.Array] = dot_product_attention,
-        mask: Any = None,
+        mask: Mask | None = None,
         **options: Any,
     ) -> tuple[Float[Array, "*B T N Dv"], Self]:
         """See `Cache.attend`. The mask must be a `Mask`: slots have no fixed order."""
+        if not (mask is None or isinstance(mask, Mask)):
+            raise TypeError(
+                f"RollingCache.attend: mask must be a Mask, since slots have no fixed order, got "
+                f"{type(mask).__name__}. Write it as a relation of coordinates."
+            )
         cache = self.append(key, value, coords)
         new = self.next_coords(key.shape[-3], coords)
         if key.shape[-3] == 1:

@@ -46,6 +46,7 @@ from flax_attn.linen._large_kernels import LargeSelectiveKernel as LargeSelectiv
 from flax_attn.linen._large_kernels import (
     SeparableLargeKernelAttention as SeparableLargeKernelAttention,
 )
+from flax_attn.linen._latent_attention import LatentAttention as LatentAttention
 from flax_attn.linen._multi_head_attention import MultiHeadAttention as MultiHeadAttention
 from flax_attn.linen._sequences import AdditiveAttention as AdditiveAttention
 from flax_attn.linen._sequences import LearnedPositions as LearnedPositions

@@ -55,6 +55,7 @@ from flax_attn.nnx._large_kernels import LargeSelectiveKernel as LargeSelectiveK
 from flax_attn.nnx._large_kernels import (
     SeparableLargeKernelAttention as SeparableLargeKernelAttention,
 )
+from flax_attn.nnx._latent_attention import LatentAttention as LatentAttention
 from flax_attn.nnx._multi_head_attention import MultiHeadAttention as MultiHeadAttention
 from flax_attn.nnx._sequences import AdditiveAttention as AdditiveAttention
 from flax_attn.nnx._sequences import LearnedPositions as LearnedPositions

@@ -25,6 +25,7 @@ def image(name):
     return x, *facts(name).others(x)
 
 
+LATENT = {"num_heads": 2, "kv_rank": 4, "nope_head_dim": 3, "rope_head_dim": 2}
 SEQUENCES = {
     "MultiHeadAttention": (
         lambda **options: nnx.MultiHeadAttention(4, 8, **options),
@@ -35,6 +36,11 @@ SEQUENCES = {
         lambda **options: nnx.AdditiveAttention(8, 8, **options),
         lambda: linen.AdditiveAttention(8),
         (jnp.ones((2, 5, 8)),) * 3,
+    ),
+    "LatentAttention": (
+        lambda **options: nnx.LatentAttention(8, **LATENT, **options),
+        lambda: linen.LatentAttention(**LATENT),
+        (jnp.ones((2, 5, 8)),),
     ),
     "LearnedPositions": (
         lambda **options: nnx.LearnedPositions(16, 8, **options),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax_attn.attention._core.finite import finite, not_finite, sees
 from flax_attn.attention._core.heads import stack_groups, unstack_groups
 from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._core.products import Blocks, key_product
 
 
 class Scores(NamedTuple):
@@ -22,7 +23,9 @@ class Scores(NamedTuple):
     visible: jax.Array | None
 
 
-def scores_of(problem: Problem, *, assume_finite: bool = False) -> Scores:
+def scores_of(
+    problem: Problem, *, assume_finite: bool = False, blocks: Blocks | None = None
+) -> Scores:
     """s = scale · q·k, modified, −∞ for invisible pairs.
 
     If the problem may hide pairs, 0 replaces queries and keys that are not finite.
@@ -31,18 +34,18 @@ def scores_of(problem: Problem, *, assume_finite: bool = False) -> Scores:
       problem: The problem.
       assume_finite: If True, queries and keys are read as they are. Scores of those that are not
         finite are NaN.
+      blocks: How keys are read. Those of the problem may be more; the rest of it must not be.
     """
     query, key = problem.query.values, problem.key.values
     _, _, num_heads, num_kv_heads = problem.sizes
     visible = problem.visible() if problem.may_hide else None
     if visible is not None and not assume_finite:
         query, key = finite(query), finite(key)
-    products_BKRS = jnp.einsum(
-        "...krd,...ksd->...krs",
+    products_BKRS = key_product(
+        problem,
         stack_groups(jnp.swapaxes(query, -3, -2), num_kv_heads),
         jnp.swapaxes(key, -3, -2),
-        precision=problem.precision,
-        preferred_element_type=problem.scores_dtype,
+        blocks,
     )
     products = unstack_groups(products_BKRS, num_heads)
     scores = _scaled(products, problem.scale)
