@@ -309,7 +309,7 @@ class MultiHeadAttention(Module):
             attend to all that it holds; pass `is_causal=True`, or a mask, to hide later tokens.
           key_value: Keys `[*B, S, K, D]` and values `[*B, S, K, Dv]` to attend to, with their
             `key_coords`: those of another layer, or of its cache.
-          return_key_value: If True, also returns the keys and values.
+          return_key_value: If True, also returns the keys and values of these inputs.
 
         Returns:
           The output `[*B, T, out_features]`; with a cache also the new cache; with
