@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flax_attn._checks import as_integer, check_array, check_maps
@@ -98,16 +99,38 @@ def check_norm(normalize_qk: bool | str) -> None:
         )
 
 
-def with_sink(normalizer: Normalizer | None, sink: jax.Array | None) -> Normalizer | None:
-    """Softmax with the module's own sink, or the normaliser that was given."""
-    if sink is None:
-        return normalizer
-    if normalizer is not None:
+def check_parts(mask: Any, normalizer: Normalizer | None, sink: bool) -> None:
+    """Raise unless the mask of the constructor is a `Mask`, and there is one normaliser at most."""
+    if mask is not None and not isinstance(mask, Mask):
+        raise TypeError(
+            f"{MODULE}: mask of the constructor must be a Mask, got {type(mask).__name__}. Wrap an "
+            f"array: masks.Dense(mask). Or pass it at the call."
+        )
+    if sink and normalizer is not None:
         raise ValueError(
             f"{MODULE}: sink=True makes the normaliser Softmax(sink), so normalizer must be left "
             f"out, got {normalizer!r}."
         )
-    return Softmax(sink)
+
+
+def with_sink(normalizer: Normalizer | None, sink: jax.Array | None) -> Normalizer | None:
+    """Softmax with the module's own sink, or the normaliser that was given."""
+    return normalizer if sink is None else Softmax(sink)
+
+
+def check_key_value(key_value: Any, shares_key_value: bool, **inputs: Any) -> None:
+    """Raise unless keys and values come from one place."""
+    if key_value is None and shares_key_value:
+        raise ValueError(
+            f"{MODULE}: key_value must be given with shares_key_value=True, as the module has no "
+            f"projections of keys and values. Call the other layer with return_key_value=True, or "
+            f"pass (cache.keys, cache.values) of its cache and key_coords=cache.coords."
+        )
+    for name in [name for name, x in inputs.items() if x is not None and key_value is not None]:
+        raise ValueError(
+            f"{MODULE}: {name} must not be given with key_value, which holds the keys and values. "
+            f"Leave one of them out."
+        )
 
 
 def joined_mask(own: Mask | None, given: Mask | jax.Array | None) -> Mask | jax.Array | None:
@@ -125,22 +148,41 @@ def joined_score_mod(own: ScoreMod | None, given: ScoreMod | None) -> ScoreMod |
     return own >> given
 
 
+class _FlaxCache(KVCache):
+    """A cache of Flax's variables.
+
+    Under `jit` an overflow is not reported to checkify. That is an effect, and Linen's `scan` with
+    `variable_broadcast` refuses functions with effects.
+    """
+
+    def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
+        del message
+        if not isinstance(fits, jax.core.Tracer) and not np.all(fits):
+            raise ValueError(
+                f"{MODULE}: the tokens do not fit: the cache holds {int(np.max(self.lengths))} "
+                f"tokens of at most {self.capacity}. Make it for longer inputs: init_cache in NNX, "
+                f"init in Linen; or use cache= with flax_attn.caches.RollingCache."
+            )
+        return self.overflowed | ~fits
+
+
 def flax_cache(cached_key: jax.Array, cached_value: jax.Array, cache_index: jax.Array) -> KVCache:
     """Flax's variables, which all sequences fill alike, as a cache.
 
     Args:
       cached_key: `[*B, S, K, D]`.
       cached_value: `[*B, S, K, Dv]`.
-      cache_index: How many tokens are stored.
+      cache_index: How many tokens there were so far. Above S, some did not fit.
     """
     *batch, capacity, _, _ = cached_key.shape
     slots = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), (*batch, capacity))
-    return KVCache(
+    lengths = jnp.broadcast_to(cache_index, tuple(batch))
+    return _FlaxCache(
         jnp.swapaxes(cached_key, -3, -2),
         jnp.swapaxes(cached_value, -3, -2),
         {"positions": slots},
-        jnp.broadcast_to(cache_index, tuple(batch)),
-        jnp.zeros(tuple(batch), bool),
+        lengths,
+        lengths > capacity,
     )
 
 
@@ -149,7 +191,8 @@ def check_decoding(**given: Any) -> None:
     for name in [name for name, x in given.items() if x is not None and x is not False]:
         raise ValueError(
             f"{MODULE}: {name} must not be given with decode=True, which keeps keys and values in "
-            f"Flax's variables. Use decode=False and cache=, of flax_attn.caches."
+            f"Flax's variables, in the order of the calls. Use decode=False and cache=, of "
+            f"flax_attn.caches."
         )
 
 

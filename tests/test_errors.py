@@ -702,9 +702,9 @@ CASES = {
         "inputs_v was given without inputs_k",
     ),
     "decode": (
-        lambda: nnx.MultiHeadAttention(2, 8, decode=True, rngs=rngs()),
-        NotImplementedError,
-        "decode=True is not part of this version",
+        lambda: nnx.MultiHeadAttention(2, 8, decode=True, rngs=rngs())(Q[:, :, 0]),
+        ValueError,
+        "decode=True needs a cache, and there is none",
     ),
     "dropout phase": (
         lambda: nnx.MultiHeadAttention(2, 8, dropout_rate=0.1, rngs=rngs())(Q[:, :, 0]),

@@ -26,7 +26,7 @@ class KeyValueCache(Protocol):
     """What attention needs of a cache; see `flax_attn.caches`."""
 
     def next_coords(self, length: int, coords: Coords | None = None) -> Coords:
-        """The coordinates of the next tokens."""
+        """The coordinates of the next tokens `[*B, T]`."""
 
     def attend(
         self, query: Array, key: Array, value: Array, coords: Coords | None = None, **options: Any
@@ -89,19 +89,21 @@ def multi_head_attention(
       cache: A cache of `flax_attn.caches`, for self-attention. The tokens are appended to it, and
         attend to all that it holds. Coordinates are those of the new tokens.
       key_value: Keys `[*B, S, K, D]` and values `[*B, S, K, Dv]` to attend to, such as those of
-        another layer, in place of the projections `key` and `value`, which may then be None.
-      return_key_value: Whether to return the keys, after norm and rotation, and the values too.
+        another layer. They are taken as they are: `inputs_kv`, `key`, `value` and `key_norm` are
+        not read, and `key` and `value` may be None.
+      return_key_value: If True, also returns the keys, after norm and rotation, and the values.
       attention: Attention on heads, called as `attention(q, k, v, **options)`.
       **options: Passed on to `attention`: `mask`, `bias`, `is_causal`, `dropout`, ...
 
     Returns:
       The output `[*B, T, M]`; with a cache also the new cache; with `return_key_value` also the
-      pair of keys and values.
+      pair of keys and values of these inputs. Several results are a tuple in this order.
 
     Raises:
-      ValueError: If an input, or the result of a projection, has the wrong shape; if tokens do not
-        fit into the cache.
-      TypeError: If an input is not floating point, or `attention` does not know an option.
+      ValueError: If an input, or the result of a projection, has the wrong shape; if arguments
+        exclude each other; if tokens do not fit into the cache.
+      TypeError: If an input is not floating point, `cache` is no cache, `key_value` is no pair, or
+        `attention` does not know an option.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -134,8 +136,13 @@ def multi_head_attention(
     q = q if query_norm is None else query_norm(q)
     coords = query_coords
     if cache is not None:
-        _check_alone(function, cache=cache, key_coords=key_coords, key_value=key_value)
+        _check_cache(function, cache, key_coords=key_coords, key_value=key_value)
         coords = cache.next_coords(q.shape[-3], query_coords)
+        if coords.positions.shape != q.shape[:-2]:
+            raise ValueError(
+                f"{function}: inputs_q must have the batch axes of the cache, *B = "
+                f"{list(coords.positions.shape[:-1])}, got {list(inputs_q.shape)}."
+            )
     q = _rotated(function, rotary, input_positions, q, coords)
     if key_value is None:
         inputs_v = as_floating(function, "inputs_v", inputs_kv if inputs_v is None else inputs_v)
@@ -152,7 +159,7 @@ def multi_head_attention(
             )
         k = _rotated(function, rotary, input_positions, k, key_coords if cache is None else coords)
     else:
-        k, v = key_value
+        k, v = _check_key_value(function, key_value)
     if cache is not None:
         heads, cache = cache.attend(q, k, v, query_coords, attention=attention, **options)
     else:
@@ -169,19 +176,38 @@ def multi_head_attention(
         heads = heads * jax.nn.sigmoid(gates).astype(heads.dtype)
     if num_heads is not None:
         heads = heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
-    output = out(heads)
+    results: list[Any] = [out(heads)]
     if cache is not None:
-        return output, cache
-    return (output, (k, v)) if return_key_value else output
+        results.append(cache)
+    if return_key_value:
+        results.append((k, v))
+    return tuple(results) if len(results) > 1 else results[0]
 
 
-def _check_alone(function: str, **given: Any) -> None:
-    """Raise if something is given beside a cache, which stands for it."""
-    for name in [name for name, x in given.items() if name != "cache" and x is not None]:
+def _check_cache(function: str, cache: Any, **given: Any) -> None:
+    """Raise if it is no cache, or something is given beside it, which it stands for."""
+    if not hasattr(cache, "next_coords"):
+        raise TypeError(
+            f"{function}: cache must be a cache of flax_attn.caches, got {type(cache).__name__}. "
+            f"A call with a cache returns a pair: out, cache = ..."
+        )
+    for name in [name for name, x in given.items() if x is not None]:
         raise ValueError(
             f"{function}: {name} must not be given with a cache, which holds the keys, the values "
             f"and their coordinates. Give the new tokens' query_coords only."
         )
+
+
+def _check_key_value(function: str, key_value: Any) -> KeyValue:
+    """The keys and values that were given; raise unless they are a pair."""
+    if not isinstance(key_value, tuple | list) or len(key_value) != 2:
+        kind = type(key_value).__name__
+        raise TypeError(
+            f"{function}: key_value must be a pair of keys [*B, S, K, D] and values "
+            f"[*B, S, K, Dv], got {kind}. For those of a cache: (cache.keys, cache.values)."
+        )
+    key, value = (as_floating(function, "key_value", x) for x in key_value)
+    return key, value
 
 
 def _rotated(

@@ -16,7 +16,9 @@ from flax_attn._modules import (
     attention_options,
     check_decoding,
     check_dropout_rate,
+    check_key_value,
     check_norm,
+    check_parts,
     flax_cache,
     head_sizes,
     joined_mask,
@@ -89,6 +91,7 @@ class MultiHeadAttention(Module):
     score_mod: ScoreMod | None = None
     normalizer: Normalizer | None = None
     sink: bool = False
+    sink_init: Initializer = nn.initializers.zeros_init()
     output_gate: bool = False
     shares_key_value: bool = False
     implementation: Choice = None
@@ -132,9 +135,26 @@ class MultiHeadAttention(Module):
             )
         refuse_einsum(self.qk_attn_weights_einsum_cls, self.attn_weights_value_einsum_cls)
         check_norm(self.normalize_qk)
+        check_parts(self.mask, self.normalizer, self.sink)
         given = inputs_k, inputs_v, inputs_kv, key_coords, key_value, cache
         if all(x is None for x in given) and not self.decode:
             key_coords = query_coords
+        check_key_value(
+            key_value,
+            self.shares_key_value and not self.decode,
+            inputs_k=inputs_k,
+            inputs_v=inputs_v,
+            inputs_kv=inputs_kv,
+        )
+        if self.decode:
+            check_decoding(
+                query_coords=query_coords,
+                key_coords=key_coords,
+                cache=cache,
+                key_value=key_value,
+                return_key_value=return_key_value,
+                shares_key_value=self.shares_key_value,
+            )
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
         sizes = head_sizes(
             inputs_q.shape[-1],
@@ -186,8 +206,7 @@ class MultiHeadAttention(Module):
         if self.output_gate:
             gate = project((self.num_heads, sizes.value_head_dim), name="gate")
         if self.sink:
-            zeros = nn.initializers.zeros_init()
-            sink = self.param("sink", zeros, (self.num_heads,), self.param_dtype)
+            sink = self.param("sink", self.sink_init, (self.num_heads,), self.param_dtype)
         attention = self.attention_fn
         if sow_weights:
             attention = with_weights(attention, functools.partial(self.sow, "intermediates"))
@@ -230,16 +249,21 @@ class MultiHeadAttention(Module):
             ),
         )
         if self.decode:
-            check_decoding(cache=cache, key_value=key_value, return_key_value=return_key_value)
-            return self._decode(attend)
+            return self._decode(attend, inputs_q.shape[-2])
         return attend(cache=cache, return_key_value=return_key_value)
 
     def _decodes(self) -> bool:
         """Whether this call appends to Flax's cache. The first call, `init`, only makes it."""
         return self.decode and self.has_variable("cache", "cached_key")
 
-    def _decode(self, attend: Callable[..., Any]) -> jax.Array:
+    def _decode(self, attend: Callable[..., Any], length: int) -> jax.Array:
         """Attend with the keys and values in the collection `cache`, and store the new ones."""
+        if not self.is_mutable_collection("cache"):
+            raise ValueError(
+                f"{MODULE}: the collection 'cache' must be mutable with decode=True. Make it by "
+                f"init with inputs of the full length, then "
+                f"apply({{'params': params, 'cache': cache}}, x, mutable=['cache'])."
+            )
         if not self._decodes():
             output, (key, value) = attend(return_key_value=True)
             self.variable("cache", "cached_key", jnp.zeros, key.shape, key.dtype)
@@ -252,7 +276,7 @@ class MultiHeadAttention(Module):
         cache = flax_cache(cached_key.value, cached_value.value, cache_index.value)
         output, cache = attend(cache=cache)
         cached_key.value, cached_value.value = cache.keys, cache.values
-        cache_index.value = jnp.max(cache.lengths)
+        cache_index.value = cache_index.value + length
         return output
 
     def _dropout(

@@ -19,7 +19,9 @@ from flax_attn._modules import (
     attention_options,
     check_decoding,
     check_dropout_rate,
+    check_key_value,
     check_norm,
+    check_parts,
     flax_cache,
     head_sizes,
     joined_mask,
@@ -80,7 +82,8 @@ class MultiHeadAttention(Module):
       mask: A mask for every call. A mask at the call hides more.
       score_mod: A score modifier for every call. One at the call follows it.
       normalizer: From scores to weights.
-      sink: If True, each head has a learned sink `sink` `[N]`, 0 at first: `Softmax(sink)`.
+      sink: If True, each head has a learned sink `sink` `[N]`: `Softmax(sink)`.
+      sink_init: Initializer of the sinks, `zeros_init()` by default.
       output_gate: If True, σ(gate(inputs_q)) multiplies the output of each head, feature by
         feature. Its projection is `gate`.
       shares_key_value: If True, there are no projections of keys and values: they are those of
@@ -136,6 +139,7 @@ class MultiHeadAttention(Module):
         score_mod: ScoreMod | None = None,
         normalizer: Normalizer | None = None,
         sink: bool = False,
+        sink_init: Initializer = nnx.initializers.zeros_init(),
         output_gate: bool = False,
         shares_key_value: bool = False,
         implementation: Choice = None,
@@ -152,6 +156,7 @@ class MultiHeadAttention(Module):
     ):
         check_dropout_rate(dropout_rate)
         check_norm(normalize_qk)
+        check_parts(mask, normalizer, sink)
         layers = self._layers_for(
             in_features,
             rngs,
@@ -210,7 +215,7 @@ class MultiHeadAttention(Module):
         self.gate = nnx.data(None)
         if output_gate:
             self.gate = project(in_features, (num_heads, sizes.value_head_dim))
-        self.sink = nnx.data(layers.constant(0.0, num_heads) if sink else None)
+        self.sink = nnx.data(layers.param(sink_init, num_heads) if sink else None)
         self.rngs = rngs.dropout.fork() if keep_rngs and dropout_rate > 0 else None
         self.num_heads = num_heads
         self.qkv_features = num_heads * sizes.head_dim
@@ -304,7 +309,7 @@ class MultiHeadAttention(Module):
             attend to all that it holds; pass `is_causal=True`, or a mask, to hide later tokens.
           key_value: Keys `[*B, S, K, D]` and values `[*B, S, K, Dv]` to attend to, with their
             `key_coords`: those of another layer, or of its cache.
-          return_key_value: If True, also returns the keys and values.
+          return_key_value: If True, also returns the keys and values of these inputs.
 
         Returns:
           The output `[*B, T, out_features]`; with a cache also the new cache; with
@@ -318,6 +323,22 @@ class MultiHeadAttention(Module):
         given = inputs_k, inputs_v, inputs_kv, key_coords, key_value, cache
         if all(x is None for x in given) and not decode:
             key_coords = query_coords
+        check_key_value(
+            key_value,
+            self.key is None and not decode,
+            inputs_k=inputs_k,
+            inputs_v=inputs_v,
+            inputs_kv=inputs_kv,
+        )
+        if decode:
+            check_decoding(
+                query_coords=query_coords,
+                key_coords=key_coords,
+                cache=cache,
+                key_value=key_value,
+                return_key_value=return_key_value,
+                shares_key_value=self.key is None,
+            )
         inputs_k, inputs_v = resolve_inputs(inputs_q, inputs_k, inputs_v, inputs_kv)
         for name, inputs, projection in (
             ("inputs_q", inputs_q, self.query),
@@ -372,21 +393,21 @@ class MultiHeadAttention(Module):
             ),
         )
         if decode:
-            check_decoding(cache=cache, key_value=key_value, return_key_value=return_key_value)
-            return self._decode(attend)
+            return self._decode(attend, inputs_q.shape[-2])
         return attend(cache=cache, return_key_value=return_key_value)
 
-    def _decode(self, attend: Callable[..., Any]) -> jax.Array:
+    def _decode(self, attend: Callable[..., Any], length: int) -> jax.Array:
         """Attend with the keys and values in Flax's cache variables, and store the new ones."""
         if self.cached_key is None or self.cached_value is None or self.cache_index is None:
             raise ValueError(
-                f"{MODULE}: decode=True needs a cache. Call "
-                f"init_cache((*batch, max_length, in_features)) first."
+                f"{MODULE}: decode=True needs a cache, and there is none. Call "
+                f"init_cache((*batch, max_length, in_features)) first, or nnx.view(module, "
+                f"decode=True, batch_size=..., max_length=...)."
             )
         cache = flax_cache(self.cached_key[...], self.cached_value[...], self.cache_index[...])
         output, cache = attend(cache=cache)
         self.cached_key[...], self.cached_value[...] = cache.keys, cache.values
-        self.cache_index[...] = jnp.max(cache.lengths)
+        self.cache_index[...] += length
         return output
 
     def _dropout(
@@ -444,7 +465,8 @@ class MultiHeadAttention(Module):
             )
         if batch_size is not None and max_length is not None:
             batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
-            self.init_cache((*batch, max_length, self.query.in_features[0]), self.param_dtype)
+            dtype = self.param_dtype if self.dtype is None else self.dtype
+            self.init_cache((*batch, max_length, self.query.in_features[0]), dtype)
 
     def init_cache(self, input_shape: Sequence[int], dtype: Dtype = jnp.float32) -> None:
         """Make an empty cache for `decode=True`: variables of the type `nnx.Cache`.

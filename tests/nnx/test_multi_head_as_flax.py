@@ -78,24 +78,6 @@ def test_attributes_are_those_of_flax():
     assert (ours.head_dim, ours.value_head_dim, ours.qkv_features) == (5, 3, 20)
 
 
-def test_decode_is_set_as_in_flax_and_refused_where_it_is_used():
-    ours = nnx.MultiHeadAttention(4, 24, rngs=flax_nnx.Rngs(0))
-    expected = ours(X)
-    assert ours.decode is None
-    ours.set_attributes(decode=False, deterministic=True)
-    assert ours.decode is False
-    viewed = flax_nnx.view(ours, decode=False)
-    chex.assert_trees_all_equal(ours(X), viewed(X), expected)
-    with pytest.raises(NotImplementedError, match="decode=True is not part of this version"):
-        flax_nnx.view(ours, decode=True)
-    ours.set_attributes(decode=True)
-    with pytest.raises(NotImplementedError, match=r"decode=True .* no key/value cache\. Pass all"):
-        ours(X[:, :1])
-    chex.assert_trees_all_equal(ours(X, decode=False), expected)
-    with pytest.raises(NotImplementedError, match=r"init_cache is not part of this version"):
-        ours.init_cache((2, 1, 24))
-
-
 def flaxs_functions():
     yield "nnx", flax_nnx.dot_product_attention
     yield "linen", flax_linen.dot_product_attention

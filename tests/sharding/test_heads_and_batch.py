@@ -18,8 +18,11 @@ from flax_attn import (
     dot_product_attention,
     linen,
     maps,
+    masks,
     multi_head_attention,
     nnx,
+    positions,
+    scores,
 )
 from tests.runs import some_by_default
 from tests.tolerances import FORWARD, GRADIENT, assert_close
@@ -204,6 +207,48 @@ def whole_on_one_device():
 def test_multi_head_attention_under_shard_map(name):
     sharded = jax.shard_map(FACES[name], mesh=mesh(), **MODULE_SPECS)
     check(value_and_gradients(sharded, (0, 1))(WEIGHTS, X), whole_on_one_device())
+
+
+EVERYTHING = {
+    "rotary": positions.Rotary(D),
+    "mask": masks.Causal(),
+    "score_mod": scores.ALiBi.for_heads(N),
+    "sink": True,
+    "output_gate": True,
+    "normalize_qk": "rms",
+}
+MORE_WEIGHTS = WEIGHTS | {
+    "gate": {"kernel": draw(M, N, D), "bias": draw(N, D)},
+    "sink": SINK,
+    "query_ln": {"scale": 1 + draw(D)},
+    "key_ln": {"scale": 1 + draw(D)},
+}
+MORE_SPECS = WEIGHT_SPECS | {
+    "gate": {"kernel": P(None, "heads"), "bias": P("heads")},
+    "sink": P("heads"),
+    "query_ln": {"scale": P()},
+    "key_ln": {"scale": P()},
+}
+
+
+def test_rotary_sinks_and_gate_with_heads_on_four_devices():
+    """The slopes of the score modifier are those of all heads, the sinks those of a device."""
+
+    def one(weights, x):
+        layer = linen.MultiHeadAttention(num_heads=N, num_kv_heads=K, head_dim=D, **EVERYTHING)
+        return layer.apply({"params": weights}, x)
+
+    def local(weights, x):
+        layer = linen.MultiHeadAttention(
+            num_heads=N // 4, num_kv_heads=K // 4, **LOCAL, **EVERYTHING
+        )
+        return layer.apply({"params": weights}, x)
+
+    sharded = jax.shard_map(
+        local, mesh=mesh(), in_specs=(MORE_SPECS, P("batch")), out_specs=P("batch")
+    )
+    actual = value_and_gradients(sharded, (0, 1))(MORE_WEIGHTS, X)
+    check(actual, value_and_gradients(one, (0, 1))(MORE_WEIGHTS, X))
 
 
 @pytest.mark.parametrize("name", some_by_default(["function", "linen", "nnx"], "function"))
