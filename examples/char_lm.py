@@ -3,9 +3,10 @@
     python examples/char_lm.py
 
 The text is the documentation behind `help()`, some 600,000 characters, of which the last tenth is
-held out. The model is `language_models/llama.py` with 0.9 million parameters: rotary positions, four
-query heads for two key heads, and a window of 128 characters. After 700 steps, two minutes on 2 CPU
-cores, the loss on the held-out text is XX nats per character (it begins at 4.9), and it writes
+held out. The model is `language_models/llama.py` with 0.9 million parameters: rotary positions,
+four query heads for two key heads, and a window of 128 characters. After 700 steps, two minutes on
+2 CPU cores, the loss on the held-out text is XX nats per character (it begins at 4.9), and it
+writes
 
     SAMPLE
 

@@ -101,12 +101,13 @@ class Generator:
             tokens, coords = new[:, None], None
 
 
-def load_model(path: Path, **options: Any) -> tuple[Llama, GGUFTokenizer]:
+def load_model(path: Path, dtype: Any = jnp.float32, **options: Any) -> tuple[Llama, GGUFTokenizer]:
     """The model and the tokenizer of a GGUF file."""
     reader = open_llama(path)
     config = read_config(reader)
-    dtype = options.pop("dtype", jnp.float32)
-    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), **options))  # filled below
+    model = nnx.eval_shape(
+        lambda: Llama(config, param_dtype=dtype, rngs=nnx.Rngs(0), **options)  # filled below
+    )
     load_weights(model, read_weights(reader, config, dtype))
     return model, GGUFTokenizer(reader)
 

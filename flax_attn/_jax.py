@@ -32,9 +32,9 @@ def is_linear(operand: Any) -> bool:
     return ad.is_undefined_primal(operand)
 
 
-def report_unless(predicate: jax.Array, message: str) -> None:
-    """An error under `jax.experimental.checkify`; elsewhere nothing."""
-    checkify.debug_check(predicate, message)
+def check_traced(predicate: jax.Array, message: str) -> None:
+    """An error of `jax.experimental.checkify` unless a traced predicate is True."""
+    checkify.check(predicate, message)
 
 
 def new_primitive(name: str, no_jet: str) -> Primitive:

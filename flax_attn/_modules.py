@@ -149,11 +149,7 @@ def joined_score_mod(own: ScoreMod | None, given: ScoreMod | None) -> ScoreMod |
 
 
 class _FlaxCache(KVCache):
-    """A cache of Flax's variables.
-
-    Under `jit` an overflow is not reported to checkify. That is an effect, and Linen's `scan` with
-    `variable_broadcast` refuses functions with effects.
-    """
+    """A cache of Flax's variables, whose errors name what Flax's users can change."""
 
     def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
         del message

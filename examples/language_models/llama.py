@@ -23,10 +23,9 @@ from language_models.gguf_llama import LlamaConfig
 class Block(nnx.Module):
     """y = x + attention(norm(x)), z = y + down(silu(gate(norm(y))) ∘ up(norm(y)))."""
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, config: LlamaConfig, layer: dict[str, Any], **options: Any):
         width, hidden = config.features, config.mlp_features
-        linear = {"use_bias": False, "dtype": options.get("dtype"), "rngs": rngs}
-        self.attention_norm = nnx.RMSNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.attention_norm = nnx.RMSNorm(width, epsilon=config.norm_epsilon, **layer)
         self.attention = flax_attn.nnx.MultiHeadAttention(
             config.num_heads,
             width,
@@ -34,13 +33,13 @@ class Block(nnx.Module):
             head_dim=config.head_dim,
             use_bias=False,
             rotary=rotary_of(config),
-            rngs=rngs,
+            **layer,
             **options,
         )
-        self.mlp_norm = nnx.RMSNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.gate = nnx.Linear(width, hidden, **linear)
-        self.up = nnx.Linear(width, hidden, **linear)
-        self.down = nnx.Linear(hidden, width, **linear)
+        self.mlp_norm = nnx.RMSNorm(width, epsilon=config.norm_epsilon, **layer)
+        self.gate = nnx.Linear(width, hidden, use_bias=False, **layer)
+        self.up = nnx.Linear(width, hidden, use_bias=False, **layer)
+        self.down = nnx.Linear(hidden, width, use_bias=False, **layer)
 
     def __call__(self, x: jax.Array, cache: caches.Cache | None, **options: Any) -> Any:
         """From `[*B, T, M]` to the same, and the new cache."""
@@ -55,14 +54,17 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """From tokens `[*B, T]` to logits `[*B, T, V]`. `options` are those of the attention."""
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, **options: Any):
+    def __init__(
+        self, config: LlamaConfig, *, param_dtype: Any = None, rngs: nnx.Rngs, **options: Any
+    ):
+        layer = {"param_dtype": param_dtype or jnp.float32, "rngs": rngs}
         self.config = config
-        self.embedding = nnx.Embed(config.vocab_size, config.features, rngs=rngs)
-        self.blocks = nnx.List(Block(config, rngs, **options) for _ in range(config.num_layers))
-        self.norm = nnx.RMSNorm(config.features, epsilon=config.norm_epsilon, rngs=rngs)
+        self.embedding = nnx.Embed(config.vocab_size, config.features, **layer)
+        self.blocks = nnx.List(Block(config, layer, **options) for _ in range(config.num_layers))
+        self.norm = nnx.RMSNorm(config.features, epsilon=config.norm_epsilon, **layer)
         self.head = nnx.data(None)
         if not config.tied_embeddings:
-            self.head = nnx.Linear(config.features, config.vocab_size, use_bias=False, rngs=rngs)
+            self.head = nnx.Linear(config.features, config.vocab_size, use_bias=False, **layer)
 
     def __call__(
         self,

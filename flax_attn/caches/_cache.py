@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flax_attn._checks import as_floating, broadcasts_to, check_at_least, check_positive
 from flax_attn._cpu.barriers import separate
 from flax_attn._integers import as_bound, known
-from flax_attn._jax import report_unless
+from flax_attn._jax import check_traced
 from flax_attn.attention import dot_product_attention
 from flax_attn.coords import Coords, PerHead
 
@@ -128,7 +128,7 @@ class Cache:
 
         Raises:
           ValueError: If shapes or dtypes are not those of the cache, or tokens do not fit. Under
-            `jit` that is unknown: see `overflowed`, or use `jax.experimental.checkify`.
+            `jit` that is unknown: see `overflowed` and `check`.
         """
         raise NotImplementedError
 
@@ -226,6 +226,23 @@ class Cache:
         lengths = self._of_batch(name, as_bound(name, lengths))
         return self._shortened(jnp.minimum(as_sizes(name, lengths), self.lengths))
 
+    def check(self) -> None:
+        """Raise if a sequence overflowed.
+
+        Inside a function that `jax.experimental.checkify` checks, the error is raised when the
+        function has run. Inside other compiled functions JAX refuses this; return `overflowed`.
+
+        Raises:
+          ValueError: If tokens of a sequence did not fit.
+        """
+        message = f"{self._owner}: tokens of a sequence did not fit into the cache"
+        has_overflowed = known(self.overflowed)
+        if has_overflowed is None:
+            check_traced(~jnp.any(self.overflowed), f"{message}.")
+        elif np.any(has_overflowed):
+            which = np.flatnonzero(has_overflowed).tolist()
+            raise ValueError(f"{message}: those of {which}, through all batch axes. Reset them.")
+
     # ---- what the classes share
 
     def _replace(self, **changes: Any) -> Self:
@@ -321,9 +338,7 @@ class Cache:
     def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
         """Raise where it is known that tokens do not fit. Returns the new `overflowed`."""
         is_fit = known(fits)
-        if is_fit is None:
-            report_unless(jnp.all(fits), f"{self._owner}: tokens do not fit into the cache.")
-        elif not np.all(is_fit):
+        if is_fit is not None and not np.all(is_fit):
             raise ValueError(message())
         return self.overflowed | ~fits
 

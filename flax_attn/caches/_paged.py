@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import check_positive
 from flax_attn._integers import as_bound, known
-from flax_attn._jax import report_unless
 from flax_attn._pytree import pytree
 from flax_attn.caches._cache import (
     Cache,
@@ -189,7 +188,8 @@ class PagedCache(Cache):
           length: How many tokens to share; None for all.
 
         Returns:
-          The new cache. If a traced index is that of no sequence, nothing is changed.
+          The new cache. If a traced source is no other sequence, nothing is shared, and the target
+          is marked in `overflowed`.
         """
         owner, flat = "PagedCache.share", self._flat()
         (count,) = flat.batch
@@ -203,7 +203,7 @@ class PagedCache(Cache):
         indices = jnp.arange(count)
         is_source, is_target = indices == source, indices == target
         may_share = jnp.any(is_source) & jnp.any(is_target) & (source != target)
-        report_unless(may_share, f"{owner}: source and target must be two sequences.")
+        overflowed = (self.overflowed.reshape(-1) & ~is_target) | (is_target & ~may_share)
         is_target &= may_share
 
         most = flat.lengths[source]
@@ -218,7 +218,7 @@ class PagedCache(Cache):
             table=jnp.where(is_target[:, None], row[None], flat.table).reshape(self.table.shape),
             uses=emptied.uses.at[shared].add(1, mode="drop"),
             lengths=jnp.where(is_target, most, flat.lengths).reshape(self.batch),
-            overflowed=self.overflowed & ~is_target.reshape(self.batch),
+            overflowed=overflowed.reshape(self.batch),
         )
 
     # ---- pages

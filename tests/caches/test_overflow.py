@@ -73,12 +73,31 @@ def test_under_jit_the_sequence_is_marked_and_the_others_go_on(kind):
 
 @every_full
 def test_checkify_finds_it(kind):
-    checked = jax.jit(checkify.checkify(step, errors=checkify.user_checks))
+    def checked_step(cache, *new):
+        out, cache = step(cache, *new)
+        cache.check()
+        return out, cache
+
+    checked = jax.jit(checkify.checkify(checked_step, errors=checkify.user_checks))
     error, (_, cache) = checked(FULL[kind](), *FIRST)
     error.throw()
     error, _ = checked(cache, *SECOND)
-    with pytest.raises(checkify.JaxRuntimeError, match="tokens do not fit into the cache"):
+    with pytest.raises(checkify.JaxRuntimeError, match="did not fit into the cache"):
         error.throw()
+
+
+def test_check_names_the_sequences_that_overflowed():
+    cache = FULL["contiguous"]()
+    cache.check()
+    cache = cache._replace(overflowed=jnp.array([False, True, True]))
+    with pytest.raises(ValueError, match=r"did not fit into the cache: those of \[1, 2\]"):
+        cache.check()
+
+
+def test_a_compiled_step_can_be_exported():
+    exported = jax.export.export(jax.jit(step))(FULL["contiguous"](), *FIRST)
+    assert not exported.ordered_effects
+    assert not exported.unordered_effects
 
 
 @every_full

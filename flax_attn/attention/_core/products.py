@@ -12,19 +12,19 @@ from flax_attn.attention._core.problem import Problem
 
 
 class Blocks(NamedTuple):
-    """How products read the keys: the first `count`, `size` at a time.
+    """How products read the keys: the first `num_keys`, `size` at a time.
 
     XLA for CPUs copies an operand of a dot product that is a part of an array, or of half
     precision. The copy of a block stays in the caches of the CPU, so memory is read only once. (One
     step over 2,000 of 16,384 keys: 4.6 ms by one copy, 0.8 ms by blocks; jaxlib 0.12.0.)
 
     Attributes:
-      count: How many keys are read.
+      num_keys: How many keys are read.
       size: How many at a time.
       by_element: Whether batch elements are read one at a time too.
     """
 
-    count: int
+    num_keys: int
     size: int
     by_element: bool
 
@@ -54,9 +54,9 @@ def key_product(
         part = product(rows, _block(key, element, elements, first, size))
         return lax.dynamic_update_slice(scores, part, (element, 0, 0, first))
 
-    scores = jnp.zeros((*query.shape[:-1], blocks.count), problem.scores_dtype)
+    scores = jnp.zeros((*query.shape[:-1], blocks.num_keys), problem.scores_dtype)
     scores = _for_each_block(blocks, add, scores)
-    return scores.reshape(*query_BKRD.shape[:-1], blocks.count)
+    return scores.reshape(*query_BKRD.shape[:-1], blocks.num_keys)
 
 
 def value_product(
@@ -101,7 +101,7 @@ The block has `elements` batch elements from `element` on, and `size` keys from 
 def _for_each_block(blocks: Blocks, add: Add, result: jax.Array) -> jax.Array:
     batch = result.shape[0]
     elements = 1 if blocks.by_element else batch
-    whole, rest = divmod(blocks.count, blocks.size)
+    whole, rest = divmod(blocks.num_keys, blocks.size)
 
     def of_elements(i: jax.Array, result: jax.Array) -> jax.Array:
         def of_keys(j: jax.Array, result: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def _for_each_block(blocks: Blocks, add: Add, result: jax.Array) -> jax.Array:
 
         result = lax.fori_loop(0, whole, of_keys, result)
         if rest:
-            result = add(result, i * elements, elements, jnp.int32(blocks.count - rest), rest)
+            result = add(result, i * elements, elements, jnp.int32(blocks.num_keys - rest), rest)
         return result
 
     if not blocks.by_element:
