@@ -16,6 +16,8 @@ from flax_attn.attention.dense import Dense, attend_densely
 from flax_attn.coords import Aligned
 
 MOST_QUERIES = 8
+SLICES_HALF = jax.__version_info__ >= (0, 12)
+"""XLA of jaxlib 0.10.2 converts all keys of half precision before a loop that reads a part."""
 BYTES_OF_BLOCK = 2**17
 """The keys of a block of one sequence, so that they fit into the cache of a core."""
 
@@ -89,10 +91,10 @@ class Decode(Dense):
 
         def attend(count: int) -> Results:
             problem = _with_axes_swapped(heads_first)
-            first = dataclasses.replace(
-                problem.first_keys(count), key=problem.key, value=problem.value
-            )
+            first = problem.first_keys(count)
             blocks = _blocks(problem, count, by_element=not target.partitioned)
+            if blocks is not None:  # which cut keys and values themselves
+                first = dataclasses.replace(first, key=problem.key, value=problem.value)
             return attend_densely(first, assume_finite=True, blocks=blocks)
 
         counts = self._counts(length_k)
@@ -114,8 +116,8 @@ class Decode(Dense):
 def _blocks(problem: Problem, count: int, *, by_element: bool) -> Blocks | None:
     """How many keys to read at a time; None if XLA reads all of them without a copy."""
     _, length_k, _, num_kv_heads = problem.sizes
-    is_copied = count < length_k or problem.dtype != problem.scores_dtype
-    if not is_copied or count == 0:
+    is_half = problem.dtype != problem.scores_dtype
+    if count == 0 or not (count < length_k or is_half) or (is_half and not SLICES_HALF):
         return None
     row = num_kv_heads * problem.key.values.shape[-1] * problem.dtype.itemsize
     size = 1 << max(BYTES_OF_BLOCK // row, 16).bit_length() - 1
