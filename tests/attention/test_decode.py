@@ -192,7 +192,7 @@ def test_lengths_that_are_symbolic_are_declined():
         jax.export.export(jax.jit(run))(query, key)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *["bfloat16"] * decode.SLICES_HALF])
 def test_no_copy_of_the_keys_is_made_that_are_stored_by_head(dtype):
     """One step over a cache `[B, K, S, D]`, all of it or a part, takes far less memory than it.
 
