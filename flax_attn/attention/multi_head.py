@@ -143,6 +143,7 @@ def multi_head_attention(
                 f"{function}: inputs_q must have the batch axes of the cache, *B = "
                 f"{list(coords.positions.shape[:-1])}, got {list(inputs_q.shape)}."
             )
+        check_rotary(function, rotary)
     q = _rotated(function, rotary, input_positions, q, coords)
     if key_value is None:
         inputs_v = as_floating(function, "inputs_v", inputs_kv if inputs_v is None else inputs_v)
@@ -195,6 +196,16 @@ def _check_cache(function: str, cache: Any, **given: Any) -> None:
         raise ValueError(
             f"{function}: {name} must not be given with a cache, which holds the keys, the values "
             f"and their coordinates. Give the new tokens' query_coords only."
+        )
+
+
+def check_rotary(function: str, rotary: Rotation | None) -> None:
+    """Raise if the rotation changes with the length of the sequence, which a cache cannot follow."""
+    if getattr(rotary, "reads_length", False):
+        raise ValueError(
+            f"{function}: rotary must not depend on the length so far with a cache, whose keys are "
+            f"rotated already, got {rotary!r}. Give the length of the whole generation: "
+            f"Rotary(..., length=...)."
         )
 
 
