@@ -4,14 +4,15 @@
 
 The text is the documentation behind `help()`, some 600,000 characters, of which the last tenth is
 held out. The model is `language_models/llama.py` with 0.9 million parameters: rotary positions,
-four query heads for two key heads, and a window of 128 characters. After 700 steps, two minutes on
-2 CPU cores, the loss on the held-out text is XX nats per character (it begins at 4.9), and it
-writes
+four query heads for two key heads, and a window of 64 characters. After 600 steps, two minutes on 2
+cores of an Intel Xeon, the loss on the held-out text is 1.4 nats per character (it begins at 4.9),
+and it writes, with a rolling cache that keeps no more than the window,
 
-    SAMPLE
+    The sequence of the sequences in the result for result list call to the exception is
+    implemented, and not evaluated only attribute, for and
 
-with a rolling cache, which keeps no more than the window. `--checkpoint FOLDER` saves the model
-every 100 steps, and the same command goes on where it ended. `--prompt TEXT` begins the text.
+`--checkpoint FOLDER` saves the model every 100 steps and at the end, and the same command goes on
+where it ended. `--prompt TEXT` begins the text.
 
     python examples/char_lm.py --smoke    # 4 steps: does it run?
 

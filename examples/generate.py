@@ -16,8 +16,8 @@ far are in a cache of `flax_attn.caches`, chosen by `--cache`:
 
     python examples/generate.py "Name three colours." --heat-map out.png --layer 12 --heads 0 5
 
-also draws the attention between the tokens of prompt and answer. `--raw` continues a text instead of
-answering it, `--temperature 0.7` samples, `--weights FILE` takes another model, and
+also draws the attention between the tokens of prompt and answer. `--raw` continues a text instead
+of answering it, `--temperature 0.7` samples, `--weights FILE` takes another model, and
 `--dtype bfloat16` halves its memory. `--smoke` writes 8 tokens.
 
 Needs `pip install "flax-attn[generate]"`.
