@@ -51,7 +51,7 @@ class Contiguous(Cache):
 
         def message() -> str:
             return (
-                f"{self._owner}.append: {int(np.max(tokens.counts))} tokens do not fit: the cache "
+                f"{self._function('append')}: {int(np.max(tokens.counts))} tokens do not fit: the cache "
                 f"holds {int(np.max(self.lengths))} tokens of at most capacity = {self.capacity}. "
                 f"Create it with capacity={int(np.max(lengths))} or more, or use RollingCache."
             )
@@ -122,6 +122,15 @@ class KVCache(Contiguous):
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions, such as
             `{"segment_ids": jnp.int32}`.
+
+        Returns:
+          A cache without tokens.
+
+        Raises:
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
+            a coordinate that every cache has.
+          TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
+            mapping.
         """
         owner = "KVCache.create"
         capacity = check_positive(owner, "capacity", capacity)

@@ -186,6 +186,20 @@ def test_tokens_that_do_not_fit_are_an_error_and_change_nothing():
     chex.assert_trees_all_equal(stored(module), before)
 
 
+def test_a_cache_of_another_dtype_or_of_no_tokens_is_refused():
+    module = with_cache(make(dtype=jnp.bfloat16))
+    message = (
+        r"MultiHeadAttention: key must be float32, as the cache is, got bfloat16\. Make the cache "
+        r"with that dtype: init_cache\(input_shape, dtype=bfloat16\) in NNX"
+    )
+    with pytest.raises(ValueError, match=message):
+        module(X[:, :1])
+    for shape in ((2, 0, M), (M,)):
+        message = r"MultiHeadAttention.init_cache: input_shape must be \[\*B, S, M\] with sizes of"
+        with pytest.raises(ValueError, match=message):
+            module.init_cache(shape)
+
+
 def test_under_jit_an_overflow_gives_nan_from_then_on():
     module = with_cache(make(), length=3)
     outputs = []
