@@ -110,8 +110,8 @@ class PagedCache(Cache):
           A cache without tokens.
 
         Raises:
-          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
-            a coordinate that every cache has.
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of a
+            coordinate that every cache has.
           TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
             mapping.
         """
@@ -214,7 +214,7 @@ class PagedCache(Cache):
         is_other = known(source != target)
         if is_other is not None and not is_other:
             raise ValueError(f"{owner}: source and target must differ, got {int(source)} twice.")
-        indices = jnp.arange(count)
+        indices = jnp.arange(count, dtype=jnp.int32)
         is_source, is_target = indices == source, indices == target
         may_share = jnp.any(is_source) & jnp.any(is_target) & (source != target)
         overflowed = (self.overflowed.reshape(-1) & ~is_target) | (is_target & ~may_share)
@@ -225,8 +225,9 @@ class PagedCache(Cache):
             name = f"{owner}: length"
             most = jnp.minimum(most, as_sizes(name, as_bound(name, length)))
         row = flat.table[source]
+        columns = jnp.arange(row.size, dtype=jnp.int32)
         num_shared = jnp.where(may_share, -(-most // self.page_size), 0)
-        shared = jnp.where(jnp.arange(row.size) < num_shared, row, self.uses.size)
+        shared = jnp.where(columns < num_shared, row, self.uses.size)
         emptied = flat._shortened(jnp.where(is_target, 0, flat.lengths))
         return self._replace(
             table=jnp.where(is_target[:, None], row[None], flat.table).reshape(self.table.shape),

@@ -74,7 +74,8 @@ WRONG = {
     "coordinates of fewer tokens": (
         lambda: append(coords=COORDS[:1]),
         ValueError,
-        r"KVCache.append: coords must be of the new tokens, \[\*B, T\] = \[2, 3\], got positions \[1\]",
+        r"KVCache.append: coords must be of the new tokens, \[\*B, T\] = \[2, 3\], got positions "
+        r"\[1\]",
     ),
     "coordinates of another batch": (
         lambda: append(coords=Coords(jnp.zeros((4, T), int))),
