@@ -52,8 +52,8 @@ class Contiguous(Cache):
         def message() -> str:
             return (
                 f"{self._function('append')}: {int(np.max(tokens.counts))} tokens do not fit: the "
-                f"cache holds {int(np.max(self.lengths))} tokens of at most capacity = {self.capacity}. "
-                f"Create it with capacity={int(np.max(lengths))} or more, or use RollingCache."
+                f"cache holds {int(np.max(self.lengths))} tokens of at most capacity = "
+                f"{self.capacity}. Create it with capacity={int(np.max(lengths))} or more, or use RollingCache."
             )
 
         overflowed = self._check_fit(fits, message)
@@ -127,8 +127,8 @@ class KVCache(Contiguous):
           A cache without tokens.
 
         Raises:
-          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of a
-            coordinate that every cache has.
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
+            a coordinate that every cache has.
           TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
             mapping.
         """

@@ -109,8 +109,8 @@ class QuantizedCache(Contiguous):
           A cache without tokens.
 
         Raises:
-          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of a
-            coordinate that every cache has.
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
+            a coordinate that every cache has.
           TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
             mapping.
         """
