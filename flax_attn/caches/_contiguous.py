@@ -53,7 +53,8 @@ class Contiguous(Cache):
             return (
                 f"{self._function('append')}: {int(np.max(tokens.counts))} tokens do not fit: the "
                 f"cache holds {int(np.max(self.lengths))} tokens of at most capacity = "
-                f"{self.capacity}. Create it with capacity={int(np.max(lengths))} or more, or use RollingCache."
+                f"{self.capacity}. Create it with capacity={int(np.max(lengths))} or more, "
+                f"or use RollingCache."
             )
 
         overflowed = self._check_fit(fits, message)
