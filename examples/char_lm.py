@@ -36,7 +36,7 @@ from flax_attn import caches, masks
 from language_models.gguf_llama import LlamaConfig
 from language_models.llama import Llama
 
-WINDOW = 128  # characters that a character attends to, itself included
+WINDOW = 64  # characters that a character attends to, itself included
 CONFIG = LlamaConfig(
     num_layers=4,
     features=128,
@@ -45,13 +45,13 @@ CONFIG = LlamaConfig(
     num_kv_heads=2,
     head_dim=32,
     vocab_size=128,  # ASCII
-    context_length=256,
+    context_length=128,
     norm_epsilon=1e-5,
     tied_embeddings=True,
     rotary_base=10_000.0,
     rotary_layout="half",
 )
-BATCH, STEPS, WARMUP, LEARNING_RATE = 8, 700, 50, 3e-3
+BATCH, STEPS, WARMUP, LEARNING_RATE = 8, 600, 50, 4e-3
 EVERY, NUM_CHARACTERS, TEMPERATURE = 100, 400, 0.7
 
 
@@ -133,7 +133,8 @@ def main() -> None:
     optimizer = nnx.Optimizer(model, optax.adamw(schedule), wrt=nnx.Param)
     manager, first = None, 0
     if args.checkpoint is not None:
-        manager = orbax.checkpoint.CheckpointManager(args.checkpoint.resolve())
+        keep = orbax.checkpoint.CheckpointManagerOptions(max_to_keep=1)
+        manager = orbax.checkpoint.CheckpointManager(args.checkpoint.resolve(), options=keep)
         if manager.latest_step() is not None:
             first = manager.latest_step()
             state = nnx.to_pure_dict(nnx.state((model, optimizer)))
@@ -147,11 +148,11 @@ def main() -> None:
         loss = train_step(model, optimizer, batch)
         if step % 10 == 0:
             bar.set_postfix(loss=f"{float(loss):.2f}")
-        if manager is not None and (step + 1) % EVERY == 0:
+        if manager is not None and ((step + 1) % EVERY == 0 or step + 1 == steps):
             state = nnx.to_pure_dict(nnx.state((model, optimizer)))
             manager.save(step + 1, args=orbax.checkpoint.args.StandardSave(state))
     if manager is not None:
-        manager.wait_until_finished()
+        manager.close()
     print(f"Held-out loss: {held_out_loss(model, held_out[:5000] if args.smoke else held_out):.2f}")
     print(write(model, args.prompt, num_characters, args.seed))
 

@@ -16,7 +16,7 @@ far are in a cache of `flax_attn.caches`, chosen by `--cache`:
 
     python examples/generate.py "Name three colours." --heat-map out.png --layer 12 --heads 0 5
 
-also draws whom the tokens of question and answer attend to. `--raw` continues a text instead of
+also draws the attention between the tokens of prompt and answer. `--raw` continues a text instead of
 answering it, `--temperature 0.7` samples, `--weights FILE` takes another model, and
 `--dtype bfloat16` halves its memory. `--smoke` writes 8 tokens.
 
@@ -59,7 +59,9 @@ def make_caches(
     make: Any = {
         "contiguous": functools.partial(caches.KVCache.create, capacity),
         "int8": functools.partial(caches.QuantizedCache.create, capacity),
-        "rolling": functools.partial(caches.RollingCache.create, window or capacity),
+        "rolling": functools.partial(
+            caches.RollingCache.create, capacity if window is None else window
+        ),
         "paged": functools.partial(
             caches.PagedCache.create,
             -(-capacity // PAGE_SIZE) * batch,
@@ -137,7 +139,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and cache"
+    )
     parser.add_argument("--implementation", help="of the attention: dense, blockwise, ...")
     parser.add_argument("--raw", action="store_true", help="continue the text")
     parser.add_argument("--heat-map", type=Path, metavar="PNG", help="draw the attention")
@@ -147,8 +151,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.max_tokens = 8
-    if not args.prompt:
+    if not args.prompt.strip():
         parser.error("prompt: it is empty. Write a question.")
+    if args.max_tokens < 1:
+        parser.error(f"--max-tokens: it must be at least 1, got {args.max_tokens}.")
+    if args.temperature < 0:
+        parser.error(f"--temperature: it must be at least 0, got {args.temperature}.")
+    if args.window is not None and (args.cache != "rolling" or args.window < 1):
+        parser.error(f"--window: it is for --cache rolling, at least 1, got {args.window}.")
     programs = platformdirs.user_cache_path("flax-attn") / "programs"
     jax.config.update("jax_compilation_cache_dir", str(programs))
 
@@ -156,11 +166,19 @@ def main() -> None:
     model, tokenizer = load_model(
         args.weights or fetch_smollm2(), dtype=dtype, implementation=args.implementation
     )
+    config = model.config
+    if args.layer not in range(config.num_layers) or not {*args.heads} <= {
+        *range(config.num_heads)
+    }:
+        parser.error(
+            f"--layer and --heads: there are {config.num_layers} layers of {config.num_heads} "
+            f"heads, numbered from 0, got {args.layer} and {args.heads}."
+        )
     if args.raw:
         prompt = tokenizer.encode(args.prompt)
     else:
         prompt = tokenizer.encode_chat([{"role": "user", "content": args.prompt}])
-    context = model.config.context_length
+    context = config.context_length
     if len(prompt) + args.max_tokens > context:
         parser.error(
             f"prompt: {len(prompt)} tokens and --max-tokens {args.max_tokens} exceed the context "

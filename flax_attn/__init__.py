@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flax_attn import (
     attention,
+    caches,
     coords,
     maps,
     masks,
@@ -43,6 +44,7 @@ __all__ = [
     "additive_attention",
     "attention",
     "attention_weights",
+    "caches",
     "coords",
     "dot_product_attention",
     "explain",

@@ -124,7 +124,9 @@ def check_key_value(key_value: Any, shares_key_value: bool, **inputs: Any) -> No
         raise ValueError(
             f"{MODULE}: key_value must be given with shares_key_value=True, as the module has no "
             f"projections of keys and values. Call the other layer with return_key_value=True, or "
-            f"pass (cache.keys, cache.values) of its cache and key_coords=cache.coords."
+            f"pass key_value=(new.keys, new.values), key_coords=new.coords and "
+            f"query_coords=old.next_coords(T), where old is its cache before the call and new the "
+            f"one after it."
         )
     for name in [name for name, x in inputs.items() if x is not None and key_value is not None]:
         raise ValueError(

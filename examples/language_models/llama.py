@@ -115,7 +115,8 @@ def rotary_of(config: LlamaConfig) -> positions.Rotary:
         factors = tuple(config.rotary_factors)
         scaling = positions.LongRoPE(factors, factors, config.context_length, attention_factor=1.0)
     layout: Any = config.rotary_layout
-    return positions.Rotary(config.head_dim, config.rotary_base, scaling, layout)
+    length = config.context_length
+    return positions.Rotary(config.head_dim, config.rotary_base, scaling, layout, length=length)
 
 
 def last_valid(x: jax.Array, coords: Coords | None) -> jax.Array:

@@ -17,6 +17,8 @@ from flax_attn.coords import Aligned
 
 MOST_QUERIES = 8
 PLATFORMS = ("cpu", "cuda")
+SLICES_HALF = jax.__version_info__ >= (0, 12)
+"""XLA of jaxlib 0.10.2 converts all keys of half precision before a loop that reads a part."""
 BYTES_OF_BLOCK = 2**17
 """The keys of a block of one sequence, so that they fit into the cache of a core."""
 
@@ -26,11 +28,12 @@ class Decode(Dense):
     """Dense attention that reads only the keys up to the last visible one, and reads them once.
 
     It is for caches: arrays of keys and values that are longer than what they hold. On CPUs, the
-    first 512, 1024, 2048, ... keys are read, whatever holds all keys that a query of the batch
-    sees. They are read in blocks, unless all keys are read in float32. GPUs read all keys.
+    number of keys read is the smallest of 512, 1024, 2048, ... that covers every visible key of the
+    batch. Keys are read in blocks, except when all of them are read in float32. GPUs read all keys.
 
     Dense attention first replaces what is not finite by 0, which copies all keys and values. Here
-    they are read as they are. Only if the output is not finite, it is computed again in that way.
+    they are read as they are. If the output is not finite, it is computed again with that
+    replacement.
 
     Derivatives are those of dense attention.
 
@@ -92,12 +95,11 @@ class Decode(Dense):
 
         def attend(count: int) -> Results:
             problem = _with_axes_swapped(heads_first)
-            first = dataclasses.replace(
-                problem.first_keys(count), key=problem.key, value=problem.value
-            )
-            blocks = None
+            first, blocks = problem.first_keys(count), None
             if target.platform == "cpu":
                 blocks = _blocks(problem, count, by_element=not target.partitioned)
+            if blocks is not None:  # which cut keys and values themselves
+                first = dataclasses.replace(first, key=problem.key, value=problem.value)
             return attend_densely(first, assume_finite=True, blocks=blocks)
 
         # A GPU reads all keys sooner than it finds out how many are needed (H200: 0.8 ms for
@@ -121,8 +123,8 @@ class Decode(Dense):
 def _blocks(problem: Problem, count: int, *, by_element: bool) -> Blocks | None:
     """How many keys to read at a time; None if XLA reads all of them without a copy."""
     _, length_k, _, num_kv_heads = problem.sizes
-    is_copied = count < length_k or problem.dtype != problem.scores_dtype
-    if not is_copied or count == 0:
+    is_half = problem.dtype != problem.scores_dtype
+    if count == 0 or not (count < length_k or is_half) or (is_half and not SLICES_HALF):
         return None
     row = num_kv_heads * problem.key.values.shape[-1] * problem.dtype.itemsize
     size = 1 << max(BYTES_OF_BLOCK // row, 16).bit_length() - 1

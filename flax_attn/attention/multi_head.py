@@ -140,6 +140,7 @@ def multi_head_attention(
         check_cache(function, cache, key_coords=key_coords, key_value=key_value)
         coords = cache.next_coords(q.shape[-3], query_coords)
         check_batch(function, "inputs_q", inputs_q, coords)
+        check_rotary(function, rotary)
     q = _rotated(function, rotary, input_positions, q, coords)
     if key_value is None:
         inputs_v = as_floating(function, "inputs_v", inputs_kv if inputs_v is None else inputs_v)
@@ -179,6 +180,16 @@ def multi_head_attention(
     if return_key_value:
         results.append((k, v))
     return tuple(results) if len(results) > 1 else results[0]
+
+
+def check_rotary(function: str, rotary: Rotation | None) -> None:
+    """Raise if the rotation changes with the length of the sequence, which a cache cannot follow."""
+    if getattr(rotary, "reads_length", False):
+        raise ValueError(
+            f"{function}: rotary must not depend on the length so far with a cache, whose keys are "
+            f"rotated already, got {rotary!r}. Give the length of the whole generation: "
+            f"Rotary(..., length=...)."
+        )
 
 
 def _check_key_value(function: str, key_value: Any) -> KeyValue:

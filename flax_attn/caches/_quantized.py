@@ -61,7 +61,8 @@ class QuantizedCache(Contiguous):
     """A cache of fixed capacity with 8-bit keys and values, a quarter of the memory of float32.
 
     Each vector, of one token and head, has a float32 scale of its own: x̂ = s · round(x / s) with
-    s = max |x| / 127. So |x̂ − x| ≤ max |x| / 254 for every entry. A score q·k then changes by at
+    s = max |x| / 127. So |x̂ − x| ≤ max |x| / 254 for every entry in float32; rounding to `dtype`
+    comes on top (2⁻⁹ of an entry in bfloat16). A score q·k then changes by at
     most ‖q‖₁ max |k| / 254, and an output by the change of its weights and max |v| / 254.
 
     Make it by `QuantizedCache.create`. It takes keys and values of any floating dtype.

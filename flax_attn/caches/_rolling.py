@@ -23,7 +23,7 @@ from flax_attn.caches._cache import (
     write,
     write_fields,
 )
-from flax_attn.coords import Coords
+from flax_attn.coords import Aligned, Coords
 from flax_attn.masks import Mask, relation
 
 ARRIVAL = "arrival"
@@ -133,7 +133,7 @@ class RollingCache(Cache):
 
     @property
     def coords(self) -> Coords:
-        """The coordinates of the keys `[*B, S]`; `valid` is True where the next token attends."""
+        """The coordinates of the keys `[*B, S]`; `valid` is True where the last token attends."""
         return self._coords(self.lengths - self.window)
 
     def _coords(self, oldest: jax.Array) -> Coords:
@@ -182,11 +182,7 @@ class RollingCache(Cache):
         **options: Any,
     ) -> tuple[Float[Array, "*B T N Dv"], Self]:
         """See `Cache.attend`. The mask must be a `Mask`: slots have no fixed order."""
-        if not (mask is None or isinstance(mask, Mask)):
-            raise TypeError(
-                f"RollingCache.attend: mask must be a Mask, since slots have no fixed order, got "
-                f"{type(mask).__name__}. Write it as a relation of coordinates."
-            )
+        _check_relations(mask=mask, **options)
         cache = self.append(key, value, coords)
         new = self.next_coords(key.shape[-3], coords)
         if key.shape[-3] == 1:
@@ -236,6 +232,24 @@ class RollingCache(Cache):
 
         overflowed = self._check_fit(is_whole, message)
         return self._replace(lengths=lengths, overflowed=overflowed)
+
+
+def _check_relations(**parts: Any) -> None:
+    """Raise if a part of attention is an array over keys: slots have no fixed order."""
+    for name, part in parts.items():
+        if name == "plan" and part is not None:
+            raise TypeError(
+                "RollingCache.attend: plan must be left out, since the keys change their order."
+            )
+        is_array = hasattr(part, "dtype") and name in ("mask", "bias")
+        leaves = jax.tree.leaves(part, is_leaf=lambda x: isinstance(x, Aligned))
+        over_keys = any(isinstance(x, Aligned) and "s" in x.axes for x in leaves)
+        if is_array or over_keys:
+            raise TypeError(
+                f"RollingCache.attend: {name} must not be an array over keys, since slots have no "
+                f"fixed order, got {type(part).__name__}. Write it as a relation of coordinates, "
+                f"or use KVCache."
+            )
 
 
 def _joined(old: Coords, new: Coords) -> Coords:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_attn._checks import as_integer, statistics_dtype
+from flax_attn._checks import as_integer, check_positive, statistics_dtype
 from flax_attn._jax import varying_axes
 from flax_attn.positions._frequencies import Frequencies, check_table, frequencies
 from flax_attn.positions._rotary import rotary
@@ -38,6 +38,9 @@ class Rotary:
       axial: Give each section the whole range of frequencies, `frequencies(2 * s)`, as vision
         transformers do for rows and columns. If False, the sections divide one table, as in
         Qwen2-VL.
+      length: The length of the sequences, which `DynamicNTK` and `LongRoPE` read; None takes it
+        from the positions of each call. With a cache it must be given: keys that were rotated for
+        another length would not fit.
 
     Raises:
       ValueError: If R is odd or above D, the layout is unknown, the sections do not sum to R/2,
@@ -63,6 +66,7 @@ class Rotary:
     sections: tuple[int, ...] | None = None
     rotated: int | None = None
     axial: bool = False
+    length: int | None = None
 
     def __post_init__(self) -> None:
         size = as_integer("Rotary", "head_dim", self.head_dim)
@@ -83,10 +87,17 @@ class Rotary:
                 f"Rotary: axial must come with sections, one for each axis, got sections=None. "
                 f"For rows and columns: sections=({rotated // 4}, {rotated // 4})."
             )
+        if self.length is not None:
+            object.__setattr__(self, "length", check_positive("Rotary", "length", self.length))
         for width in self._widths():
             _, base = check_table("Rotary", width, self.base, self.scaling)
         object.__setattr__(self, "head_dim", size)
         object.__setattr__(self, "base", base)
+
+    @property
+    def reads_length(self) -> bool:
+        """Whether the rotation depends on how long the sequence is."""
+        return self.length is None and self.scaling is not None and self.scaling.reads_length
 
     def _widths(self) -> list[int]:
         """The rotated features of each table of frequencies."""
@@ -122,8 +133,8 @@ class Rotary:
           x: Queries or keys `[*B, T, N, D]`.
           positions: Positions in tokens `[*#B, T]`, or `[*#B, T, A]` with sections.
           length: The length of the sequence, which `DynamicNTK` and `LongRoPE` read. Default: the
-            largest position of all batch elements + 1, as in Hugging Face. Give it where one length
-            holds for a whole generation, and inside `shard_map`.
+            attribute; if that is None, the largest position of all batch elements + 1, as in
+            Hugging Face. Inside `shard_map` one of the two must be given.
 
         Returns:
           The rotated array, in the shape and dtype of `x`.
@@ -135,13 +146,16 @@ class Rotary:
         """
         x = check_heads("Rotary", x)
         if x.shape[-1] != self.head_dim:
+            rotated = self._widths()[0]
+            partial = f"; to rotate a part of each head, Rotary({x.shape[-1]}, rotated={rotated})"
+            fits = rotated <= x.shape[-1] and self.sections is None
             raise ValueError(
                 f"Rotary: x must have heads of the size D = {self.head_dim} that it was made for, "
-                f"got {list(x.shape)}. Write Rotary({x.shape[-1]}, ...); to rotate a part of each "
-                f"head, Rotary({x.shape[-1]}, rotated={self.rotated or self.head_dim})."
+                f"got {list(x.shape)}. Write Rotary({x.shape[-1]}, ...){partial if fits else ''}."
             )
         places = as_positions("Rotary", positions, x, self.sections)
-        if length is None and self.scaling is not None and self.scaling.reads_length:
+        length = self.length if length is None else length
+        if length is None and self.reads_length:
             length = _length(places)
         table = self.frequencies(length, statistics_dtype(x.dtype))
         return rotary(x, places, table, layout=self.layout, sections=self.sections)

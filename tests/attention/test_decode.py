@@ -161,14 +161,16 @@ def test_no_keys_and_no_queries():
         assert np.isfinite(out).all()
 
 
-def test_it_is_chosen_for_a_few_queries_on_cpus(capsys):
-    q, k = jnp.zeros((1, 8, 4, 16)), jnp.zeros((1, 64, 2, 16))
-    coords = {"query_coords": Coords.arange(8, 40), "key_coords": Coords.arange(64)}
+def test_it_is_chosen_for_a_few_queries_and_many_keys(capsys):
+    q, k = jnp.zeros((1, 8, 4, 16)), jnp.zeros((1, 512, 2, 16))
+    coords = {"query_coords": Coords.arange(8, 40), "key_coords": Coords.arange(512)}
     options = {"mask": masks.Causal(), **coords}
     assert explain(q, k, k, **options, platform="cpu").implementation == "decode"
     found = explain(q, k, k, **options, platform="tpu")
     assert found.implementation != "decode"
-    assert found.refusals["decode"] == "it was found to be faster on CPUs only."
+    assert found.refusals["decode"] == "it was found to be faster on cpu and cuda only."
+    found = explain(q, k[:, :511], k[:, :511], platform="cpu")
+    assert found.refusals["decode"] == "it is for at least 512 keys, and there are 511."
     found = explain(jnp.zeros((1, 9, 4, 16)), q, q, platform="cpu")
     assert found.refusals["decode"] == "it is for at most 8 queries, and there are 9."
     capsys.readouterr()
@@ -192,7 +194,7 @@ def test_lengths_that_are_symbolic_are_declined():
         jax.export.export(jax.jit(run))(query, key)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *["bfloat16"] * decode.SLICES_HALF])
 def test_no_copy_of_the_keys_is_made_that_are_stored_by_head(dtype):
     """One step over a cache `[B, K, S, D]`, all of it or a part, takes far less memory than it.
 

@@ -115,7 +115,7 @@ def test_memory_grows_with_the_tokens_or_their_pairs(implementation, transformat
     length = 2048
     once, twice = (temporaries(implementation, transformation, t) for t in (length, 2 * length))
     pairs = 4 * B * N * (2 * length) ** 2
-    if implementation == "dense":
+    if implementation in ("dense", "decode"):
         assert twice >= 3.5 * once
         assert twice >= pairs
     else:

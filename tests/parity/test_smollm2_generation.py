@@ -91,20 +91,22 @@ def test_generated_tokens_are_those_of_transformers(ours, prompts, expected_toke
     assert generated(ours[0], prompts[:1], kind) == [expected_tokens]
 
 
-def test_most_tokens_are_those_of_transformers_with_an_8_bit_cache(
-    ours, prompts, expected_tokens, record_property
-):
-    (tokens,) = generated(ours[0], prompts[:1], "int8")
-    equal = np.mean(np.equal(tokens, expected_tokens))
-    first = int(np.argmin(np.equal(tokens, expected_tokens)))
-    record_property("share of equal tokens", equal)
-    print(f"8-bit cache: {equal:.0%} of {NUM_TOKENS} tokens are equal, the first {first} of them")
+def test_an_8_bit_cache_gives_nearly_the_logits_of_transformers(ours, prompts, theirs):
+    """Greedy tokens may differ from some token on; the share of equal ones is printed."""
+    prompt = prompts[0]
+    (tokens,) = generated(ours[0], [prompt], "int8")
+    with torch.no_grad():
+        logits = theirs(torch.tensor([prompt + tokens])).logits[0].numpy()
+    likeliest = logits[len(prompt) - 1 : -1].argmax(axis=-1)
+    share = np.mean(likeliest == tokens)
+    print(f"8-bit cache: {share:.0%} of {NUM_TOKENS} tokens are the likeliest of transformers")
+    assert share > 0.9
 
 
-def test_a_batch_of_prompts_of_different_lengths_is_answered_as_one_by_one(ours, prompts):
-    batch = generated(ours[0], prompts, "contiguous")
-    assert batch[0] == generated(ours[0], prompts[:1], "contiguous")[0]
-    assert batch[1] == generated(ours[0], prompts[1:2], "contiguous")[0]
+@pytest.mark.parametrize("kind", ["contiguous", "rolling", "paged"])
+def test_a_batch_of_prompts_of_different_lengths_is_answered_as_one_by_one(ours, prompts, kind):
+    alone = [generated(ours[0], [prompt], "contiguous")[0] for prompt in prompts]
+    assert generated(ours[0], prompts, kind) == alone
 
 
 def test_no_step_compiles_again(ours, prompts):

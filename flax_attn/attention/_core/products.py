@@ -1,8 +1,8 @@
 """The two dot products of attention, at once or a block of keys at a time."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jax import lax
 from flax_attn.attention._core.problem import Problem
 
 
-class Blocks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Blocks:
     """How products read the keys: the first `num_keys`, `size` at a time.
 
     XLA for CPUs copies an operand of a dot product that is a part of an array, or of half
