@@ -183,7 +183,7 @@ def multi_head_attention(
 
 
 def check_rotary(function: str, rotary: Rotation | None) -> None:
-    """Raise if the rotation changes with the length of the sequence, which a cache cannot follow."""
+    """Raise if the rotation changes with the length so far, which a cache cannot follow."""
     if getattr(rotary, "reads_length", False):
         raise ValueError(
             f"{function}: rotary must not depend on the length so far with a cache, whose keys are "

@@ -12,7 +12,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import as_floating, broadcasts_to, check_at_least, check_positive
-from flax_attn._cpu.barriers import separate
 from flax_attn._integers import as_bound, known
 from flax_attn._jax import check_traced
 from flax_attn.attention import dot_product_attention
@@ -477,42 +476,3 @@ def as_sizes(name: str, sizes: jax.Array) -> jax.Array:
     if numbers is not None and np.any(numbers < 0):
         raise ValueError(f"{name} must be at least 0, got {np.min(numbers)}.")
     return jnp.maximum(sizes, 0)
-
-
-def write(store: Store, rows: Store, slots: jax.Array) -> Store:
-    """Write the rows of tokens to their slots. Slots beyond the end are dropped.
-
-    Args:
-      store: Arrays `[*B, K, S, ...]`.
-      rows: Arrays `[*B, T, K, ...]`.
-      slots: `[*B, T]`.
-    """
-
-    def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-        return old.at[:, slots].set(jnp.moveaxis(new, 0, 1), mode="drop")
-
-    written = jax.tree.map(lambda old, new: _over_batch(one_sequence, old, new, slots), store, rows)
-    # Otherwise XLA for CPUs writes a cache of one sequence twice, as a result and as an operand of
-    # attention, and copies it for that eight times (512 tokens: 1.7 times as long a step with
-    # jaxlib 0.12.0). In jaxlib 0.10.2 the barrier has no effect.
-    leaves, tree = jax.tree.flatten(written)
-    return jax.tree.unflatten(tree, separate(*leaves))
-
-
-def write_fields(
-    fields: dict[str, jax.Array], new: dict[str, jax.Array], slots: jax.Array
-) -> dict[str, jax.Array]:
-    """Write the coordinates of tokens `[*B, T]` to their slots."""
-
-    def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-        return old.at[slots].set(new, mode="drop")
-
-    return {name: _over_batch(one_sequence, old, new[name], slots) for name, old in fields.items()}
-
-
-def _over_batch(
-    function: Callable[..., jax.Array], old: jax.Array, new: jax.Array, slots: jax.Array
-) -> jax.Array:
-    for _ in range(slots.ndim - 1):
-        function = jax.vmap(function)
-    return function(old, new, slots)

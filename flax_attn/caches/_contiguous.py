@@ -18,9 +18,8 @@ from flax_attn.caches._cache import (
     new_heads,
     new_stores,
     no_tokens,
-    write,
-    write_fields,
 )
+from flax_attn.caches._writing import write, write_fields
 from flax_attn.coords import Coords
 
 
