@@ -133,7 +133,7 @@ WRONG = {
             *[jnp.ones((1, K, D))] * 3, mask=jnp.ones((1, 1, 4), bool)
         ),
         TypeError,
-        "RollingCache.attend: mask must be a Mask, since slots have no fixed order, got",
+        "RollingCache.attend: mask must not be an array over keys, since slots have no fixed order",
     ),
 }
 
