@@ -38,7 +38,7 @@ from flax import nnx
 from flax_attn import Coords, visualize
 from language_models.batches import packed, padded
 from language_models.minilm import MiniLM
-from language_models.pretrained_minilm import load_minilm, load_tokenizer
+from language_models.pretrained_minilm import MAX_TOKENS, load_minilm, load_tokenizer, num_tokens
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -117,6 +117,9 @@ def main() -> None:
 
     model, tokenizer = load_minilm(implementation=args.implementation), load_tokenizer()
     encodings = tokenizer.encode_batch(sentences)
+    for sentence, encoding in zip(sentences, encodings, strict=True):
+        if (count := num_tokens(encoding)) > MAX_TOKENS:
+            print(f"Only the first {MAX_TOKENS} of {count} tokens count: {sentence[:60]}...")
     batch = FORMS[args.form]([encoding.ids for encoding in encodings])
     start = time.perf_counter()
     embeddings = np.asarray(embed(model, *batch, len(sentences)))

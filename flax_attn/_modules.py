@@ -153,6 +153,16 @@ def joined_score_mod(own: ScoreMod | None, given: ScoreMod | None) -> ScoreMod |
 class _FlaxCache(KVCache):
     """A cache of Flax's variables, whose errors name what Flax's users can change."""
 
+    def _function(self, method: str) -> str:
+        del method
+        return MODULE
+
+    def _dtype_fix(self, dtype: Any) -> str:
+        return (
+            f"Make the cache with that dtype: init_cache(input_shape, dtype={dtype}) in NNX, init "
+            f"with such inputs in Linen."
+        )
+
     def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
         del message
         if not isinstance(fits, jax.core.Tracer) and not np.all(fits):

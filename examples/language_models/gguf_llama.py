@@ -105,14 +105,21 @@ def read_config(reader: gguf.GGUFReader) -> LlamaConfig:
     """The sizes of the model.
 
     Raises:
+      ValueError: If a size or the embedding is missing.
       NotImplementedError: If the model has parts that `LlamaConfig` cannot describe, such as
-        experts, biases or a sliding window.
+        experts, biases, a sliding window or layers of different sizes.
     """
 
     def number(name: str, default: Any = None) -> Any:
         value = field(reader, f"llama.{name}", default)
         if value is None:
             raise ValueError(f"read_config: the file must have llama.{name}, and does not.")
+        if isinstance(value, list):
+            raise NotImplementedError(
+                f"read_config: llama.{name} must be the same for all layers, got a list of "
+                f"{len(value)}. The model has layers of different sizes, which this reader does "
+                f"not know."
+            )
         return value
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -141,6 +148,11 @@ def read_config(reader: gguf.GGUFReader) -> LlamaConfig:
         raise NotImplementedError(
             f"read_config: the tensors must be those of Llama, got {', '.join(unknown[:4])}, ... "
             f"({len(unknown)} unknown). The model has parts that this reader does not know."
+        )
+    if "token_embd.weight" not in tensors:
+        raise ValueError(
+            "read_config: the file must have the tensor token_embd.weight, and does not. Download "
+            "it again."
         )
     return LlamaConfig(
         num_layers=number("block_count"),

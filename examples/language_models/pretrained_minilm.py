@@ -60,8 +60,17 @@ def load_weights(model: MiniLM, weights: Mapping[str, np.ndarray]) -> None:
 
 
 def load_tokenizer() -> tokenizers.Tokenizer:
-    """The tokenizer: lower case, word pieces, [CLS] before and [SEP] after each sentence."""
+    """The tokenizer: lower case, word pieces, [CLS] before and [SEP] after each sentence.
+
+    Of a longer sentence it keeps `MAX_TOKENS` tokens; see `num_tokens`.
+    """
     tokenizer = tokenizers.Tokenizer.from_file(str(fetch_minilm("tokenizer.json")))
     tokenizer.no_padding()  # the file pads to 128 tokens
     tokenizer.enable_truncation(MAX_TOKENS)
     return tokenizer
+
+
+def num_tokens(encoding: tokenizers.Encoding) -> int:
+    """How many tokens a sentence has, with those that were cut off."""
+    rest = encoding.overflowing
+    return len(encoding.ids) + sum(part.special_tokens_mask.count(0) for part in rest)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_attn import maps
 from flax_attn._checks import as_floating, check_maps, statistics_dtype
+from flax_attn.attention._cache_checks import check_batch, check_cache
 from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.multi_head import KeyValueCache, Map, Rotation
@@ -129,7 +130,11 @@ def latent_attention(
         )
     if form not in (None, "naive", "absorbed"):
         raise ValueError(f'{function}: form must be "naive" or "absorbed", got {form!r}.')
-    located = coords if cache is None else cache.next_coords(inputs.shape[-2], coords)
+    located = coords
+    if cache is not None:
+        check_cache(function, cache)
+        located = cache.next_coords(inputs.shape[-2], coords)
+        check_batch(function, "inputs", inputs, located)
     places = jnp.arange(inputs.shape[-2]) if located is None else located.positions
     rank, num_heads, nope = key_up.shape
 
@@ -172,6 +177,7 @@ def latent_attention(
         if coords is not None:
             options |= {"query_coords": coords, "key_coords": coords}
         return out(attend(q, key, key[..., :0], scale=scale, **options))
+    _check_latent_cache(function, cache, rank, rope)
     heads, cache = cache.attend(
         q, key, key[..., :0], coords, attention=attend, scale=scale, **options
     )
@@ -288,6 +294,20 @@ def _as_up_projections(
             f"got {list(key_up.shape)} and {list(value_up.shape)}."
         )
     return key_up, value_up
+
+
+def _check_latent_cache(function: str, cache: Any, rank: int, rope: int) -> None:
+    """Raise if a cache of `flax_attn.caches` was made for other keys and values."""
+    sizes = getattr(cache, "_heads", None)
+    if sizes is None:  # a cache of the user's own
+        return
+    found = (sizes.num, sizes.head_dim, sizes.value_head_dim)
+    if found != (1, rank + rope, 0):
+        raise ValueError(
+            f"{function}: cache must have one key head of R + Dr = {rank} + {rope} features and no "
+            f"values, got num_kv_heads={found[0]}, head_dim={found[1]}, value_head_dim={found[2]}. "
+            f"Create it with num_kv_heads=1, head_dim=R + Dr = {rank + rope}, value_head_dim=0."
+        )
 
 
 def _one_array(heads: Any) -> jax.Array:

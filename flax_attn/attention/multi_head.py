@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flax_attn._checks import as_floating, check_maps
+from flax_attn.attention._cache_checks import check_batch, check_cache
 from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.coords import Coords
@@ -136,13 +137,9 @@ def multi_head_attention(
     q = q if query_norm is None else query_norm(q)
     coords = query_coords
     if cache is not None:
-        _check_cache(function, cache, key_coords=key_coords, key_value=key_value)
+        check_cache(function, cache, key_coords=key_coords, key_value=key_value)
         coords = cache.next_coords(q.shape[-3], query_coords)
-        if coords.positions.shape != q.shape[:-2]:
-            raise ValueError(
-                f"{function}: inputs_q must have the batch axes of the cache, *B = "
-                f"{list(coords.positions.shape[:-1])}, got {list(inputs_q.shape)}."
-            )
+        check_batch(function, "inputs_q", inputs_q, coords)
         check_rotary(function, rotary)
     q = _rotated(function, rotary, input_positions, q, coords)
     if key_value is None:
@@ -183,20 +180,6 @@ def multi_head_attention(
     if return_key_value:
         results.append((k, v))
     return tuple(results) if len(results) > 1 else results[0]
-
-
-def _check_cache(function: str, cache: Any, **given: Any) -> None:
-    """Raise if it is no cache, or something is given beside it, which it stands for."""
-    if not hasattr(cache, "next_coords"):
-        raise TypeError(
-            f"{function}: cache must be a cache of flax_attn.caches, got {type(cache).__name__}. "
-            f"A call with a cache returns a pair: out, cache = ..."
-        )
-    for name in [name for name, x in given.items() if x is not None]:
-        raise ValueError(
-            f"{function}: {name} must not be given with a cache, which holds the keys, the values "
-            f"and their coordinates. Give the new tokens' query_coords only."
-        )
 
 
 def check_rotary(function: str, rotary: Rotation | None) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -12,7 +12,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn._checks import as_floating, broadcasts_to, check_at_least, check_positive
-from flax_attn._cpu.barriers import separate
 from flax_attn._integers import as_bound, known
 from flax_attn._jax import check_traced
 from flax_attn.attention import dot_product_attention
@@ -129,6 +128,8 @@ class Cache:
         Raises:
           ValueError: If shapes or dtypes are not those of the cache, or tokens do not fit. Under
             `jit` that is unknown: see `overflowed` and `check`.
+          TypeError: If keys or values are not floating point, or `coords` are not `Coords`.
+          NotImplementedError: If a coordinate has one value per head.
         """
         raise NotImplementedError
 
@@ -159,7 +160,14 @@ class Cache:
         Returns:
           The output `[*B, T, N, Dv]` and the new cache. The output of a sequence that overflowed is
           NaN.
+
+        Raises:
+          ValueError: As `append`.
+          TypeError: As `append`; if `query_coords` or `key_coords` are given, or `attention`
+            returns more than one array.
+          NotImplementedError: As `append`.
         """
+        self._check_options(options)
         cache = self.append(key, value, coords)
         output = attention(
             query,
@@ -180,10 +188,15 @@ class Cache:
 
         Returns:
           Coordinates `[*B, T]`, whose numbers, and by default positions, continue those so far.
+
+        Raises:
+          ValueError: If `coords` are not of `length` tokens, or of another batch.
+          TypeError: If they are not `Coords`.
+          NotImplementedError: If a coordinate has one value per head.
         """
         is_stored = jnp.ones((*self.batch, length), bool)
         if coords is not None:
-            _check_coords(self._owner, coords, (*self.batch, length))
+            _check_coords(self._function("next_coords"), coords, (*self.batch, length))
             if coords.valid is not None:
                 is_stored = jnp.broadcast_to(coords.valid, is_stored.shape)
         numbers = self._numbers(is_stored)
@@ -200,8 +213,12 @@ class Cache:
 
         Returns:
           The new cache, in which these sequences are no longer marked as overflowed.
+
+        Raises:
+          ValueError: If `where` does not broadcast to `[*B]`.
+          TypeError: If it is not boolean.
         """
-        owner = f"{self._owner}.reset"
+        owner = self._function("reset")
         where = jnp.asarray(True if where is None else where)
         if where.dtype != jnp.bool_:
             raise TypeError(
@@ -221,8 +238,13 @@ class Cache:
 
         Returns:
           The new cache.
+
+        Raises:
+          ValueError: If `lengths` do not broadcast to `[*B]`, or are below 0; in a `RollingCache`,
+            if tokens that are still needed were overwritten.
+          TypeError: If they are not integers.
         """
-        name = f"{self._owner}.truncate: lengths"
+        name = f"{self._function('truncate')}: lengths"
         lengths = self._of_batch(name, as_bound(name, lengths))
         return self._shortened(jnp.minimum(as_sizes(name, lengths), self.lengths))
 
@@ -235,7 +257,7 @@ class Cache:
         Raises:
           ValueError: If tokens of a sequence did not fit.
         """
-        message = f"{self._owner}: tokens of a sequence did not fit into the cache"
+        message = f"{type(self).__name__}: tokens of a sequence did not fit into the cache"
         has_overflowed = known(self.overflowed)
         if has_overflowed is None:
             check_traced(~jnp.any(self.overflowed), f"{message}.")
@@ -249,9 +271,23 @@ class Cache:
         """A copy with other attributes."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
-    @property
-    def _owner(self) -> str:
-        return type(self).__name__
+    def _function(self, method: str) -> str:
+        """The name of a method in error messages."""
+        return f"{type(self).__name__}.{method}"
+
+    def _dtype_fix(self, dtype: Dtype) -> str:
+        """What to do if new tokens have another dtype than the cache."""
+        return f"Cast it, or create the cache with dtype={dtype}."
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise if the coordinates of queries or keys are among the options of attention."""
+        for name in ("query_coords", "key_coords"):
+            if name in options:
+                raise TypeError(
+                    f"{self._function('attend')}: {name} must not be given, as queries and keys "
+                    f"are the same new tokens, and the cache holds the others' coordinates. Pass "
+                    f"coords= for the new tokens."
+                )
 
     def _shortened(self, lengths: jax.Array) -> Self:
         """The cache with at most as many tokens."""
@@ -291,7 +327,7 @@ class Cache:
 
     def _check_tokens(self, key: jax.Array, value: jax.Array, coords: Coords | None) -> Tokens:
         """Check new tokens, and number them."""
-        owner, heads = f"{self._owner}.append", self._heads
+        owner, heads = self._function("append"), self._heads
         key, value = as_floating(owner, "key", key), as_floating(owner, "value", value)
         length = key.shape[-3] if key.ndim >= 3 else None
         for name, letters, array, size, dtype in (
@@ -308,9 +344,11 @@ class Cache:
             if dtype is not None and array.dtype != dtype:
                 raise ValueError(
                     f"{owner}: {name} must be {jnp.dtype(dtype)}, as the cache is, got "
-                    f"{array.dtype}. Cast it, or create the cache with dtype={array.dtype}."
+                    f"{array.dtype}. {self._dtype_fix(array.dtype)}"
                 )
         assert length is not None
+        if coords is not None:
+            _check_coords(owner, coords, (*self.batch, length))
         new = self.next_coords(length, coords)
         fields = new.fields()
         is_stored = fields.pop("valid", jnp.ones((*self.batch, length), bool))
@@ -336,7 +374,7 @@ class Cache:
         )
 
     def _check_fit(self, fits: jax.Array, message: Callable[[], str]) -> jax.Array:
-        """Raise where it is known that tokens do not fit. Returns the new `overflowed`."""
+        """Raise if tokens are known not to fit. Returns the new `overflowed`."""
         is_fit = known(fits)
         if is_fit is not None and not np.all(is_fit):
             raise ValueError(message())
@@ -344,6 +382,11 @@ class Cache:
 
     def _without_overflow(self, output: jax.Array) -> jax.Array:
         """The output, NaN for sequences that overflowed."""
+        if isinstance(output, tuple):
+            raise TypeError(
+                f"{self._function('attend')}: attention must return one array, got {len(output)}. "
+                f"Leave out return_residual."
+            )
         return jnp.where(self.overflowed[..., None, None, None], jnp.nan, output)
 
 
@@ -394,7 +437,12 @@ def new_fields(
     owner: str, fields: Mapping[str, Dtype] | None, shape: tuple[int, ...], *own: str
 ) -> dict[str, jax.Array]:
     """Coordinates of no tokens yet: positions, the integers `own`, and what the user names."""
-    fields = fields or {}
+    fields = {} if fields is None else fields
+    if not isinstance(fields, Mapping):
+        raise TypeError(
+            f"{owner}: fields must map names to dtypes, such as "
+            f'{{"segment_ids": jnp.int32}}, got {type(fields).__name__}.'
+        )
     for name in ("positions", "valid", "numbers", *own):
         if name in fields:
             raise ValueError(f"{owner}: fields must not contain {name!r}, which every cache has.")
@@ -413,7 +461,12 @@ def as_batch(owner: str, batch: int | tuple[int, ...]) -> tuple[int, ...]:
     try:
         sizes: tuple[int, ...] = (operator.index(batch),)  # type: ignore[arg-type]
     except TypeError:
-        sizes = tuple(batch)  # type: ignore[arg-type]
+        if not isinstance(batch, Iterable):
+            raise TypeError(
+                f"{owner}: batch must be a number or several, got {type(batch).__name__}. Leave it "
+                f"out for one sequence."
+            ) from None
+        sizes = tuple(batch)
     return tuple(check_positive(owner, "batch", size) for size in sizes)
 
 
@@ -423,42 +476,3 @@ def as_sizes(name: str, sizes: jax.Array) -> jax.Array:
     if numbers is not None and np.any(numbers < 0):
         raise ValueError(f"{name} must be at least 0, got {np.min(numbers)}.")
     return jnp.maximum(sizes, 0)
-
-
-def write(store: Store, rows: Store, slots: jax.Array) -> Store:
-    """Write the rows of tokens to their slots. Slots beyond the end are dropped.
-
-    Args:
-      store: Arrays `[*B, K, S, ...]`.
-      rows: Arrays `[*B, T, K, ...]`.
-      slots: `[*B, T]`.
-    """
-
-    def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-        return old.at[:, slots].set(jnp.moveaxis(new, 0, 1), mode="drop")
-
-    written = jax.tree.map(lambda old, new: _over_batch(one_sequence, old, new, slots), store, rows)
-    # Otherwise XLA for CPUs writes a cache of one sequence twice, as a result and as an operand of
-    # attention, and copies it for that eight times (512 tokens: 1.7 times as long a step with
-    # jaxlib 0.12.0). In jaxlib 0.10.2 the barrier has no effect.
-    leaves, tree = jax.tree.flatten(written)
-    return jax.tree.unflatten(tree, separate(*leaves))
-
-
-def write_fields(
-    fields: dict[str, jax.Array], new: dict[str, jax.Array], slots: jax.Array
-) -> dict[str, jax.Array]:
-    """Write the coordinates of tokens `[*B, T]` to their slots."""
-
-    def one_sequence(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-        return old.at[slots].set(new, mode="drop")
-
-    return {name: _over_batch(one_sequence, old, new[name], slots) for name, old in fields.items()}
-
-
-def _over_batch(
-    function: Callable[..., jax.Array], old: jax.Array, new: jax.Array, slots: jax.Array
-) -> jax.Array:
-    for _ in range(slots.ndim - 1):
-        function = jax.vmap(function)
-    return function(old, new, slots)

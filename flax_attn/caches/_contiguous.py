@@ -18,9 +18,8 @@ from flax_attn.caches._cache import (
     new_heads,
     new_stores,
     no_tokens,
-    write,
-    write_fields,
 )
+from flax_attn.caches._writing import write, write_fields
 from flax_attn.coords import Coords
 
 
@@ -51,9 +50,10 @@ class Contiguous(Cache):
 
         def message() -> str:
             return (
-                f"{self._owner}.append: {int(np.max(tokens.counts))} tokens do not fit: the cache "
-                f"holds {int(np.max(self.lengths))} tokens of at most capacity = {self.capacity}. "
-                f"Create it with capacity={int(np.max(lengths))} or more, or use RollingCache."
+                f"{self._function('append')}: {int(np.max(tokens.counts))} tokens do not fit: the "
+                f"cache holds {int(np.max(self.lengths))} tokens of at most capacity = "
+                f"{self.capacity}. Create it with capacity={int(np.max(lengths))} or more, "
+                f"or use RollingCache."
             )
 
         overflowed = self._check_fit(fits, message)
@@ -122,6 +122,15 @@ class KVCache(Contiguous):
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions, such as
             `{"segment_ids": jnp.int32}`.
+
+        Returns:
+          A cache without tokens.
+
+        Raises:
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
+            a coordinate that every cache has.
+          TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
+            mapping.
         """
         owner = "KVCache.create"
         capacity = check_positive(owner, "capacity", capacity)

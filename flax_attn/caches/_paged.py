@@ -105,6 +105,15 @@ class PagedCache(Cache):
           value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions.
+
+        Returns:
+          A cache without tokens.
+
+        Raises:
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
+            a coordinate that every cache has.
+          TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
+            mapping.
         """
         owner = "PagedCache.create"
         num_pages = check_positive(owner, "num_pages", num_pages)
@@ -133,7 +142,7 @@ class PagedCache(Cache):
     @property
     def num_free(self) -> Int[Array, ""]:
         """How many pages no sequence uses."""
-        return jnp.sum(self.uses == 0)
+        return jnp.sum(self.uses == 0, dtype=jnp.int32)
 
     @property
     def coords(self) -> Coords:
@@ -148,7 +157,7 @@ class PagedCache(Cache):
         value: Float[Array, "*B T K Dv"],
         coords: Coords | None = None,
     ) -> Self:
-        """See `Cache.append`. Tokens do not fit either if no page is free."""
+        """See `Cache.append`. Tokens also do not fit when no page is free."""
         tokens = self._check_tokens(key, value, coords)
         flat = self._flat()
         pages = flat._take_pages(tokens.counts.reshape(-1), tokens.key.shape[-3])
@@ -190,6 +199,11 @@ class PagedCache(Cache):
         Returns:
           The new cache. If a traced source is no other sequence, nothing is shared, and the target
           is marked in `overflowed`.
+
+        Raises:
+          ValueError: If `source` or `target` is no sequence, both are the same, or `length` is
+            below 0.
+          TypeError: If they are not integers.
         """
         owner, flat = "PagedCache.share", self._flat()
         (count,) = flat.batch
@@ -200,7 +214,7 @@ class PagedCache(Cache):
         is_other = known(source != target)
         if is_other is not None and not is_other:
             raise ValueError(f"{owner}: source and target must differ, got {int(source)} twice.")
-        indices = jnp.arange(count)
+        indices = jnp.arange(count, dtype=jnp.int32)
         is_source, is_target = indices == source, indices == target
         may_share = jnp.any(is_source) & jnp.any(is_target) & (source != target)
         overflowed = (self.overflowed.reshape(-1) & ~is_target) | (is_target & ~may_share)
@@ -211,8 +225,9 @@ class PagedCache(Cache):
             name = f"{owner}: length"
             most = jnp.minimum(most, as_sizes(name, as_bound(name, length)))
         row = flat.table[source]
+        columns = jnp.arange(row.size, dtype=jnp.int32)
         num_shared = jnp.where(may_share, -(-most // self.page_size), 0)
-        shared = jnp.where(jnp.arange(row.size) < num_shared, row, self.uses.size)
+        shared = jnp.where(columns < num_shared, row, self.uses.size)
         emptied = flat._shortened(jnp.where(is_target, 0, flat.lengths))
         return self._replace(
             table=jnp.where(is_target[:, None], row[None], flat.table).reshape(self.table.shape),
@@ -265,6 +280,7 @@ class PagedCache(Cache):
         needed = num_copied + num_appended
         starts = jnp.cumsum(needed) - needed
         free = jnp.nonzero(self.uses == 0, size=num_pages, fill_value=num_pages)[0]
+        free = free.astype(jnp.int32)  # with 64 bits enabled it is int64
 
         is_copied = num_copied > 0
         copies = jnp.where(is_copied, free[jnp.minimum(starts, num_pages - 1)], num_pages)

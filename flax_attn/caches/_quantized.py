@@ -105,6 +105,15 @@ class QuantizedCache(Contiguous):
           value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of the keys and values that attention reads.
           fields: Names and dtypes of the coordinates besides positions.
+
+        Returns:
+          A cache without tokens.
+
+        Raises:
+          ValueError: If a size is below 1, or `value_head_dim` below 0; if a field has the name of
+            a coordinate that every cache has.
+          TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
+            mapping.
         """
         owner = "QuantizedCache.create"
         capacity = check_positive(owner, "capacity", capacity)

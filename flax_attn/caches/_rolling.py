@@ -20,9 +20,8 @@ from flax_attn.caches._cache import (
     new_heads,
     new_stores,
     no_tokens,
-    write,
-    write_fields,
 )
+from flax_attn.caches._writing import write, write_fields
 from flax_attn.coords import Aligned, Coords
 from flax_attn.masks import Mask, relation
 
@@ -102,6 +101,15 @@ class RollingCache(Cache):
           value_head_dim: Dv; D by default. May be 0, for latent attention.
           dtype: dtype of keys and values.
           fields: Names and dtypes of the coordinates besides positions.
+
+        Returns:
+          A cache without tokens.
+
+        Raises:
+          ValueError: If a size is below 1, or `num_sinks`, `spare` or `value_head_dim` below 0; if
+            a field has the name of a coordinate that every cache has.
+          TypeError: If a size is no whole number, `dtype` is not floating point, or `fields` is no
+            mapping.
         """
         owner = "RollingCache.create"
         window = check_positive(owner, "window", window)

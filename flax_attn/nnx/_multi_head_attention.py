@@ -11,7 +11,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike, PromoteDtypeFn
 
-from flax_attn._checks import check_features, output_features
+from flax_attn._checks import as_integer, check_features, output_features
 from flax_attn._modules import (
     MASK_BY_NAME,
     MODULE,
@@ -474,7 +474,17 @@ class MultiHeadAttention(Module):
         Args:
           input_shape: Shape of the input of a whole sequence `[*B, S, M]`: S tokens can be stored.
           dtype: dtype of keys and values; it must be that of the projections.
+
+        Raises:
+          ValueError: If the shape has fewer than two axes, or a size is below 1.
+          TypeError: If a size is no whole number.
         """
+        sizes = [as_integer(f"{MODULE}.init_cache", "input_shape", size) for size in input_shape]
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(
+                f"{MODULE}.init_cache: input_shape must be [*B, S, M] with sizes of at least 1, "
+                f"got {sizes}. S is how many tokens the cache can hold."
+            )
         shape = (*input_shape[:-1], self.num_kv_heads)
         self.cached_key = nnx.Cache(jnp.zeros((*shape, self.head_dim), dtype))
         self.cached_value = nnx.Cache(jnp.zeros((*shape, self.value_head_dim), dtype))

@@ -245,7 +245,25 @@ ERRORS = {
     "a cache of heads": (
         given(cache=caches.KVCache.create(8, 3, 8, batch=B)),
         ValueError,
-        r"key must be \[\*B, T, K, D\] = \[2, 6, 3, 8\]",
+        r"latent_attention: cache must have one key head of R \+ Dr = 7 \+ 6 features and no "
+        r"values, got num_kv_heads=3, head_dim=8, value_head_dim=8\. Create it with "
+        r"num_kv_heads=1, head_dim=R \+ Dr = 13, value_head_dim=0",
+    ),
+    "a cache with values": (
+        given(cache=caches.QuantizedCache.create(8, 1, R + DR, batch=B)),
+        ValueError,
+        "got num_kv_heads=1, head_dim=13, value_head_dim=13. Create it with",
+    ),
+    "a number as the cache": (
+        given(cache=5),
+        TypeError,
+        "latent_attention: cache must be a cache of flax_attn.caches, got int",
+    ),
+    "a cache in a list": (given(cache=[None]), TypeError, "cache of flax_attn.caches, got list"),
+    "a cache of another batch": (
+        given(cache=caches.KVCache.create(8, 1, R + DR, batch=B + 1, value_head_dim=0)),
+        ValueError,
+        r"inputs must have the batch axes of the cache, \*B = \[3\], got \[2, 6, 10\]",
     ),
     "a short cache": (
         given(cache=caches.KVCache.create(4, 1, R + DR, batch=B, value_head_dim=0)),

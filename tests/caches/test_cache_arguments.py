@@ -74,7 +74,8 @@ WRONG = {
     "coordinates of fewer tokens": (
         lambda: append(coords=COORDS[:1]),
         ValueError,
-        r"coords must be of the new tokens, \[\*B, T\] = \[2, 3\], got positions \[1\]",
+        r"KVCache.append: coords must be of the new tokens, \[\*B, T\] = \[2, 3\], got positions "
+        r"\[1\]",
     ),
     "coordinates of another batch": (
         lambda: append(coords=Coords(jnp.zeros((4, T), int))),
@@ -85,6 +86,26 @@ WRONG = {
         lambda: append(coords=jnp.arange(T)),
         TypeError,
         r"coords must be Coords, got .*\. Write Coords\(positions\)",
+    ),
+    "next coordinates of another length": (
+        lambda: CACHE.next_coords(2, COORDS),
+        ValueError,
+        r"KVCache.next_coords: coords must be of the new tokens, \[\*B, T\] = \[2, 2\], got",
+    ),
+    "coordinates of queries": (
+        lambda: CACHE.attend(KEY, KEY, VALUE, query_coords=COORDS),
+        TypeError,
+        r"KVCache.attend: query_coords must not be given, .* Pass coords= for the new tokens",
+    ),
+    "coordinates of keys": (
+        lambda: CACHE.attend(KEY, KEY, VALUE, key_coords=COORDS),
+        TypeError,
+        "KVCache.attend: key_coords must not be given",
+    ),
+    "a residual": (
+        lambda: CACHE.attend(KEY, KEY, VALUE, COORDS, return_residual=True),
+        TypeError,
+        "KVCache.attend: attention must return one array, got 2. Leave out return_residual",
     ),
     "negative lengths": (
         lambda: CACHE.truncate(jnp.array([1, -2])),
@@ -112,7 +133,7 @@ WRONG = {
             *[jnp.ones((1, K, D))] * 3, mask=jnp.ones((1, 1, 4), bool)
         ),
         TypeError,
-        "RollingCache.attend: mask must be a Mask, since slots have no fixed order, got",
+        "RollingCache.attend: mask must not be an array over keys, since slots have no fixed order",
     ),
 }
 
@@ -151,8 +172,53 @@ def test_sizes_names_and_dtypes_of_create(name):
         create(**sizes, fields={"head_ids": jnp.int32})
     with pytest.raises(TypeError, match=f"{name}.create: dtype must be floating point, got int32"):
         create(**sizes, dtype=jnp.int32)
+    with pytest.raises(
+        TypeError,
+        match=rf'{name}.create: fields must map names to dtypes, such as {{"segment_ids": '
+        rf"jnp.int32}}, got list\.",
+    ):
+        create(**sizes, fields=["segment_ids"])
+    for wrong in (None, 2.5):
+        message = f"{name}.create: batch must be a number or several, got {type(wrong).__name__}"
+        with pytest.raises(TypeError, match=message):
+            create(**sizes, batch=wrong)
     assert create(**sizes, batch=np.int64(3)).batch == (3,)
     assert create(**sizes, batch=(2, 3)).batch == (2, 3)
+
+
+@pytest.mark.parametrize("name", CREATE)
+def test_every_cache_refuses_other_tokens_and_stays_as_it_is(name):
+    cls, sizes = CREATE[name]
+    cache = cls.create(**sizes, num_kv_heads=K, head_dim=D, batch=B).append(KEY, KEY)
+    before = jax.device_get(cache)
+    halves = KEY.astype(jnp.bfloat16)
+    # Keys and values of 8 bits are made from any floating dtype.
+    dtype = (KEY.astype(int), TypeError) if name == "QuantizedCache" else (halves, ValueError)
+    for key, coords, error, message in (
+        (KEY[:, :, :1], None, ValueError, r"key must be .*= \[2, 3, 2, 8\], .* \[2, 3, 1, 8\]"),
+        (dtype[0], None, dtype[1], "key must be float"),
+        (KEY, Coords.arange(T + 1), ValueError, r"coords must be .*= \[2, 3\], got positions \[4"),
+    ):
+        with pytest.raises(error, match=f"{name}.append: {message}"):
+            cache.append(key, key, coords)
+        chex.assert_trees_all_equal(jax.device_get(cache), before)
+
+
+@pytest.mark.parametrize("name", CREATE)
+def test_a_compiled_step_does_not_warn_with_64_bits_enabled(name, x64):
+    cls, sizes = CREATE[name]
+    cache = cls.create(**sizes, num_kv_heads=K, head_dim=D, batch=B)
+
+    @jax.jit
+    def step(cache, x):
+        out, cache = cache.attend(x, x, x, mask=masks.Causal())
+        cache = cache.truncate(2).reset(jnp.array([False, True]))
+        return out, cache.share(0, 1) if name == "PagedCache" else cache
+
+    out, after = step(cache, KEY)
+    chex.assert_type([out, after.keys], jnp.float32)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, cache)
+    assert after.lengths.tolist() == [2, 2 if name == "PagedCache" else 0]
 
 
 def test_sizes_of_a_rolling_cache():

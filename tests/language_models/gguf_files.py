@@ -56,6 +56,7 @@ def write_llama(
     for name, size in sizes.items():
         add = writer.add_string if isinstance(size, str) else writer.add_uint32
         add = writer.add_float32 if isinstance(size, float) else add
+        add = writer.add_array if isinstance(size, list) else add
         add(f"{architecture}.{name}", size)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(5000.0)

@@ -117,6 +117,10 @@ def test_other_files_are_refused(tmp_path):
         ({"rope.dimension_count": 8}, "llama.rope.dimension_count must be one of [16], got 8"),
         ({"attention.sliding_window": 32}, "llama.attention.sliding_window must be one of [0]"),
         ({"expert_count": 4}, "llama.expert_count must be one of [0], got 4"),
+        (
+            {"attention.head_count": [4, 2]},
+            "llama.attention.head_count must be the same for all layers, got a list of 2.",
+        ),
     ],
 )
 def test_parts_that_are_not_known_are_refused(tmp_path, sizes, message):
@@ -136,6 +140,11 @@ def test_damaged_files_are_refused(tmp_path):
     without_size = {name: size for name, size in SIZES.items() if name != "block_count"}
     reader = open_llama(write_llama(tmp_path / "a.gguf", sizes=without_size))
     with pytest.raises(ValueError, match=r"the file must have llama.block_count, and does not"):
+        read_config(reader)
+
+    without_embedding = {name: x for name, x in TENSORS.items() if name != "token_embd.weight"}
+    reader = open_llama(write_llama(tmp_path / "d.gguf", without_embedding))
+    with pytest.raises(ValueError, match=r"the file must have the tensor token_embd.weight, and"):
         read_config(reader)
 
     fewer = {name: x for name, x in TENSORS.items() if "blk.1.attn" not in name}

@@ -186,6 +186,14 @@ def test_tokens_that_do_not_fit_are_an_error_and_change_nothing():
     chex.assert_trees_all_equal(stored(module), before)
 
 
+def test_a_cache_of_no_tokens_is_refused():
+    module = make()
+    for shape in ((2, 0, M), (M,)):
+        message = r"MultiHeadAttention.init_cache: input_shape must be \[\*B, S, M\] with sizes of"
+        with pytest.raises(ValueError, match=message):
+            module.init_cache(shape)
+
+
 def test_under_jit_an_overflow_gives_nan_from_then_on():
     module = with_cache(make(), length=3)
     outputs = []
@@ -234,7 +242,11 @@ def test_what_flaxs_variables_cannot_hold_is_refused(name):
 def test_a_cache_of_another_batch_or_dtype_is_refused():
     with pytest.raises(ValueError, match=r"the batch axes of the cache, \*B = \[3\], got \[2, 1"):
         with_cache(make(rotary=positions.Rotary(D)), (3,))(X[:, :1])
-    with pytest.raises(ValueError, match=r"must be bfloat16, as the cache is, got float32\. Cast"):
+    message = (
+        r"MultiHeadAttention: key must be bfloat16, as the cache is, got float32\. Make the cache "
+        r"with that dtype: init_cache\(input_shape, dtype=float32\) in NNX"
+    )
+    with pytest.raises(ValueError, match=message):
         with_cache(make(), dtype=jnp.bfloat16)(X[:, :1])
     shared = with_cache(make(shares_key_value=True))
     with pytest.raises(ValueError, match="shares_key_value must not be given with decode=True"):
