@@ -28,3 +28,13 @@ def check_batch(function: str, name: str, inputs: jax.Array, coords: Coords) -> 
             f"{function}: {name} must have the batch axes of the cache, *B = "
             f"{list(coords.positions.shape[:-1])}, got {list(inputs.shape)}."
         )
+
+
+def check_rotary(function: str, rotary: Any) -> None:
+    """Raise if the rotation changes with the length so far, which a cache cannot follow."""
+    if getattr(rotary, "reads_length", False):
+        raise ValueError(
+            f"{function}: rotary must not depend on the length so far with a cache, whose keys are "
+            f"rotated already, got {rotary!r}. Give the length of the whole generation: "
+            f"Rotary(..., length=...)."
+        )

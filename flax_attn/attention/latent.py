@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_attn import maps
 from flax_attn._checks import as_floating, check_maps, statistics_dtype
-from flax_attn.attention._cache_checks import check_batch, check_cache
+from flax_attn.attention._cache_checks import check_batch, check_cache, check_rotary
 from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.multi_head import KeyValueCache, Map, Rotation
@@ -135,6 +135,7 @@ def latent_attention(
         check_cache(function, cache)
         located = cache.next_coords(inputs.shape[-2], coords)
         check_batch(function, "inputs", inputs, located)
+        check_rotary(function, rotary)
     places = jnp.arange(inputs.shape[-2]) if located is None else located.positions
     rank, num_heads, nope = key_up.shape
 

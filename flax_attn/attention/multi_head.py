@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flax_attn._checks import as_floating, check_maps
-from flax_attn.attention._cache_checks import check_batch, check_cache
+from flax_attn.attention._cache_checks import check_batch, check_cache, check_rotary
 from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.coords import Coords
@@ -180,16 +180,6 @@ def multi_head_attention(
     if return_key_value:
         results.append((k, v))
     return tuple(results) if len(results) > 1 else results[0]
-
-
-def check_rotary(function: str, rotary: Rotation | None) -> None:
-    """Raise if the rotation changes with the length so far, which a cache cannot follow."""
-    if getattr(rotary, "reads_length", False):
-        raise ValueError(
-            f"{function}: rotary must not depend on the length so far with a cache, whose keys are "
-            f"rotated already, got {rotary!r}. Give the length of the whole generation: "
-            f"Rotary(..., length=...)."
-        )
 
 
 def _check_key_value(function: str, key_value: Any) -> KeyValue:

@@ -181,6 +181,7 @@ class RollingCache(Cache):
         **options: Any,
     ) -> tuple[Float[Array, "*B T N Dv"], Self]:
         """See `Cache.attend`. The mask must be a `Mask`: slots have no fixed order."""
+        self._check_options(options)
         _check_relations(mask=mask, **options)
         cache = self.append(key, value, coords)
         new = self.next_coords(key.shape[-3], coords)

@@ -229,3 +229,16 @@ def test_keys_and_values_have_one_source():
     message = r"key_value must be given with shares_key_value=True, as the module has no projec"
     with pytest.raises(ValueError, match=message):
         make(shares_key_value=True)(X)
+
+
+def test_a_rotation_that_depends_on_the_length_so_far_is_refused():
+    """Keys in a cache are rotated already, so the length of the whole generation must be given."""
+    scaling = positions.DynamicNTK(2.0, 16)
+    cache = CACHES["contiguous"](batch=B)
+    with pytest.raises(ValueError, match=r"rotary must not depend on the length so far"):
+        make(rotary=positions.Rotary(D, scaling=scaling))(X, cache=cache)
+    module = make(num_kv_heads=K, rotary=positions.Rotary(D, scaling=scaling, length=40))
+    expected = module(X, is_causal=True)
+    step = jax.jit(lambda cache, x: module(x, cache=cache, is_causal=True))
+    actual, _ = in_pieces(step, cache, X, (3, 1, 3))
+    assert_close(actual, expected, TOLERANCE)
