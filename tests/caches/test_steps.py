@@ -239,3 +239,18 @@ def test_keys_values_and_coordinates_are_those_appended(kind):
     np.testing.assert_array_equal(np.asarray(cache.coords.segment_ids)[where], segments.reshape(-1))
     np.testing.assert_array_equal(cache.next_coords(2).positions, [[5, 6]] * B)
     np.testing.assert_array_equal(np.asarray(cache.reset().coords.valid), False)
+
+
+@pytest.mark.parametrize("lengths", [(10,), (3, 7), (1,) * 10])
+def test_a_rolling_cache_holds_the_last_tokens_of_its_window(lengths):
+    """Whether it is filled by one piece longer than the window, by several, or token by token."""
+    tokens = np.random.default_rng(0).normal(size=(10, 1, 2)).astype(np.float32)
+    cache = caches.RollingCache.create(4, num_kv_heads=1, head_dim=2)
+    for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+        new = tokens[end - length : end]
+        cache = cache.append(new, -new)
+    is_held = np.asarray(cache.coords.valid)
+    order = np.argsort(np.asarray(cache.coords.positions)[is_held])
+    np.testing.assert_array_equal(np.asarray(cache.coords.positions)[is_held][order], [6, 7, 8, 9])
+    np.testing.assert_array_equal(np.asarray(cache.keys)[is_held][order], tokens[6:])
+    np.testing.assert_array_equal(np.asarray(cache.values)[is_held][order], -tokens[6:])
