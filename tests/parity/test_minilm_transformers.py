@@ -79,7 +79,7 @@ def test_padded_packed_and_single_sentences_are_embedded_as_by_transformers(
         alone = [embed(model, *padded([sequence], 32), 1)[0] for sequence in sequences]
         found["one by one"] = np.stack(alone)
     for form, actual in found.items():
-        difference = np.max(np.abs(np.asarray(actual) - expected))
+        difference = float(np.max(np.abs(np.asarray(actual) - expected)))
         record_property(form, difference)
         assert difference <= TOLERANCE, form
 
