@@ -138,9 +138,12 @@ class OnMesh(Placement):
 
 
 def _padded(problem: Problem, query_parts: int, key_parts: int) -> Problem:
-    """The problem with lengths that can be split. Padded keys are not valid."""
+    """The problem with lengths that can be split, and are not 0. Padded keys are not valid."""
     length_q, length_k, _, _ = problem.sizes
-    missing = {"t": -length_q % query_parts, "s": -length_k % key_parts}
+    missing = {
+        letter: parts if length == 0 else -length % parts
+        for letter, length, parts in (("t", length_q, query_parts), ("s", length_k, key_parts))
+    }
     if not any(missing.values()):
         return problem
     lengths = {"t": length_q, "s": length_k}
@@ -156,16 +159,11 @@ def _padded(problem: Problem, query_parts: int, key_parts: int) -> Problem:
         for letter, count in missing.items():
             if letter in x.axes:
                 axis = values.ndim + x.axes.index(letter) - len(x.axes)
-                if values.shape[axis] == lengths[letter] and (lengths[letter] > 1 or _is_own(x)):
+                if values.shape[axis] == lengths[letter]:
                     widths[axis] = (0, count)
         return Aligned(jnp.pad(values, widths), x.axes)
 
     return jax.tree.map(pad, problem, is_leaf=is_aligned)
-
-
-def _is_own(x: Aligned) -> bool:
-    """Whether an array has one element per token even if there is one token."""
-    return x.axes in ("btnd", "bskd")
 
 
 def _with_key_heads(problem: Problem, parts: int) -> Problem:

@@ -63,8 +63,9 @@ class AxisPlacement(Placement):
         return repr(self)
 
     def __repr__(self) -> str:
-        inner = "" if self.inner is None else f", inner={self.inner!r}"
-        return f"{type(self).__name__}({self.axis!r}{inner})"
+        options = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        given = [f"{name}={x!r}" for name, x in options if name != "axis" and x is not None]
+        return f"{type(self).__name__}({', '.join([repr(self.axis), *given])})"
 
     @property
     def within(self) -> "AxisPlacement | None":
@@ -72,9 +73,14 @@ class AxisPlacement(Placement):
         return self.inner if isinstance(self.inner, AxisPlacement) else None
 
     @property
+    def chain(self) -> "tuple[AxisPlacement, ...]":
+        """This placement and those within, from the outermost."""
+        return (self, *(self.within.chain if self.within else ()))
+
+    @property
     def all_axes(self) -> tuple[str, ...]:
         """The mesh axes of this placement and of those within."""
-        return (self.axis, *(self.within.all_axes if self.within else ()))
+        return tuple(placement.axis for placement in self.chain)
 
     @property
     def size(self) -> int:
