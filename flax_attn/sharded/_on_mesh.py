@@ -21,7 +21,7 @@ from flax_attn.sharded.heads import Heads
 from flax_attn.sharded.shifts import shifts_of_call
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OnMesh(Placement):
     """A placement on a mesh, made by `placement.on(mesh)`.
 
@@ -43,7 +43,12 @@ class OnMesh(Placement):
             raise TypeError(f"{name}: mesh must be a jax.sharding.Mesh, got {kind_of(mesh)}.")
         if heads is not None:
             placement = Heads(heads, inner=placement)
-        batch = () if batch is None else (batch,) if isinstance(batch, str) else tuple(batch)
+        batch = () if batch is None else (batch,) if isinstance(batch, str) else batch
+        if not isinstance(batch, tuple) or not all(isinstance(axis, str) for axis in batch):
+            raise TypeError(
+                f"{name}: batch must be the name of a mesh axis, or several in a tuple, got "
+                f"{batch!r}."
+            )
         axes = (*batch, *placement.all_axes)
         for axis in axes:
             if axis not in mesh.shape:
@@ -59,7 +64,21 @@ class OnMesh(Placement):
     @property
     def name(self) -> str:
         """Its expression."""
-        return f"{self.placement!r}.on(mesh)"
+        return repr(self)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        batch = f", batch={self.batch}" if self.batch else ""
+        return f"{self.placement!r}.on(Mesh({sizes}){batch})"
+
+    def check(self, function: str) -> None:
+        """Raise within `shard_map`."""
+        if axes := jax.sharding.get_abstract_mesh().manual_axes:
+            raise ValueError(
+                f"{function}: placement {self!r} must be given arrays of all devices, got those of "
+                f"one, within shard_map over {', '.join(axes)}. There write "
+                f"placement={self.placement!r}."
+            )
 
     @property
     def is_local(self) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 from jax import lax
 from jax.sharding import Mesh
 
@@ -20,7 +21,7 @@ Needed = Callable[[int], tuple[int, ...] | None]
 """From a number of shards to the shifts that a mask needs; see `needed_shifts`. None = all."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AxisPlacement(Placement):
     """Attention that is split along one axis of a mesh.
 
@@ -31,7 +32,7 @@ class AxisPlacement(Placement):
     axis: str
     inner: Choice = None
     is_outermost: ClassVar[bool] = False  # whether it cannot be the inner of another placement
-    split_sides: ClassVar[tuple[str, ...]] = ("queries", "keys")  # what differs along the axis
+    split_sides: ClassVar[tuple[str, ...]] = ("queries", "keys", "values")  # along the axis
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -63,8 +64,8 @@ class AxisPlacement(Placement):
         return repr(self)
 
     def __repr__(self) -> str:
-        options = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        given = [f"{name}={x!r}" for name, x in options if name != "axis" and x is not None]
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
+        given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
         return f"{type(self).__name__}({', '.join([repr(self.axis), *given])})"
 
     @property
@@ -145,13 +146,11 @@ class AxisPlacement(Placement):
     def check(self, function: str) -> None:
         """Raise unless a surrounding `shard_map` has the axes."""
         for axis in self.all_axes:
-            try:
-                lax.axis_size(axis)
-            except NameError:
+            if axis not in jax.sharding.get_abstract_mesh().manual_axes:
                 raise ValueError(
                     f"{function}: placement {self!r} must be used within shard_map over the mesh "
                     f"axis {axis!r}. For arrays of all devices give the mesh: {self!r}.on(mesh)."
-                ) from None
+                )
 
     def check_problem(self, function: str, problem: Problem) -> None:
         """Raise if the placement cannot compute a problem of one device."""
@@ -181,13 +180,13 @@ class AxisPlacement(Placement):
             self.within.check_varying(function, problem)
         if self.axis not in varying_axes(lax.axis_index(self.axis)):
             return
-        sides = {"queries": problem.query.values, "keys": problem.key.values}
-        found = tuple(side for side, x in sides.items() if self.axis in varying_axes(x))
+        sides = {"queries": problem.query, "keys": problem.key, "values": problem.value}
+        found = tuple(side for side, x in sides.items() if self.axis in varying_axes(x.values))
         if found != self.split_sides:
             raise ValueError(
-                f"{function}: placement {self!r} must have {' and '.join(self.split_sides)} that "
+                f"{function}: placement {self!r} must have {', '.join(self.split_sides)} that "
                 f"differ between the devices of {self.axis!r}, and nothing else, got "
-                f"{' and '.join(found) or 'nothing'}. Split them by in_specs. If only the keys are "
+                f"{', '.join(found) or 'nothing'}. Split them by in_specs. If only the keys are "
                 f"split, as in decoding, use AllReduce({self.axis!r}); if only the queries are, no "
                 f"placement is needed."
             )
