@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from flax_attn._checks import statistics_dtype
+from flax_attn._jax import vary_together
 from flax_attn.attention._core.implementation import Results, Target
 from flax_attn.attention._core.problem import Problem, Structure
 from flax_attn.sharded._placement import AxisPlacement
@@ -32,6 +33,7 @@ class Exchange(AxisPlacement):
     def back(self, x: jax.Array, like: jax.Array, letters: str, problem: Problem) -> jax.Array:
         """The transpose of `there`, in float32 or more, for an array `like` before the exchange."""
         wide = like.astype(statistics_dtype(like.dtype))
+        x, wide = vary_together([x, wide])
         _, pull_back = jax.vjp(lambda y: self.there(y, letters, problem), wide)
         (returned,) = pull_back(x.astype(wide.dtype))
         return returned

@@ -43,7 +43,12 @@ class OnMesh(Placement):
             raise TypeError(f"{name}: mesh must be a jax.sharding.Mesh, got {kind_of(mesh)}.")
         if heads is not None:
             placement = Heads(heads, inner=placement)
-        batch = () if batch is None else (batch,) if isinstance(batch, str) else tuple(batch)
+        batch = () if batch is None else (batch,) if isinstance(batch, str) else batch
+        if not isinstance(batch, tuple) or not all(isinstance(axis, str) for axis in batch):
+            raise TypeError(
+                f"{name}: batch must be the name of a mesh axis, or several in a tuple, got "
+                f"{batch!r}."
+            )
         axes = (*batch, *placement.all_axes)
         for axis in axes:
             if axis not in mesh.shape:
@@ -65,6 +70,15 @@ class OnMesh(Placement):
         sizes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
         batch = f", batch={self.batch}" if self.batch else ""
         return f"{self.placement!r}.on(Mesh({sizes}){batch})"
+
+    def check(self, function: str) -> None:
+        """Raise within `shard_map`."""
+        if axes := jax.sharding.get_abstract_mesh().manual_axes:
+            raise ValueError(
+                f"{function}: placement {self!r} must be given arrays of all devices, got those of "
+                f"one, within shard_map over {', '.join(axes)}. There write "
+                f"placement={self.placement!r}."
+            )
 
     @property
     def is_local(self) -> bool:
@@ -143,9 +157,12 @@ class OnMesh(Placement):
 
 
 def _padded(problem: Problem, query_parts: int, key_parts: int) -> Problem:
-    """The problem with lengths that can be split. Padded keys are not valid."""
+    """The problem with lengths that can be split, and are not 0. Padded keys are not valid."""
     length_q, length_k, _, _ = problem.sizes
-    missing = {"t": -length_q % query_parts, "s": -length_k % key_parts}
+    missing = {
+        letter: parts if length == 0 else -length % parts
+        for letter, length, parts in (("t", length_q, query_parts), ("s", length_k, key_parts))
+    }
     if not any(missing.values()):
         return problem
     lengths = {"t": length_q, "s": length_k}
@@ -161,16 +178,11 @@ def _padded(problem: Problem, query_parts: int, key_parts: int) -> Problem:
         for letter, count in missing.items():
             if letter in x.axes:
                 axis = values.ndim + x.axes.index(letter) - len(x.axes)
-                if values.shape[axis] == lengths[letter] and (lengths[letter] > 1 or _is_own(x)):
+                if values.shape[axis] == lengths[letter]:
                     widths[axis] = (0, count)
         return Aligned(jnp.pad(values, widths), x.axes)
 
     return jax.tree.map(pad, problem, is_leaf=is_aligned)
-
-
-def _is_own(x: Aligned) -> bool:
-    """Whether an array has one element per token even if there is one token."""
-    return x.axes in ("btnd", "bskd")
 
 
 def _with_key_heads(problem: Problem, parts: int) -> Problem:

@@ -1,12 +1,15 @@
 """All-gather attention: each device attends to all keys, which it gathers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax import lax
 
 from flax_attn.attention._core.problem import Problem
 from flax_attn.sharded._exchange import Exchange
+from flax_attn.sharded._placement import AxisPlacement
+from flax_attn.sharded.ulysses import Ulysses
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,6 +36,11 @@ class AllGather(Exchange):
       Llama Team, "The Llama 3 Herd of Models", 2024, arXiv:2407.21783, section 3.3.2 (context
       parallelism).
     """
+
+    def accepts(self, inner: Any) -> bool:
+        """Any but Ulysses, inside of which the queries would be out of order."""
+        names = (type(x) for x in inner.chain) if isinstance(inner, AxisPlacement) else ()
+        return super().accepts(inner) and Ulysses not in names
 
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """Queries and keys are split; an array with both has all keys."""

@@ -43,7 +43,7 @@ class AllReduce(AxisPlacement):
     """
 
     is_outermost: ClassVar[bool] = True
-    split_sides: ClassVar[tuple[str, ...]] = ("keys",)
+    split_sides: ClassVar[tuple[str, ...]] = ("keys", "values")
 
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """The keys are split."""
@@ -62,6 +62,7 @@ class AllReduce(AxisPlacement):
         self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
     ) -> Results:
         """Output and LSE of the queries, the same on all devices."""
+        self.check_problem(function, problem)
         self.check_varying(function, problem)
         if not problem.normalizer.folds:
             name = type(problem.normalizer).__name__
@@ -96,6 +97,7 @@ class AllReduce(AxisPlacement):
         is_empty = total == 0
         total = jnp.where(is_empty, 1, total)
         lse = jnp.where(is_empty, -jnp.inf, shift[..., None] + jnp.log(total))
+        lse = jnp.where(no_output > 0, lax.stop_gradient(lse), lse)
         return (
             jnp.where(no_output > 0, jnp.nan, output / total),
             jnp.where(no_lse > 0, jnp.nan, lse)[..., 0],

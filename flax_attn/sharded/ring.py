@@ -75,8 +75,14 @@ class Ring(AxisPlacement):
         super().__post_init__()
         if self.shifts is None:
             return
-        shifts = tuple(self.shifts)
-        if not shifts or list(shifts) != sorted(set(shifts)) or shifts[0] < 0:
+        is_sequence = isinstance(self.shifts, list | tuple | range)
+        shifts = tuple(self.shifts) if is_sequence else ()
+        if not shifts or any(type(x) is not int for x in shifts):
+            raise TypeError(
+                f"Ring: shifts must be whole numbers in a tuple, got {self.shifts!r}. "
+                f"needed_shifts(mask, coords, shards=...) finds them."
+            )
+        if list(shifts) != sorted(set(shifts)) or shifts[0] < 0:
             raise ValueError(
                 f"Ring: shifts must be different numbers from 0 on, sorted, got {self.shifts}. "
                 f"needed_shifts(mask, coords, shards=...) finds them."

@@ -44,12 +44,11 @@ class Ulysses(Exchange):
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """Tokens are split outside. An array of pairs comes with the heads of the device."""
         inner = self.within.axes(letters) if self.within else {}
-        own: dict[str, tuple[str, ...]] = {}
         if "t" in letters and "s" in letters:
-            own["n"] = (self.axis,)
-        elif "t" in letters or "s" in letters:
-            own["t"] = own["s"] = (self.axis,)
-        return inner | {letter: inner.get(letter, ()) + axes for letter, axes in own.items()}
+            return inner | {"n": (self.axis, *inner.get("n", ()))}
+        if "t" in letters or "s" in letters:
+            return inner | {letter: (*inner.get(letter, ()), self.axis) for letter in "ts"}
+        return inner
 
     def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """An array bias or mask of a device has its heads, and all tokens."""

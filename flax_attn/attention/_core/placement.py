@@ -1,7 +1,7 @@
 """What a placement of attention on several devices is."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from flax_attn._functions import kind_of
 from flax_attn.attention._core.implementation import Implementation, Results
@@ -23,6 +23,7 @@ class Placement(Implementation):
     """
 
     inner: Choice
+    is_placement: ClassVar[bool] = True
 
     @property
     def is_local(self) -> bool:
