@@ -31,7 +31,9 @@ def same_parity(q, k):
 
 def tilted(scores, q, k, head_ids, *, slope, gain):
     distance = (q.positions - k.positions).astype(scores.dtype)
-    return scores * gain.astype(scores.dtype) + jnp.tanh(slope[head_ids].astype(scores.dtype) * distance / 7)
+    return scores * gain.astype(scores.dtype) + jnp.tanh(
+        slope[head_ids].astype(scores.dtype) * distance / 7
+    )
 
 
 LAYOUTS = {
@@ -50,14 +52,24 @@ LAYOUTS = {
     "heads of all-reduce": (lambda i: AllReduce("a", i), {"h": 2, "a": 3}, {"heads": "h"}, False),
     "Ulysses of a ring": (lambda i: Ulysses("a", Ring("b", i)), {"b": 3, "a": 2}, {}, False),
     "Ulysses of Ulysses": (lambda i: Ulysses("a", Ulysses("b", i)), {"a": 2, "b": 2}, {}, True),
-    "Ulysses of all-gather": (lambda i: Ulysses("a", AllGather("b", i)), {"a": 2, "b": 3}, {}, True),
+    "Ulysses of all-gather": (
+        lambda i: Ulysses("a", AllGather("b", i)),
+        {"a": 2, "b": 3},
+        {},
+        True,
+    ),
     "ring of rings": (lambda i: Ring("a", Ring("b", i)), {"b": 2, "a": 4}, {}, False),
     "ring of Ulysses": (lambda i: Ring("a", Ulysses("b", i)), {"a": 2, "b": 4}, {}, False),
     "ring of all-gather": (lambda i: Ring("a", AllGather("b", i)), {"a": 2, "b": 2}, {}, False),
     "all-gather of a ring": (lambda i: AllGather("a", Ring("b", i)), {"a": 2, "b": 3}, {}, False),
     "all-gather twice": (lambda i: AllGather("a", AllGather("b", i)), {"a": 3, "b": 2}, {}, True),
     "all-reduce of a ring": (lambda i: AllReduce("a", Ring("b", i)), {"a": 2, "b": 2}, {}, False),
-    "all-reduce of Ulysses": (lambda i: AllReduce("a", Ulysses("b", i)), {"a": 3, "b": 2}, {}, False),
+    "all-reduce of Ulysses": (
+        lambda i: AllReduce("a", Ulysses("b", i)),
+        {"a": 3, "b": 2},
+        {},
+        False,
+    ),
     "all three": (
         lambda i: Ring("a", i),
         {"d": 2, "h": 2, "a": 2},

@@ -18,9 +18,7 @@ def results(call, placement):
 
     def attend(floats, traced):
         arguments = call.build(floats, traced)
-        return dot_product_attention(
-            **arguments, placement=placement, return_residual=call.has_lse
-        )
+        return dot_product_attention(**arguments, placement=placement, return_residual=call.has_lse)
 
     def run(floats, traced):
         moving = jax.tree.map(lambda x: jnp.cos(3 * x), floats)
@@ -36,7 +34,15 @@ def results(call, placement):
 def assert_equal(found, wanted, dtype, text):
     for tolerance, x, y in zip((FORWARD, GRADIENT, GRADIENT), found, wanted, strict=True):
         paths = jax.tree_util.tree_leaves_with_path(y)
-        largest = max([1e-3, *(float(np.max(np.abs(np.where(np.isfinite(b), b, 0)), initial=0)) for _, b in paths)])
+        largest = max(
+            [
+                1e-3,
+                *(
+                    float(np.max(np.abs(np.where(np.isfinite(b), b, 0)), initial=0))
+                    for _, b in paths
+                ),
+            ]
+        )
         for (path, b), a in zip(paths, jax.tree.leaves(x), strict=True):
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             message = f"{text}\n{path}"
