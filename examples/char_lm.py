@@ -79,7 +79,7 @@ def main() -> None:
     if not args.prompt.encode("ascii", "ignore"):
         parser.error("prompt: it has no ASCII character. Write some.")
     steps, num_characters = (4, 20) if args.smoke else (args.steps, NUM_CHARACTERS)
-    model, optimizer = characters.make_model(args.seed, steps)
+    model, optimizer = characters.make_model(CONFIG, args.seed, steps)
     characters.train(model, optimizer, steps, args.seed, folder=args.checkpoint)
     _, held_out = characters.load_text()
     print(f"Held-out loss: {held_out_loss(model, held_out[:5000] if args.smoke else held_out):.2f}")

@@ -11,7 +11,9 @@ travel. `--strategy` says how:
     ulysses    an all-to-all exchanges the split of the sequence for one of the heads
     allgather  every device gets all keys and values
 
-`--compare` trains on one device too, and prints both loss curves: they differ by rounding only.
+Several strategies are trained one after the other. `--compare` trains on one device too, and prints
+the loss curves side by side: they differ by rounding only.
+
 `--checkpoint FOLDER` saves the model every 100 steps and at the end. The same command goes on where
 it ended, also with another mesh, strategy or number of processes.
 
@@ -23,12 +25,13 @@ Several processes each hold a part of the mesh. Start the same command in each, 
 On a TPU pod slice, and under SLURM or Open MPI, `--distributed` is enough: JAX finds the rest. When
 a process dies, the others end with an error, after `--heartbeat` seconds at the latest.
 
-    python examples/sharded_lm.py --smoke    # 3 steps: does it run?
+    python examples/sharded_lm.py --smoke    # 3 steps of one layer: does it run?
 
 Needs `pip install "flax-attn[generate]"`.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -49,6 +52,7 @@ from language_models.llama import Llama
 AXES = {"data": BATCH, "seq": CONFIG.context_length, "heads": CONFIG.num_kv_heads}
 MESH = "data=2,seq=2,heads=2"
 STRATEGIES = ("jit",)
+ALONE = "one device"
 HEARTBEAT = 100  # seconds, JAX's own
 SMOKE_STEPS, ROWS = 3, 10  # ROWS of the printed loss curve
 
@@ -88,19 +92,21 @@ def make_model(mesh: Mesh, make: Callable[[], Any]) -> tuple[Llama, nnx.Optimize
     return nnx.merge(graph, jax.jit(lambda: nnx.state(make()), out_shardings=shardings)())
 
 
-def train(mesh: Mesh, args: argparse.Namespace, folder: Path | None = None) -> dict[int, float]:
-    """The loss before each step."""
+def train(name: str, mesh: Mesh, args: argparse.Namespace) -> dict[int, float]:
+    """The loss before each step, with one of the strategies or on one device."""
     sharding = NamedSharding(mesh, P("data", "seq"))
 
     def place(batch: np.ndarray) -> jax.Array:
         """Put on the devices of this process their parts of the batch, and no others."""
         return jax.make_array_from_callback(batch.shape, sharding, lambda part: batch[part])
 
-    make = functools.partial(characters.make_model, args.seed, args.steps)
+    config = dataclasses.replace(CONFIG, num_layers=1) if args.smoke else CONFIG
+    make = functools.partial(characters.make_model, config, args.seed, args.steps)
     model, optimizer = make_model(mesh, make)
-    quiet = jax.process_index() > 0
+    folder = None if name == ALONE else args.checkpoint
+    title = name if jax.process_index() == 0 else None
     return characters.train(
-        model, optimizer, args.steps, args.seed, folder=folder, place=place, quiet=quiet
+        model, optimizer, args.steps, args.seed, folder=folder, place=place, title=title
     )
 
 
@@ -121,7 +127,7 @@ def main() -> None:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mesh", type=parse_mesh, default=MESH, help="devices per axis")
-    parser.add_argument("--strategy", choices=STRATEGIES, default=STRATEGIES[0])
+    parser.add_argument("--strategy", nargs="+", choices=STRATEGIES, default=["jit"])
     parser.add_argument("--steps", type=int, default=STEPS, help="in all")
     parser.add_argument("--compare", action="store_true", help="train on one device too")
     parser.add_argument("--checkpoint", type=Path, help="folder to save to and to go on from")
@@ -131,8 +137,10 @@ def main() -> None:
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int, help="0 ... num_processes − 1")
     parser.add_argument("--heartbeat", type=int, default=HEARTBEAT, help="seconds")
-    parser.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} steps")
+    parser.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} steps, 1 layer")
     args = parser.parse_args()
+    if args.checkpoint is not None and len(args.strategy) > 1:
+        parser.error("--checkpoint: it is for one strategy.")
     if args.smoke:
         args.steps = SMOKE_STEPS
     num_devices = math.prod(args.mesh.values())
@@ -143,12 +151,11 @@ def main() -> None:
     if num_devices > len(devices) or (jax.process_count() > 1 and num_devices < len(devices)):
         parser.error(f"--mesh: it has {num_devices} devices, and there are {len(devices)}.")
 
-    curves = {
-        args.strategy: train(make_mesh(args.mesh, devices[:num_devices]), args, args.checkpoint)
-    }
+    mesh = make_mesh(args.mesh, devices[:num_devices])
+    curves = {name: train(name, mesh, args) for name in args.strategy}
     if args.compare:
         alone = make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
-        curves["one device"] = train(alone, args)
+        curves[ALONE] = train(ALONE, alone, args)
     if jax.process_index() == 0:
         print_curves(curves)
 

@@ -57,9 +57,11 @@ def sample_batch(text: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
     return pieces[:, :-1], pieces[:, 1:]
 
 
-def make_model(seed: int, steps: int, **options: Any) -> tuple[Llama, nnx.Optimizer]:
+def make_model(
+    config: LlamaConfig, seed: int, steps: int, **options: Any
+) -> tuple[Llama, nnx.Optimizer]:
     """The model and its optimizer. `options` are those of the attention."""
-    model = Llama(CONFIG, mask=masks.Window(WINDOW - 1), rngs=nnx.Rngs(seed), **options)
+    model = Llama(config, mask=masks.Window(WINDOW - 1), rngs=nnx.Rngs(seed), **options)
     schedule = optax.warmup_cosine_decay_schedule(0, LEARNING_RATE, WARMUP, max(steps, WARMUP + 1))
     return model, nnx.Optimizer(model, optax.adamw(schedule), wrt=nnx.Param)
 
@@ -86,7 +88,7 @@ def train(
     *,
     folder: Path | None = None,
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
-    quiet: bool = False,
+    title: str | None = "",
 ) -> dict[int, float]:
     """Train up to a number of steps, counted from the beginning.
 
@@ -98,7 +100,7 @@ def train(
       folder: Where checkpoints are saved and looked for. They are restored to the devices of the
         model, whatever number of devices has saved them.
       place: Puts a batch on the devices.
-      quiet: If True, there is no progress bar.
+      title: Of the progress bar; None for no bar.
 
     Returns:
       The loss before each step.
@@ -112,10 +114,10 @@ def train(
             first = manager.latest_step()
             restore = orbax.checkpoint.args.StandardRestore(as_dict(model, optimizer))
             nnx.update((model, optimizer), manager.restore(first, args=restore))
-            if not quiet:
+            if title is not None:
                 print(f"Going on after {first} steps.")
     losses = {}
-    bar = tqdm(range(first, steps), initial=first, total=steps, disable=quiet)
+    bar = tqdm(range(first, steps), title, initial=first, total=steps, disable=title is None)
     for step in bar:
         batch = sample_batch(text, np.random.default_rng((seed, step)))
         losses[step] = float(train_step(model, optimizer, *map(place, batch)))

@@ -1,0 +1,112 @@
+"""Several processes on this machine train `examples/sharded_lm.py` together, and some are lost."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import compilation
+from tests.runs import long
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "sharded_lm.py"
+STRATEGIES = ["jit"]
+LIMIT = 200  # seconds that a process may take: none hangs
+HEARTBEAT = 5  # seconds
+ROUNDING = 1e-5
+
+
+class Processes:
+    """Processes that run the example with the same arguments, and are ended with the test."""
+
+    def __init__(self, folder, count, *arguments):
+        environment = os.environ | {
+            "XLA_FLAGS": compilation.flags(compilation.QUICK),  # without the tests' device count
+            "PYTHONPATH": str(ROOT),
+        }
+        arguments = [*map(str, arguments)]
+        if count > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{free.getsockname()[1]}"
+            arguments += ["--coordinator", address, "--num-processes", str(count)]
+        self.files, self.running = [], []
+        for i in range(count):
+            own = ["--process-id", str(i)] if count > 1 else []
+            self.files.append(folder / f"{i}-of-{count}.txt")
+            with self.files[-1].open("w") as file:
+                command = [sys.executable, EXAMPLE, *arguments, *own]
+                options = {"env": environment, "stdout": file, "stderr": subprocess.STDOUT}
+                self.running.append(subprocess.Popen(command, **options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+    def text(self, i):
+        return self.files[i].read_text()
+
+    def wait_for(self, i, text):
+        end = time.monotonic() + LIMIT
+        while text not in self.text(i):
+            assert time.monotonic() < end, self.text(i)
+            assert self.running[i].poll() is None, self.text(i)
+            time.sleep(0.1)
+
+    def curves(self):
+        """The loss curves that process 0 prints `[steps, strategies]`; all have ended well."""
+        for i, process in enumerate(self.running):
+            assert process.wait(LIMIT) == 0, self.text(i)
+        lines = self.text(0).splitlines()
+        header = next(i for i, line in enumerate(lines) if line.startswith("step "))
+        return np.array([line.split() for line in lines[header + 1 :]], float)[:, 1:]
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"), [(2, "seq=2,heads=2"), pytest.param(4, "data=2,seq=2,heads=2", marks=long)]
+)
+def test_several_processes_train_as_one_device_does(count, mesh, tmp_path):
+    """The sequence is split between processes, in each of the meshes."""
+    arguments = ("--smoke", "--compare", "--mesh", mesh, "--strategy", *STRATEGIES)
+    with Processes(tmp_path, count, *arguments) as processes:
+        curves = processes.curves()
+    assert curves.shape == (3, len(STRATEGIES) + 1)
+    assert np.ptp(curves[:, 0]) > 0.05  # it learns
+    np.testing.assert_allclose(curves[:, :-1], curves[:, -1:], rtol=0, atol=ROUNDING)
+
+
+@long
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_of_two_processes_goes_on_in_one_with_other_devices(strategy, tmp_path):
+    common = ("--strategy", strategy, "--checkpoint", tmp_path / "model")
+    with Processes(tmp_path, 2, "--mesh", "seq=2,heads=2", "--steps", 2, *common) as processes:
+        begin = processes.curves()
+    with Processes(tmp_path, 1, "--mesh", "data=2", "--steps", 4, *common) as processes:
+        end = processes.curves()
+        assert "Going on after 2 steps." in processes.text(0)
+    with Processes(tmp_path, 1, "--mesh", "data=1", "--steps", 4) as processes:
+        expected = processes.curves()
+    np.testing.assert_allclose(np.concatenate([begin, end]), expected, rtol=0, atol=ROUNDING)
+
+
+@long
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_a_process_is_lost_the_other_ends_within_the_heartbeat_time(lost, how, tmp_path):
+    """A process that stands still is lost too. Process 0 is the coordinator."""
+    with Processes(tmp_path, 2, "--mesh", "data=2", "--heartbeat", HEARTBEAT) as processes:
+        processes.wait_for(0, "loss=")
+        processes.running[lost].send_signal(how)
+        code = processes.running[1 - lost].wait(2 * HEARTBEAT)
+        assert code == -signal.SIGABRT
+        assert "the JAX distributed service detected fatal errors" in processes.text(1 - lost)
