@@ -161,11 +161,13 @@ def main() -> None:
 
 
 def print_curves(curves: dict[str, dict[int, float]]) -> None:
-    """The losses of some steps, side by side."""
+    """The losses of some steps, the first and the last among them, side by side."""
     steps = list(next(iter(curves.values())))
+    every = max(1, len(steps) // ROWS)
     print("step", *(f"{name:>12}" for name in curves))
-    for step in steps[:: max(1, len(steps) // ROWS)]:
-        print(f"{step:4}", *(f"{curve[step]:12.6f}" for curve in curves.values()))
+    for step in steps:
+        if step % every == 0 or step == steps[-1]:
+            print(f"{step:4}", *(f"{curve[step]:12.6f}" for curve in curves.values()))
 
 
 if __name__ == "__main__":
