@@ -44,6 +44,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from flax_attn import sharded
 from language_models import characters
 from language_models.characters import BATCH, CONFIG, STEPS
 from language_models.llama import Llama
@@ -51,7 +52,12 @@ from language_models.llama import Llama
 # What each axis of the mesh splits, and how many of them there are.
 AXES = {"data": BATCH, "seq": CONFIG.context_length, "heads": CONFIG.num_kv_heads}
 MESH = "data=2,seq=2,heads=2"
-STRATEGIES = ("jit",)
+PLACEMENTS = {
+    "ring": sharded.Ring("seq"),
+    "ulysses": sharded.Ulysses("seq"),
+    "allgather": sharded.AllGather("seq"),
+}
+STRATEGIES = ("jit", *PLACEMENTS)
 ALONE = "one device"
 HEARTBEAT = 100  # seconds, JAX's own
 SMOKE_STEPS, ROWS = 3, 10  # ROWS of the printed loss curve
@@ -83,6 +89,13 @@ def spec_of(path: tuple[Any, ...]) -> P:
     return P("heads") if "out" in names else P(None, "heads")  # [N, D, M], [M, N, D]
 
 
+def attention_options(strategy: str, mesh: Mesh) -> dict[str, Any]:
+    """What a strategy asks of the attention: with "jit" nothing."""
+    if strategy not in PLACEMENTS:
+        return {}
+    return {"placement": PLACEMENTS[strategy].on(mesh, batch="data", heads="heads")}
+
+
 def make_model(mesh: Mesh, make: Callable[[], Any]) -> tuple[Llama, nnx.Optimizer]:
     """`make()`, where each device makes its own part: no device ever holds all of it."""
     graph, abstract = nnx.split(nnx.eval_shape(make))
@@ -101,7 +114,8 @@ def train(name: str, mesh: Mesh, args: argparse.Namespace) -> dict[int, float]:
         return jax.make_array_from_callback(batch.shape, sharding, lambda part: batch[part])
 
     config = dataclasses.replace(CONFIG, num_layers=1) if args.smoke else CONFIG
-    make = functools.partial(characters.make_model, config, args.seed, args.steps)
+    options = attention_options(name, mesh)
+    make = functools.partial(characters.make_model, config, args.seed, args.steps, **options)
     model, optimizer = make_model(mesh, make)
     folder = None if name == ALONE else args.checkpoint
     title = name if jax.process_index() == 0 else None
@@ -127,7 +141,7 @@ def main() -> None:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mesh", type=parse_mesh, default=MESH, help="devices per axis")
-    parser.add_argument("--strategy", nargs="+", choices=STRATEGIES, default=["jit"])
+    parser.add_argument("--strategy", nargs="+", choices=STRATEGIES, default=["ring"])
     parser.add_argument("--steps", type=int, default=STEPS, help="in all")
     parser.add_argument("--compare", action="store_true", help="train on one device too")
     parser.add_argument("--checkpoint", type=Path, help="folder to save to and to go on from")

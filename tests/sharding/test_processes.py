@@ -1,5 +1,6 @@
 """Several processes on this machine train `examples/sharded_lm.py` together, and some are lost."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -8,15 +9,20 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+import sharded_lm
+from flax import nnx
 
+from language_models import characters
 from tests import compilation
 from tests.runs import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "sharded_lm.py"
-STRATEGIES = ["jit"]
+STRATEGIES = ["jit", "ring"]
+OPERATIONS = {"ring": "collective_permute", "ulysses": "all_to_all", "allgather": "all_gather"}
 LIMIT = 200  # seconds that a process may take: none hangs
 HEARTBEAT = 5  # seconds
 ROUNDING = 1e-5
@@ -82,7 +88,20 @@ def test_several_processes_train_as_one_device_does(count, mesh, tmp_path):
         curves = processes.curves()
     assert curves.shape == (3, len(STRATEGIES) + 1)
     assert np.ptp(curves[:, 0]) > 0.05  # it learns
-    np.testing.assert_allclose(curves[:, :-1], curves[:, -1:], rtol=0, atol=ROUNDING)
+    expected = np.broadcast_to(curves[:, -1:], curves.shape)
+    np.testing.assert_allclose(curves, expected, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("strategy", sharded_lm.STRATEGIES)
+def test_the_model_has_the_strategy(strategy):
+    mesh = sharded_lm.make_mesh(sharded_lm.parse_mesh("seq=2,heads=2"), jax.devices()[:4])
+    options = sharded_lm.attention_options(strategy, mesh)
+    config = dataclasses.replace(characters.CONFIG, num_layers=1)
+    model, _ = nnx.eval_shape(lambda: characters.make_model(config, 0, 1, **options))
+    tokens = jax.ShapeDtypeStruct((characters.BATCH, config.context_length), "int32")
+    program = nnx.jit(characters.loss_of).lower(model, tokens, tokens).as_text()
+    found = {name for name in OPERATIONS.values() if name in program}
+    assert OPERATIONS[strategy] in found if strategy in OPERATIONS else not found
 
 
 @long
@@ -100,13 +119,13 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_with_other_devices(strateg
 
 
 @long
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_a_process_is_lost_the_other_ends_within_the_heartbeat_time(lost, how, tmp_path):
-    """A process that stands still is lost too. Process 0 is the coordinator."""
+    """A process that hangs is lost too. Process 0 is the coordinator."""
     with Processes(tmp_path, 2, "--mesh", "data=2", "--heartbeat", HEARTBEAT) as processes:
         processes.wait_for(0, "loss=")
         processes.running[lost].send_signal(how)
-        code = processes.running[1 - lost].wait(2 * HEARTBEAT)
+        code = processes.running[1 - lost].wait(3 * HEARTBEAT)
         assert code == -signal.SIGABRT
         assert "the JAX distributed service detected fatal errors" in processes.text(1 - lost)
