@@ -37,7 +37,7 @@ CONFIG = LlamaConfig(
     rotary_layout="half",
 )
 BATCH, STEPS, WARMUP, LEARNING_RATE = 8, 600, 50, 4e-3
-EVERY = 100  # steps from one checkpoint to the next
+EVERY = 100  # steps, from one checkpoint to the next
 
 
 def load_text() -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +87,7 @@ def train(
     seed: int,
     *,
     folder: Path | None = None,
+    every: int = EVERY,
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
     title: str | None = "",
 ) -> dict[int, float]:
@@ -99,6 +100,7 @@ def train(
       seed: Of the batches.
       folder: Where checkpoints are saved and looked for. They are restored to the devices of the
         model, whatever number of devices has saved them.
+      every: Steps from one checkpoint to the next.
       place: Puts a batch on the devices.
       title: Of the progress bar; None for no bar.
 
@@ -122,7 +124,7 @@ def train(
         batch = sample_batch(text, np.random.default_rng((seed, step)))
         losses[step] = float(train_step(model, optimizer, *map(place, batch)))
         bar.set_postfix(loss=f"{losses[step]:.2f}", refresh=False)
-        if manager is not None and ((step + 1) % EVERY == 0 or step + 1 == steps):
+        if manager is not None and ((step + 1) % every == 0 or step + 1 == steps):
             save = orbax.checkpoint.args.StandardSave(as_dict(model, optimizer))
             manager.save(step + 1, args=save)
     if manager is not None:

@@ -62,11 +62,11 @@ class Processes:
     def text(self, i):
         return self.files[i].read_text()
 
-    def wait_for(self, i, text):
+    def wait_for(self, condition):
         end = time.monotonic() + LIMIT
-        while text not in self.text(i):
-            assert time.monotonic() < end, self.text(i)
-            assert self.running[i].poll() is None, self.text(i)
+        while not condition():
+            assert time.monotonic() < end, self.text(0)
+            assert self.running[0].poll() is None, self.text(0)
             time.sleep(0.1)
 
     def curves(self):
@@ -105,27 +105,41 @@ def test_the_model_has_the_strategy(strategy):
 
 
 @long
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_checkpoint_of_two_processes_goes_on_in_one_with_other_devices(strategy, tmp_path):
-    common = ("--strategy", strategy, "--checkpoint", tmp_path / "model")
-    with Processes(tmp_path, 2, "--mesh", "seq=2,heads=2", "--steps", 2, *common) as processes:
-        begin = processes.curves()
-    with Processes(tmp_path, 1, "--mesh", "data=2", "--steps", 4, *common) as processes:
-        end = processes.curves()
-        assert "Going on after 2 steps." in processes.text(0)
-    with Processes(tmp_path, 1, "--mesh", "data=1", "--steps", 4) as processes:
-        expected = processes.curves()
-    np.testing.assert_allclose(np.concatenate([begin, end]), expected, rtol=0, atol=ROUNDING)
-
-
-@long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_a_process_is_lost_the_other_ends_within_the_heartbeat_time(lost, how, tmp_path):
     """A process that hangs is lost too. Process 0 is the coordinator."""
     with Processes(tmp_path, 2, "--mesh", "data=2", "--heartbeat", HEARTBEAT) as processes:
-        processes.wait_for(0, "loss=")
+        processes.wait_for(lambda: "loss=" in processes.text(0))
         processes.running[lost].send_signal(how)
         code = processes.running[1 - lost].wait(3 * HEARTBEAT)
         assert code == -signal.SIGABRT
         assert "the JAX distributed service detected fatal errors" in processes.text(1 - lost)
+
+
+@long
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_killed_training_goes_on_with_fewer_processes_and_devices(strategy, tmp_path):
+    """From the last checkpoint, with the losses of a training that nobody has killed."""
+    folder = tmp_path / "model"
+
+    def saved():
+        return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+    common = ("--strategy", strategy, "--checkpoint", folder)
+    begin = ("--mesh", "seq=2,heads=2", "--heartbeat", HEARTBEAT, "--steps", 50, "--save-every", 2)
+    with Processes(tmp_path, 2, *begin, *common) as processes:
+        processes.wait_for(saved)
+        processes.running[1].kill()
+        assert processes.running[0].wait(3 * HEARTBEAT) != 0
+    done = max(saved())
+    steps = (
+        "--steps",
+        done + 3,
+    )  # up to 50 steps, the learning rates do not depend on their number
+    with Processes(tmp_path, 1, "--mesh", "data=2", *steps, *common) as processes:
+        end = processes.curves()
+        assert f"Going on after {done} steps." in processes.text(0)
+    with Processes(tmp_path, 1, "--mesh", "data=1", *steps) as processes:
+        expected = processes.curves()
+    np.testing.assert_allclose(end, expected[done:], rtol=0, atol=ROUNDING)
