@@ -13,8 +13,8 @@ travel. `--strategy` says how; several are tried one after the other:
 
 `--compare` trains on one device too, and prints the losses side by side. They are the same to six
 digits for 120 steps. Then rounding grows, as it does on one device when a weight is changed by one
-part in a million: after 600 steps both losses are 1.41. That takes two minutes for each strategy on
-2 cores of an Intel Xeon.
+part in a million, and after 600 steps both are between 1.40 and 1.43. That takes two to four
+minutes for each column on 2 cores of an Intel Xeon.
 
 `--checkpoint FOLDER` saves the model every 100 steps and at the end. The same command goes on where
 it ended, also with another mesh, strategy or number of processes.

@@ -35,6 +35,7 @@ class Processes:
         environment = os.environ | {
             "XLA_FLAGS": compilation.flags(compilation.QUICK),  # without the tests' device count
             "PYTHONPATH": str(ROOT),
+            "PYTHONFAULTHANDLER": "1",  # one that hangs says where, when it is aborted
         }
         arguments = [*map(str, arguments)]
         if count > 1:
@@ -62,6 +63,15 @@ class Processes:
     def text(self, i):
         return self.files[i].read_text()
 
+    def wait(self, i, limit=LIMIT):
+        """The exit status of a process; one that takes longer is aborted."""
+        try:
+            return self.running[i].wait(limit)
+        except subprocess.TimeoutExpired:
+            self.running[i].send_signal(signal.SIGABRT)
+            self.running[i].wait(limit)
+            raise AssertionError(f"It took more than {limit} s. {self.text(i)}") from None
+
     def wait_for(self, condition):
         end = time.monotonic() + LIMIT
         while not condition():
@@ -71,8 +81,8 @@ class Processes:
 
     def curves(self):
         """The loss curves that process 0 prints `[steps, strategies]`; all have ended well."""
-        for i, process in enumerate(self.running):
-            assert process.wait(LIMIT) == 0, self.text(i)
+        for i in range(len(self.running)):
+            assert self.wait(i) == 0, self.text(i)
         lines = self.text(0).splitlines()
         header = next(i for i, line in enumerate(lines) if line.startswith("step "))
         return np.array([line.split() for line in lines[header + 1 :]], float)[:, 1:]
@@ -112,7 +122,7 @@ def test_when_a_process_is_lost_the_other_ends_within_the_heartbeat_time(lost, h
     with Processes(tmp_path, 2, "--mesh", "data=2", "--heartbeat", HEARTBEAT) as processes:
         processes.wait_for(lambda: "loss=" in processes.text(0))
         processes.running[lost].send_signal(how)
-        code = processes.running[1 - lost].wait(3 * HEARTBEAT)
+        code = processes.wait(1 - lost, 3 * HEARTBEAT)
         assert code == -signal.SIGABRT
         assert "the JAX distributed service detected fatal errors" in processes.text(1 - lost)
 
@@ -131,7 +141,7 @@ def test_a_killed_training_goes_on_with_fewer_processes_and_devices(strategy, tm
     with Processes(tmp_path, 2, *begin, *common) as processes:
         processes.wait_for(saved)
         processes.running[1].kill()
-        assert processes.running[0].wait(3 * HEARTBEAT) != 0
+        assert processes.wait(0, 3 * HEARTBEAT) != 0
     done = max(saved())
     steps = (
         "--steps",
