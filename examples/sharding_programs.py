@@ -1,0 +1,81 @@
+"""Programs of sharded attention for slices of TPUs, compiled by libtpu without a TPU."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from sharding_costs import Attention
+
+from flax_attn import Coords, masks, sharded
+
+PLACEMENTS = {
+    "ring": sharded.Ring("seq"),
+    "all-gather": sharded.AllGather("seq"),
+    "ulysses": sharded.Ulysses("seq"),
+    "ulysses x ring": sharded.Ulysses("near", inner=sharded.Ring("far")),
+    "heads": sharded.Heads("seq"),
+}
+# What libtpu would ask the network for, and leave for several processes to compile at once.
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+SLICES = {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+
+
+def slice_of(chips: int) -> Sequence[Any]:
+    """The devices of a v5e slice, which need not be here."""
+    os.environ.update(LIBTPU)
+    return topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chips]).devices
+
+
+def compile_attention(devices: Sequence[Any], strategy: str, call: Attention) -> Any:
+    """The program of causal attention over packed documents, or of that and its gradient."""
+    mesh = sharded.ring_mesh(devices)
+    spec = P(None, None, "seq") if strategy == "heads" else P(None, "seq")
+    if strategy == "ulysses x ring":
+        grid = mesh.devices.reshape(-1, call.key_heads)
+        mesh = Mesh(grid, ("far", "near"), axis_types=(AxisType.Auto,) * 2)
+        spec = P(None, ("far", "near"))
+
+    def attend(query: Any, key: Any, value: Any, documents: Any) -> Any:
+        coords = Coords.from_segments(documents)
+        return sharded.attention(
+            mesh,
+            PLACEMENTS[strategy],
+            query,
+            key,
+            value,
+            mask=masks.Causal() & masks.SameSegment(),
+            query_coords=coords,
+            key_coords=coords,
+        )
+
+    def gradient(query: Any, key: Any, value: Any, documents: Any) -> Any:
+        output, pull_back = jax.vjp(lambda *x: attend(*x, documents), query, key, value)
+        return pull_back(output)
+
+    queries, keys = (
+        jax.ShapeDtypeStruct(
+            (1, call.tokens, heads, call.head_dim), jnp.bfloat16, sharding=NamedSharding(mesh, spec)
+        )
+        for heads in (call.heads, call.key_heads)
+    )
+    tokens = NamedSharding(mesh, P(*spec[:2]))
+    documents = jax.ShapeDtypeStruct((1, call.tokens), jnp.int32, sharding=tokens)
+    function = gradient if call.backward else attend
+    return jax.jit(function).lower(queries, keys, keys, documents).compile()
+
+
+def memory_of(program: Any) -> int:
+    """Bytes of arguments, results and temporaries on one device."""
+    found = program.memory_analysis()
+    return found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
