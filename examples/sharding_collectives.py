@@ -67,9 +67,13 @@ def collectives(text: str) -> list[Collective]:
         for number, line in enumerate(lines):
             if match := COLLECTIVE.search(line):
                 own, shapes, kind, start = match.groups()
+                if "chain_id=" in line and "AsyncCollectiveStart" not in lines[-1]:
+                    continue  # a later part of one that began in another computation
                 meanwhile = any(map(is_product, until_done(lines[number + 1 :], kind, own)))
-                size = result_bytes(shapes, kind, bool(start))
-                yield Collective(kind, size, group_size(line), times, meanwhile)
+                size, devices = result_bytes(shapes, kind, bool(start)), group_size(line)
+                if name.startswith("all-reduce-scatter"):  # TPUs do not reduce what they drop
+                    kind, size = "reduce-scatter", size // devices
+                yield Collective(kind, size, devices, times, meanwhile)
                 continue
             found = [x for name in called(line) for x in inside(name, times)]
             if found and (match := WHILE.search(line)):

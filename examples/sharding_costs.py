@@ -72,11 +72,15 @@ class Transfer(NamedTuple):
 
 
 def ring(call: Attention, chips: int) -> list[Transfer]:
-    """Keys visit all chips. In the backward pass their gradients travel with them, and home."""
+    """Keys visit all chips, in the backward pass once more, followed by the sum of their gradients.
+
+    The sums go once round in float32, and from the last chip home in bfloat16.
+    """
     block = call.tokens / chips
     size = (chips - 1) * block * call.key_bytes
     if call.backward:
-        size += (chips - 1) * block * call.key_bytes + chips * block * call.key_gradient_bytes
+        size *= 2
+        size += block * call.key_gradient_bytes * (chips + HALF / SINGLE)
     return [Transfer("neighbour", size, chips)]
 
 
@@ -91,8 +95,11 @@ def all_gather(call: Attention, chips: int) -> list[Transfer]:
 def ulysses(call: Attention, chips: int) -> list[Transfer]:
     """Each chip gets all tokens of some heads, and sends their outputs back."""
     check_heads(call, chips)
-    passes = 2 if call.backward else 1
-    size = (chips - 1) / chips * call.tokens / chips * call.row_bytes * passes
+    row = call.row_bytes
+    if call.backward:  # also the output and its cotangent, the LSE and its own, three gradients
+        row += 3 * call.heads * call.head_dim * HALF + 2 * call.heads * SINGLE
+        row += call.key_gradient_bytes
+    size = (chips - 1) / chips * call.tokens / chips * row
     coordinates = (chips - 1) / chips * call.tokens * call.coordinates
     return [Transfer("exchange", size, chips), Transfer("gather", coordinates, chips)]
 

@@ -28,6 +28,9 @@ LIBTPU = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# XLA lets five permutes be on their way at once. The gradient of a ring over packed documents has
+# six: keys, values, positions, documents, and the gradients of keys and values.
+OPTIONS = {"xla_max_concurrent_async_collective_permutes": "8"}
 SLICES = {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 
 
@@ -40,11 +43,11 @@ def slice_of(chips: int) -> Sequence[Any]:
 def compile_attention(devices: Sequence[Any], strategy: str, call: Attention) -> Any:
     """The program of causal attention over packed documents, or of that and its gradient."""
     mesh = sharded.ring_mesh(devices)
-    spec = P(None, None, "seq") if strategy == "heads" else P(None, "seq")
+    spec = P("data", None, "seq") if strategy == "heads" else P("data", "seq")
     if strategy == "ulysses x ring":
-        grid = mesh.devices.reshape(-1, call.key_heads)
-        mesh = Mesh(grid, ("far", "near"), axis_types=(AxisType.Auto,) * 2)
-        spec = P(None, ("far", "near"))
+        grid = mesh.devices.reshape(1, -1, call.key_heads)
+        mesh = Mesh(grid, ("data", "far", "near"), axis_types=(AxisType.Auto,) * 3)
+        spec = P("data", ("far", "near"))
 
     def attend(query: Any, key: Any, value: Any, documents: Any) -> Any:
         coords = Coords.from_segments(documents)
@@ -57,11 +60,12 @@ def compile_attention(devices: Sequence[Any], strategy: str, call: Attention) ->
             mask=masks.Causal() & masks.SameSegment(),
             query_coords=coords,
             key_coords=coords,
+            batch="data",
         )
 
-    def gradient(query: Any, key: Any, value: Any, documents: Any) -> Any:
+    def gradient(query: Any, key: Any, value: Any, documents: Any, cotangent: Any) -> Any:
         output, pull_back = jax.vjp(lambda *x: attend(*x, documents), query, key, value)
-        return pull_back(output)
+        return output, pull_back(cotangent)
 
     queries, keys = (
         jax.ShapeDtypeStruct(
@@ -71,8 +75,11 @@ def compile_attention(devices: Sequence[Any], strategy: str, call: Attention) ->
     )
     tokens = NamedSharding(mesh, P(*spec[:2]))
     documents = jax.ShapeDtypeStruct((1, call.tokens), jnp.int32, sharding=tokens)
-    function = gradient if call.backward else attend
-    return jax.jit(function).lower(queries, keys, keys, documents).compile()
+    if call.backward:
+        program = jax.jit(gradient).lower(queries, keys, keys, documents, queries)
+    else:
+        program = jax.jit(attend).lower(queries, keys, keys, documents)
+    return program.compile(OPTIONS)
 
 
 def memory_of(program: Any) -> int:
