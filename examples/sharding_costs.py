@@ -71,16 +71,16 @@ class Transfer(NamedTuple):
     chips: int
 
 
-def ring(call: Attention, chips: int) -> list[Transfer]:
+def ring(call: Attention, chips: int, home: int = HALF) -> list[Transfer]:
     """Keys visit all chips, in the backward pass once more, followed by the sum of their gradients.
 
-    The sums go once round in float32, and from the last chip home in bfloat16.
+    The sums go once round in float32. From the last chip they go home, with `home` bytes a number.
     """
     block = call.tokens / chips
     size = (chips - 1) * block * call.key_bytes
     if call.backward:
         size *= 2
-        size += block * call.key_gradient_bytes * (chips + HALF / SINGLE)
+        size += block * call.key_gradient_bytes * (chips + home / SINGLE)
     return [Transfer("neighbour", size, chips)]
 
 
@@ -117,7 +117,7 @@ def product(call: Attention, chips: int) -> list[Transfer]:
     if rest or far < 2:
         raise ValueError(f"a product of {near} and more needs more chips than {chips}")
     within = ulysses(call._replace(tokens=call.tokens // far), near)
-    return within + ring(call._replace(key_heads=1), far)
+    return within + ring(call._replace(key_heads=1), far, SINGLE)
 
 
 def check_heads(call: Attention, chips: int) -> None:
