@@ -13,6 +13,7 @@ from flax_attn import (
     normalizers,
     positions,
     scores,
+    sharded,
     vision,
     visualize,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "positions",
     "scaled_dot_product_attention",
     "scores",
+    "sharded",
     "vision",
     "visualize",
 ]

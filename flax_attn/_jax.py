@@ -102,11 +102,18 @@ NO_MESH = AbstractMesh((), ())
 def no_mesh(ctx: LoweringContext) -> Iterator[LoweringContext]:
     """Inside the block there is no mesh. Yields a lowering context without mesh types.
 
-    The types of an explicit mesh or of `shard_map` would forbid loops over what they split.
+    The types of an explicit mesh or of `shard_map` would forbid loops over what they split. The
+    axes of a `shard_map` keep their names, for collectives. One over some axes of a mesh keeps the
+    mesh, which JAX needs to number the devices.
     """
+    from jax._src.config import _check_vma
+
     avals: Any = ctx.avals_in
+    context: Any = ctx.module_context.axis_context
     plain = [jax.core.ShapedArray(x.shape, x.dtype) for x in avals]
-    with jax.sharding.use_abstract_mesh(NO_MESH):
+    mesh = jax.sharding.get_abstract_mesh()
+    is_whole = getattr(context, "manual_axes", frozenset()) in (frozenset(), {*mesh.axis_names})
+    with jax.sharding.use_abstract_mesh(NO_MESH if is_whole else mesh), _check_vma(False):
         yield ctx.replace(avals_in=plain)
 
 
@@ -416,6 +423,22 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 def literal_value(atom: Any) -> np.ndarray | None:
     """The value of a jaxpr's atom if it is a literal; None if it is a variable."""
     return np.asarray(atom.val) if isinstance(atom, Literal) else None
+
+
+# ---- outside of a trace
+
+
+@contextlib.contextmanager
+def outside_of_traces() -> Iterator[None]:
+    """Inside the block, functions of JAX compute as they do outside `jit`.
+
+    In `jax.ensure_compile_time_eval`, constants of functions that are traced are computed, too:
+    a jaxpr then holds an array in place of the operation that makes it.
+    """
+    from jax._src.core import eval_context
+
+    with eval_context():
+        yield
 
 
 # ---- Flax

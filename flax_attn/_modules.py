@@ -386,8 +386,14 @@ def with_weights(
         known = {
             name: option
             for name, option in options.items()
-            if name not in ("dropout", "plan", "implementation")
+            if name not in ("dropout", "plan", "implementation", "placement")
         }
+        placement = options.get("placement")
+        if placement is not None and placement.is_local:
+            raise NotImplementedError(
+                f"{MODULE}: sow_weights needs the keys of all devices, and {placement!r} gives a "
+                f"device one block after the other. Use {placement!r}.on(mesh), or no placement."
+            )
         sow("attention_weights", attention_weights(query, key, **known))
         return attention_fn(query, key, value, **options)
 

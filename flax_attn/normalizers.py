@@ -154,8 +154,8 @@ class Softmax(Normalizer):
         return total, jnp.where(empty, -jnp.inf, peak + jnp.log(total))
 
     def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
-        """p = exp(s − LSE)."""
-        return jnp.exp(scores - lse[..., None])
+        """p = exp(s − LSE), which is at most 1."""
+        return jnp.exp(_below(scores, lse[..., None]))
 
     def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
         """∂p/∂s = p."""
@@ -165,11 +165,11 @@ class Softmax(Normalizer):
 
 @jax.custom_jvp
 def _below(scores: jax.Array, peak: jax.Array) -> jax.Array:
-    """s − m for the peak m of the row, never above 0.
+    """s − m for the peak or the LSE m of the row, never above 0.
 
     The minimum is equal to s. It stops LLVM from fusing the product that made s with the
     subtraction: at the peak the result would be the rounding error of the product, which is large
-    for large scores.
+    for large scores. So is the difference between two programs that compute the same score.
     """
     return jnp.minimum(scores, peak) - peak
 

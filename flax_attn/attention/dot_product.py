@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flax_attn.attention._core.arguments import check_static
 from flax_attn.attention._core.normalize import normalize
+from flax_attn.attention._core.placement import Placement, check_placement
 from flax_attn.attention._core.primitive import attend
 from flax_attn.attention._core.selection import Choice, as_candidates, refuse_early
 from flax_attn.attention.dropout import Dropout, with_rate
@@ -71,6 +72,7 @@ def dot_product_attention(
     plan: Plan | None = None,
     precision: lax.PrecisionLike = None,
     implementation: Choice = None,
+    placement: Placement | None = None,
     return_residual: bool = False,
 ) -> Float[Array, "*B T N Dv"] | Any:
     """Scaled dot-product attention, grouped-query and multi-query attention included.
@@ -93,9 +95,9 @@ def dot_product_attention(
     Under `jit` with sharded arguments, each device computes its part. Batch, heads and queries stay
     split without communication. Where the sequence of the keys is split, keys and values are
     gathered. (On TPUs XLA decides about a split sequence.) Within `shard_map`, a device knows only
-    its own part and attends only to its own keys: to split a sequence, use `jit`. Where something
-    depends on the numbers of heads, batch elements or tokens, give them there as `head_ids`,
-    `Dropout.batch_ids` and coordinates; otherwise the call is refused.
+    its own part and attends only to its own keys; with a `placement` it attends to the keys of
+    all. Where something depends on the numbers of heads, batch elements or tokens, give them there
+    as `head_ids`, `Dropout.batch_ids` and coordinates; otherwise the call is refused.
 
     A key or value with NaN or infinity never reaches a query that does not see it, in value or
     gradient. With a mask or a bias, a query that sees it gets NaN in every feature, and no gradient
@@ -131,6 +133,8 @@ def dot_product_attention(
       implementation: A name, an object, or several in order of preference: `"blockwise"`,
         `"dense"` (alias `"xla"`), `attention.Blockwise(block_query=256)`. None takes the best for
         the platform that is compiled for; see `explain`.
+      placement: How tokens are split over devices: `sharded.Ring("seq")` within a `shard_map` over
+        the mesh axis "seq", `sharded.Ring("seq").on(mesh)` for arrays of all devices.
       return_residual: Whether to return the LSE too.
 
     Returns:
@@ -166,6 +170,8 @@ def dot_product_attention(
       Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022, arXiv:2205.14135.
     """
     check_static("dot_product_attention", "return_residual", return_residual)
+    if placement is not None:
+        check_placement("dot_product_attention", placement)
     problem = normalize(
         "dot_product_attention",
         query,
@@ -186,15 +192,21 @@ def dot_product_attention(
         head_ids=head_ids,
         plan=plan,
         precision=precision,
+        placement=placement,
     )
     if return_residual and not normalizer.coupled:
         raise ValueError(
             f"dot_product_attention: return_residual asks for the LSE, which "
             f"{type(normalizer).__name__} does not have. Leave it out."
         )
-    candidates = as_candidates("dot_product_attention", implementation)
-    refuse_early("dot_product_attention", problem, candidates)
-    output, lse = attend(problem, candidates)
+    if placement is not None:
+        placement = placement.with_implementation("dot_product_attention", implementation)
+        located = (query_coords, key_coords)
+        output, lse = placement.attend("dot_product_attention", problem, located)
+    else:
+        candidates = as_candidates("dot_product_attention", implementation)
+        refuse_early("dot_product_attention", problem, candidates)
+        output, lse = attend(problem, candidates)
     output, lse = with_sink(normalizer, with_rate(output, dropout), lse)
     output = output.astype(problem.dtype)
     return (output, lse) if return_residual else output

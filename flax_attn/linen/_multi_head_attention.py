@@ -31,6 +31,7 @@ from flax_attn._modules import (
     with_weights,
 )
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
+from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.selection import Choice
 from flax_attn.caches import Cache
 from flax_attn.coords import Coords
@@ -95,6 +96,7 @@ class MultiHeadAttention(Module):
     output_gate: bool = False
     shares_key_value: bool = False
     implementation: Choice = None
+    placement: Placement | None = None
     axis_name: str | None = None
     batch_axis_name: str | None = None
     qk_attn_weights_einsum_cls: Any = None
@@ -245,6 +247,7 @@ class MultiHeadAttention(Module):
                 dropout=self._dropout(inputs_q, deterministic, dropout_rng),
                 precision=self.precision,
                 implementation=self.implementation,
+                placement=self.placement,
                 key_value=key_value,
             ),
         )

@@ -33,6 +33,7 @@ from flax_attn._modules import (
     with_weights,
 )
 from flax_attn.attention import Dropout, dot_product_attention, multi_head_attention
+from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.selection import Choice
 from flax_attn.caches import Cache
 from flax_attn.coords import Coords
@@ -89,6 +90,7 @@ class MultiHeadAttention(Module):
       shares_key_value: If True, there are no projections of keys and values: they are those of
         another layer, passed as `key_value`.
       implementation: As in `flax_attn.dot_product_attention`.
+      placement: As in `flax_attn.dot_product_attention`.
       axis_name: Mesh axis over which the heads are split, inside `shard_map` or `pmap`: `num_heads`
         and `num_kv_heads` then count the heads of one device, and the outputs are summed over the
         axis.
@@ -143,6 +145,7 @@ class MultiHeadAttention(Module):
         output_gate: bool = False,
         shares_key_value: bool = False,
         implementation: Choice = None,
+        placement: Placement | None = None,
         axis_name: str | None = None,
         batch_axis_name: str | None = None,
         rngs: nnx.Rngs,
@@ -247,7 +250,7 @@ class MultiHeadAttention(Module):
         self.mask = nnx.data(mask)
         self.score_mod = nnx.data(score_mod)
         self.normalizer = nnx.data(normalizer)
-        self.implementation = implementation
+        self.implementation, self.placement = implementation, placement
         self.axis_name = axis_name
         self.batch_axis_name = batch_axis_name
         self.cached_key: nnx.Cache[jax.Array] | None = nnx.data(None)
@@ -389,6 +392,7 @@ class MultiHeadAttention(Module):
                 dropout=self._dropout(inputs_q, deterministic, rngs),
                 precision=self.precision,
                 implementation=self.implementation,
+                placement=self.placement,
                 key_value=key_value,
             ),
         )

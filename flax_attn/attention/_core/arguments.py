@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -106,7 +107,7 @@ class Arguments:
 
 def check_options(function: str, options: dict[str, Any]) -> None:
     """Raise if `options` holds a name that attention does not know."""
-    known = inspect.signature(check_arguments).parameters
+    known = set(inspect.signature(check_arguments).parameters) - {"spread"}
     for name in options:
         if name not in known:
             raise TypeError(f"{function}: {name!r} is not an option of dot_product_attention here.")
@@ -133,8 +134,12 @@ def check_arguments(
     head_ids: jax.Array | None = None,
     plan: Plan | None = None,
     precision: lax.PrecisionLike = None,
+    spread: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None,
 ) -> Arguments:
     """Check the arguments of `function`. A missing value is the key.
+
+    `spread` is that of a placement: from the shape of the scores to that of arrays which broadcast
+    to them.
 
     Raises:
       ValueError: If shapes, dtypes or numbers do not fit.
@@ -149,6 +154,7 @@ def check_arguments(
     batch, (length_q, num_heads, _) = query.shape[:-3], query.shape[-3:]
     length_k = key.shape[-3]
     shape = (*batch, num_heads, length_q, length_k)
+    array_shape = shape if spread is None else spread(shape)
     if scale is not None and jnp.ndim(scale) != 0:
         raise ValueError(
             f"{function}: scale must be one number, got shape {list(jnp.shape(scale))}. "
@@ -160,10 +166,10 @@ def check_arguments(
             check_numbers_of_heads(function, part, num_heads)
     check_dropout(function, dropout, batch)
     mask_is_relation = isinstance(mask, Mask)
-    mask = None if mask is None else _as_mask(function, mask, shape)
+    mask = None if mask is None else _as_mask(function, mask, array_shape)
     window = _as_window(function, local_window_size)
-    bias = None if bias is None else _as_scores(function, "bias", bias, shape)
-    score_mod = None if score_mod is None else _as_score_mod(function, score_mod, shape)
+    bias = None if bias is None else _as_scores(function, "bias", bias, array_shape)
+    score_mod = None if score_mod is None else _as_score_mod(function, score_mod, array_shape)
     lengths = {
         "query": _as_lengths(function, "query_seq_lengths", query_seq_lengths, batch),
         "key": _as_lengths(function, "key_value_seq_lengths", key_value_seq_lengths, batch),

@@ -17,10 +17,13 @@ class Target(NamedTuple):
     Attributes:
       platform: "cpu", "cuda", "rocm" or "tpu"; None for any other.
       partitioned: Whether XLA splits batch and heads over devices, so that no loop may cut them.
+      is_part: Whether the problem has a part of the keys, so that its derivatives are terms of a
+        sum. They are then computed in the dtype of scores, and rounded once, by the caller.
     """
 
     platform: str | None
     partitioned: bool = False
+    is_part: bool = False
 
 
 class Implementation:
@@ -44,6 +47,11 @@ class Implementation:
     def name(self) -> str:
         """Its name in `implementation=` and in messages."""
         raise NotImplementedError
+
+    @property
+    def differentiable(self) -> "Implementation | None":
+        """What JAX differentiates for second derivatives; None = the fallback."""
+        return None
 
     def declines(self, problem: Problem, platform: str | None) -> str | None:
         """Why it cannot compute a problem on a platform; None if it can.
@@ -73,7 +81,11 @@ class Implementation:
         results: Results,
         tangents: Mapping[int, jax.Array],
     ) -> Results:
-        """The derivatives of output and LSE along tangents of some leaves."""
+        """The derivatives of output and LSE along tangents of some leaves.
+
+        `results` are the output and LSE of all keys. The problem may have some of the keys only:
+        the derivatives of all parts then add up to those of the whole.
+        """
         raise NotImplementedError
 
     def transpose(
@@ -84,5 +96,8 @@ class Implementation:
         cotangents: Results,
         active: tuple[int, ...],
     ) -> Sequence[jax.Array]:
-        """The cotangents of the leaves `active`, given those of output and LSE."""
+        """The cotangents of the leaves `active`, given those of output and LSE.
+
+        Those of all parts of the keys add up, as in `tangent`.
+        """
         raise NotImplementedError

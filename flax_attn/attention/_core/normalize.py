@@ -11,36 +11,51 @@ from flax_attn._checks import broadcasts_to, warn
 from flax_attn._jax import varying_axes
 from flax_attn._record import MissingFieldError
 from flax_attn.attention._core.arguments import Arguments, check_arguments
+from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.problem import Problem, Structure, build_problem
 from flax_attn.masks._intervals import reads
 
 POSITIONS = {("query", "positions"), ("key", "positions")}
 
 
-def normalize(function: str, *arrays: Any, **options: Any) -> Problem:
+def normalize(
+    function: str, *arrays: Any, placement: Placement | None = None, **options: Any
+) -> Problem:
     """Check the arguments of an attention function and build its problem.
 
     Args:
       function: The public function, for error messages.
       *arrays: Query, key, value (None = the key), bias and mask.
+      placement: How the arrays are parts of those of all devices, or None.
       **options: Options of `dot_product_attention`.
 
     Raises:
       ValueError: If shapes, dtypes or numbers do not fit.
       TypeError: If an argument is of the wrong kind.
     """
-    arguments = check_arguments(function, *arrays, **options)
+    local = placement if placement is not None and placement.is_local else None
+    spread = None if local is None else local.spread
+    arguments = check_arguments(function, *arrays, spread=spread, **options)
     problem = build_problem(arguments)
-    _trace_parts(function, *_abstract(problem))
-    _check_positions(arguments, problem)
+    structure, avals = _abstract(problem, local)
+    _trace_parts(function, structure, avals)
+    _check_positions(arguments, structure, avals)
     if axes := varying_axes(arguments.query):
-        _check_within_shard_map(arguments, problem, axes)
+        compares = _compares_positions(structure, avals)
+        _check_within_shard_map(arguments, problem.batch, compares, axes, local)
     return problem
 
 
-def _abstract(problem: Problem) -> tuple[Structure, tuple[Any, ...]]:
+def _abstract(problem: Problem, placement: Placement | None) -> tuple[Structure, tuple[Any, ...]]:
+    """The problem that is computed, or the first of several, without numbers."""
     leaves, structure = Structure.of(problem)
-    return structure, tuple(jax.typeof(leaf) for leaf in leaves)
+    if placement is not None:
+
+        def first(leaves: list[jax.Array]) -> list[jax.Array]:
+            return Structure.of(placement.first_block(structure.problem(leaves)))[0]
+
+        leaves = jax.eval_shape(first, leaves)
+    return structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -77,15 +92,15 @@ def _trace_parts(function: str, structure: Structure, avals: tuple[Any, ...]) ->
             )
 
 
-def _check_positions(a: Arguments, problem: Problem) -> None:
+def _check_positions(a: Arguments, structure: Structure, avals: tuple[Any, ...]) -> None:
     """Where T ≠ S and no coordinates are given: refuse to guess how positions correspond.
 
     `is_causal` and `local_window_size` count both sides from 0, as in jax.nn, and warn.
     """
-    length_q, length_k, _, _ = problem.sizes
+    length_q, length_k = a.query.shape[-3], a.key.shape[-3]
     if (a.query_side.located and a.key_side.located) or length_q == length_k:
         return
-    if a.mask is not None and a.mask_is_relation and reads(a.mask, *problem.records()) >= POSITIONS:
+    if a.mask_is_relation and _fields_read(structure, avals, modifiers=False) >= POSITIONS:
         raise ValueError(
             f"{a.function}: the mask {a.mask!r} compares positions, but T = {length_q} queries "
             f"and S = {length_k} keys have none. Give the positions of the queries: "
@@ -104,14 +119,21 @@ def _check_positions(a: Arguments, problem: Problem) -> None:
         )
 
 
-def _check_within_shard_map(a: Arguments, problem: Problem, axes: frozenset[str]) -> None:
+def _check_within_shard_map(
+    a: Arguments,
+    batch: tuple[int, ...],
+    compares_positions: bool,
+    axes: frozenset[str],
+    placement: Placement | None,
+) -> None:
     """Refuse what depends on which part of the whole a device of `shard_map` has."""
-    length_q, length_k, num_heads, _ = problem.sizes
+    length_q, num_heads, _ = a.query.shape[-3:]
+    length_k = a.key.shape[-3]
     where = f"within shard_map over {', '.join(sorted(axes))}"
     dropout = a.dropout
     numbered = dropout is not None and a.head_ids_given and dropout.batch_ids is not None
     if dropout is not None and not dropout.broadcast and not numbered:
-        count = math.prod(problem.batch)
+        count = math.prod(batch)
         raise ValueError(
             f"{a.function}: dropout {where} needs the numbers of heads and batch elements among "
             f"those of all devices. Give head_ids=jnp.arange({num_heads}) if each device has all "
@@ -119,21 +141,42 @@ def _check_within_shard_map(a: Arguments, problem: Problem, axes: frozenset[str]
             f"has a part; and Dropout(rate, key, batch_ids=...) likewise, of {count} elements."
         )
     located = a.query_side.located and a.key_side.located
-    if not located and (dropout is not None or _compares_positions(problem)):
+    if located or (dropout is None and not compares_positions):
+        return
+    if placement is not None:
         raise ValueError(
             f"{a.function}: a mask, score modifier or dropout depends on positions, which {where} "
-            f"are counted from 0 on each device. If each device has whole sequences, say so: "
-            f"query_coords=Coords.arange({length_q}), key_coords=Coords.arange({length_k}). If it "
-            f"has a part of them, it would attend to that part only: use jit with sharded "
-            f"arguments, or gather the keys and give the coordinates of both."
+            f"are counted from 0 on each device. Give those of its {length_q} tokens: "
+            f"query_coords = key_coords = Coords.arange({length_q}, offset={length_q} * "
+            f"jax.lax.axis_index(axis_name)) if the devices have the sequence in order."
         )
+    raise ValueError(
+        f"{a.function}: a mask, score modifier or dropout depends on positions, which {where} "
+        f"are counted from 0 on each device. If each device has whole sequences, say so: "
+        f"query_coords=Coords.arange({length_q}), key_coords=Coords.arange({length_k}). If it "
+        f"has a part of them, it would attend to that part only: give the coordinates of that "
+        f"part and placement=sharded.Ring(axis_name), or use jit with sharded arguments."
+    )
 
 
-def _compares_positions(problem: Problem) -> bool:
+def _compares_positions(structure: Structure, avals: tuple[Any, ...]) -> bool:
     """Whether the mask or the score modifiers read the positions of both sides."""
-    q, k = problem.records()
-    found = reads(problem.mask, q, k)
-    if problem.score_mod is not None:
-        scores = jax.ShapeDtypeStruct(problem.scores_shape, problem.scores_dtype)
-        found |= reads(problem.score_mod, q, k, scores)
-    return found >= POSITIONS
+    return _fields_read(structure, avals, modifiers=True) >= POSITIONS
+
+
+def _fields_read(
+    structure: Structure, avals: tuple[Any, ...], *, modifiers: bool
+) -> set[tuple[str, str]]:
+    """The fields of queries and keys that the mask reads, and the modifiers if asked for."""
+    found: set[tuple[str, str]] = set()
+
+    def trace(leaves: tuple[Any, ...]) -> None:
+        problem = structure.problem(leaves)
+        q, k = problem.records()
+        found.update(reads(problem.mask, q, k))
+        if modifiers and problem.score_mod is not None:
+            scores = jax.ShapeDtypeStruct(problem.scores_shape, problem.scores_dtype)
+            found.update(reads(problem.score_mod, q, k, scores))
+
+    jax.eval_shape(trace, avals)
+    return found

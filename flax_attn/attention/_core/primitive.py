@@ -3,9 +3,9 @@
     (O, LSE) = forward(x),  (Ȯ, LSĖ) = tangent(x, O, LSE; ẋ),  x̄ = transpose(x, O, LSE; dO, dLSE)
 
 `jvp` binds forward and tangent. `grad` transposes the tangent. So both take the memory of the
-implementation. Tangent and transpose are each other's transposes. A derivative of
-either with respect to x (second order) is that of the dense formula. `vmap` adds a batch axis.
-The implementation is chosen when a primitive is lowered, for the platform that is compiled for.
+implementation. Tangent and transpose are each other's transposes. A derivative of either with
+respect to x, O or LSE (second order) is that of the dense formula. `vmap` adds a batch axis. The
+implementation is chosen when a primitive is lowered, for the platform that is compiled for.
 
 x are the leaves of a `Problem`, and `structure` is the rest of it. `active` are the numbers of the
 leaves that have a tangent. The rules of these primitives are in this file; `_jax` registers them.
@@ -116,7 +116,8 @@ def _run_transpose(
     given = Operands.of(structure, operands)
     (output, lse), (d_output, d_lse) = given.results, given.linear
     problem = structure.problem(given.x)
-    return chosen.transpose(problem, target, (output, lse), (d_output, d_lse), active)
+    found = chosen.transpose(problem, target, (output, lse), (d_output, d_lse), active)
+    return [g.astype(given.x[i].dtype) for g, i in zip(found, active, strict=True)]
 
 
 # ---- shapes and letters
@@ -204,7 +205,7 @@ def _tangent_jvp(
     if which:
         chosen = tuple(active[i] for i in which)
         terms.append(tangent_p.bind(*given.x, *given.results, *moving, **settings, active=chosen))
-    terms += _by_inputs(_run_tangent, given, changes, structure, active)
+    terms += _by_inputs(_run_tangent, given, changes, structure, active, candidates)
     return out, _sum(terms, out)
 
 
@@ -223,7 +224,7 @@ def _transpose_jvp(
     if any(not isinstance(t, Zero) for t in changes.linear):
         moving = [instantiate_zeros(t) for t in changes.linear]
         terms.append(transpose_p.bind(*given.x, *given.results, *moving, **settings))
-    terms += _by_inputs(_run_transpose, given, changes, structure, active)
+    terms += _by_inputs(_run_transpose, given, changes, structure, active, candidates)
     return out, _sum(terms, out)
 
 
@@ -233,23 +234,25 @@ def _by_inputs(
     changes: Operands,
     structure: Structure,
     active: Active,
+    candidates: Candidates,
 ) -> list[Arrays]:
-    """The derivative of tangent or transpose along tangents of the leaves; none if all are 0.
+    """The derivative of tangent or transpose along tangents of x, O and LSE; none if all are 0.
 
-    JAX differentiates the fallback implementation.
+    JAX differentiates the dense formula.
     """
-    which, moving = _nonzero(given.x, changes.x)
+    inputs = [*given.x, *given.results]
+    which, moving = _nonzero(inputs, [*changes.x, *changes.results])
     if not which:
         return []
+    own = candidates[0].differentiable if candidates else None
+    chosen = _registry.FALLBACK if own is None else own
 
-    def of_chosen(*chosen: jax.Array) -> Arrays:
-        replaced = dict(zip(which, chosen, strict=True))
-        x = [replaced.get(i, leaf) for i, leaf in enumerate(given.x)]
-        operands = [*x, *given.results, *given.linear]
-        fallback = _registry.FALLBACK
-        return tuple(run(fallback, Target(None), operands, structure=structure, active=active))
+    def of_moving(*values: jax.Array) -> Arrays:
+        replaced = dict(zip(which, values, strict=True))
+        operands = [*(replaced.get(i, x) for i, x in enumerate(inputs)), *given.linear]
+        return tuple(run(chosen, Target(None), operands, structure=structure, active=active))
 
-    return [jax.jvp(of_chosen, [given.x[i] for i in which], moving)[1]]
+    return [jax.jvp(of_moving, [inputs[i] for i in which], moving)[1]]
 
 
 def _nonzero(primals: Arrays, tangents: Tangents) -> tuple[Active, list[jax.Array]]:

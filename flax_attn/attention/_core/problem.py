@@ -186,6 +186,15 @@ class Problem:
         """The same problem with an output of another dtype."""
         return dataclasses.replace(self, output_dtype=dtype)
 
+    def widened(self) -> "Problem":
+        """The same problem with all its floats in the dtype of scores."""
+
+        def widen(x: Any) -> Any:
+            is_float = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+            return x.astype(statistics_dtype(x.dtype)) if is_float else x
+
+        return jax.tree.map(widen, self)
+
     def take(self, rows: jax.Array | None, cols: jax.Array | None) -> "Problem":
         """The problem of some queries and some keys, by index. None takes all."""
         chosen = {"t": rows, "s": cols}

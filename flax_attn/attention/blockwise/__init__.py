@@ -151,7 +151,7 @@ class Blockwise(Implementation):
 
     def _storage(self, problem: Problem, target: Target, *, gradients: bool = False) -> Storage:
         sizes = self.sizes(problem, target, gradients=gradients)
-        return Storage(problem, sizes, sequential=_is_sequential(target))
+        return Storage(problem, sizes, sequential=_is_sequential(target), is_part=target.is_part)
 
 
 def _is_sequential(target: Target) -> bool:

@@ -243,9 +243,9 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
 
     def zeros(self) -> Gradients:
         """No cotangents yet."""
-        leaves, dtype = self.storage.leaves, self.problem.scores_dtype
+        dtype = self.problem.scores_dtype
         written = {
-            i: self.storage.zeros_like(i, leaves[i].dtype)
+            i: self.storage.zeros_like(i, self.storage.gradient_dtype(i))
             for i in (QUERY, KEY, VALUE)
             if i in self.active
         }

@@ -117,11 +117,14 @@ class Storage:
       sequential: Whether batch elements and key heads are taken one after the other, as on CPUs,
         where a tile then stays in the cache.
       heads: Number of key heads that are taken together.
+      is_part: See `Target`.
     """
 
-    def __init__(self, problem: Problem, sizes: TileSizes, *, sequential: bool) -> None:
+    def __init__(
+        self, problem: Problem, sizes: TileSizes, *, sequential: bool, is_part: bool
+    ) -> None:
         arrays, self.structure = Structure.of(problem)
-        self.sizes, self.sequential = sizes, sequential
+        self.sizes, self.sequential, self.is_part = sizes, sequential, is_part
         self.batch = problem.batch
         self.shapes = [array.shape for array in arrays]
         letters = self.structure.letters
@@ -156,13 +159,17 @@ class Storage:
         return values.reshape(*self.batch, *values.shape[1:])
 
     def gradient(self, stored: Stored, leaf: int) -> jax.Array:
-        """The gradient of a leaf, in the leaf's shape and dtype."""
+        """The gradient of a leaf, in the leaf's shape, and in its dtype unless it is a part."""
         values, shape = stored.whole(), self.shapes[leaf]
         if math.prod(shape) != values.size:  # the leaf was broadcast along some batch axes
             values = values.reshape(*self.batch, *values.shape[1:])
             axes = tuple(i for i, size in enumerate(shape) if size != values.shape[i])
             values = jnp.sum(values, axis=axes, keepdims=True)
-        return values.reshape(shape).astype(self.leaves[leaf].dtype)
+        return values.reshape(shape).astype(self.gradient_dtype(leaf))
+
+    def gradient_dtype(self, leaf: int) -> jnp.dtype:
+        """The dtype of the gradient of a leaf."""
+        return self.problem.scores_dtype if self.is_part else self.leaves[leaf].dtype
 
     def _merge_batch(self, values: jax.Array, axes: str) -> jax.Array:
         """Make one axis of all batch axes."""

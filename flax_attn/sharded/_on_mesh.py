@@ -1,0 +1,184 @@
+"""A placement for arrays of all devices: the letters of the leaves say how they are split."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flax_attn._functions import kind_of
+from flax_attn.attention._core.implementation import Results
+from flax_attn.attention._core.placement import Placement
+from flax_attn.attention._core.problem import Problem, Structure, is_aligned
+from flax_attn.attention._core.selection import Choice
+from flax_attn.coords import Aligned, Coords
+from flax_attn.sharded._placement import AxisPlacement
+from flax_attn.sharded.heads import Heads
+from flax_attn.sharded.shifts import shifts_of_call
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh(Placement):
+    """A placement on a mesh, made by `placement.on(mesh)`.
+
+    Attributes:
+      placement: What each device does.
+      mesh: The mesh.
+      batch: The mesh axes that split the first batch axis.
+    """
+
+    placement: AxisPlacement
+    mesh: Mesh
+    batch: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, placement: AxisPlacement, mesh: Mesh, batch: Any, heads: str | None) -> "OnMesh":
+        """Check the axes, and put `Heads` round the placement if heads are split."""
+        name = f"{placement!r}.on"
+        if not isinstance(mesh, Mesh):
+            raise TypeError(f"{name}: mesh must be a jax.sharding.Mesh, got {kind_of(mesh)}.")
+        if heads is not None:
+            placement = Heads(heads, inner=placement)
+        batch = () if batch is None else (batch,) if isinstance(batch, str) else tuple(batch)
+        axes = (*batch, *placement.all_axes)
+        for axis in axes:
+            if axis not in mesh.shape:
+                known = ", ".join(f"{name!r} of {size}" for name, size in mesh.shape.items())
+                raise ValueError(f"{name}: the mesh must have an axis {axis!r}, got {known}.")
+            if axes.count(axis) > 1:
+                raise ValueError(
+                    f"{name}: each mesh axis must be used once, got {axis!r} {axes.count(axis)} "
+                    f"times. Split one thing by it: tokens, heads or the batch."
+                )
+        return cls(placement, mesh, batch)
+
+    @property
+    def name(self) -> str:
+        """Its expression."""
+        return f"{self.placement!r}.on(mesh)"
+
+    @property
+    def is_local(self) -> bool:
+        """No: arrays are those of all devices."""
+        return False
+
+    def with_implementation(self, function: str, choice: Choice) -> "OnMesh":
+        """The same placement with another innermost implementation; None keeps it."""
+        inner = self.placement.with_implementation(function, choice)
+        return dataclasses.replace(self, placement=inner)
+
+    def attend(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> Results:
+        """Output and LSE of all queries."""
+        length_q = problem.sizes[0]
+        counts = {x: self.placement.parts(x, self.mesh) for x in "tsn"}
+        self._check_sizes(function, problem, counts["n"])
+        problem = _padded(problem, counts["t"], counts["s"])
+        problem = _with_key_heads(problem, counts["n"])
+        lengths = problem.sizes[:2]
+        needed = functools.partial(shifts_of_call, problem.mask, coords, lengths)
+        placement = self.placement.with_shifts(needed, self.mesh)
+
+        def reshard(x: jax.Array, spec: P) -> jax.Array:
+            return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
+
+        leaves, structure = Structure.of(problem)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        rank = len(problem.batch)
+        specs = [self._spec(x, a, rank) for x, a in zip(leaves, structure.letters, strict=True)]
+        is_explicit = AxisType.Explicit in self.mesh.axis_types
+        if is_explicit:
+            leaves = [reshard(x, spec) for x, spec in zip(leaves, specs, strict=True)]
+
+        def on_one_device(*leaves: jax.Array) -> Results:
+            return placement.attend(function, structure.problem(leaves), (None, None))
+
+        query = problem.query.values
+        output, lse = jax.shard_map(
+            on_one_device,
+            mesh=self.mesh,
+            in_specs=tuple(specs),
+            out_specs=(self._spec(query, "btnd", rank), self._spec(query[..., 0], "btn", rank)),
+            axis_names={*self.batch, *placement.all_axes},
+        )(*leaves)
+        if problem.sizes[0] == length_q:
+            return output, lse
+        if is_explicit:  # whose types cannot split this length
+            output, lse = (reshard(x, P()) for x in (output, lse))
+        return output[..., :length_q, :, :], lse[..., :length_q, :]
+
+    def _check_sizes(self, function: str, problem: Problem, head_parts: int) -> None:
+        """Raise unless batch and heads can be split."""
+        batch_parts = math.prod(self.mesh.shape[axis] for axis in self.batch)
+        first = problem.batch[0] if problem.batch else 1
+        if first % batch_parts:
+            raise ValueError(
+                f"{function}: the first batch axis must be a multiple of the {batch_parts} devices "
+                f"of {self.batch}, got {first}."
+            )
+        num_heads = problem.sizes[2]
+        if num_heads % head_parts:
+            raise ValueError(
+                f"{function}: the number of query heads N must be a multiple of the {head_parts} "
+                f"devices that split heads, got {num_heads}."
+            )
+
+    def _spec(self, x: jax.Array, letters: str, rank: int) -> P:
+        """How an array is split. An axis of size 1 is not."""
+        axes = self.placement.axes(letters) | {"b": self.batch}
+        batch = ("b" + "-" * rank)[:rank]  # of the batch axes the first is split
+        names = letters.replace("b", batch) or "-" * x.ndim
+        sizes = zip(names, x.shape, strict=True)
+        return P(*(axes.get(name, ()) or None if size > 1 else None for name, size in sizes))
+
+
+def _padded(problem: Problem, query_parts: int, key_parts: int) -> Problem:
+    """The problem with lengths that can be split. Padded keys are not valid."""
+    length_q, length_k, _, _ = problem.sizes
+    missing = {"t": -length_q % query_parts, "s": -length_k % key_parts}
+    if not any(missing.values()):
+        return problem
+    lengths = {"t": length_q, "s": length_k}
+    if missing["s"] and "valid" not in problem.key_fields:
+        ones = jnp.ones((1,) * (len(problem.batch) + 1) + (length_k,), bool)
+        fields = problem.key_fields | {"valid": Aligned(ones, "bns")}
+        problem = dataclasses.replace(problem, key_fields=fields, may_hide=True)
+
+    def pad(x: Any) -> Any:
+        if not is_aligned(x):
+            return x
+        values, widths = x.values, [(0, 0)] * x.values.ndim
+        for letter, count in missing.items():
+            if letter in x.axes:
+                axis = values.ndim + x.axes.index(letter) - len(x.axes)
+                if values.shape[axis] == lengths[letter] and (lengths[letter] > 1 or _is_own(x)):
+                    widths[axis] = (0, count)
+        return Aligned(jnp.pad(values, widths), x.axes)
+
+    return jax.tree.map(pad, problem, is_leaf=is_aligned)
+
+
+def _is_own(x: Aligned) -> bool:
+    """Whether an array has one element per token even if there is one token."""
+    return x.axes in ("btnd", "bskd")
+
+
+def _with_key_heads(problem: Problem, parts: int) -> Problem:
+    """The problem with at least one key head for each part of the query heads."""
+    _, _, num_heads, num_kv_heads = problem.sizes
+    if num_kv_heads % parts == 0:
+        return problem
+    copies = next(
+        n
+        for n in range(1, num_heads // num_kv_heads + 1)
+        if num_kv_heads * n % parts == 0 and num_heads % (num_kv_heads * n) == 0
+    )
+    key, value = (
+        Aligned(jnp.repeat(x.values, copies, axis=-2), x.axes) for x in (problem.key, problem.value)
+    )
+    return dataclasses.replace(problem, key=key, value=value)
