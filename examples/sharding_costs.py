@@ -135,14 +135,30 @@ STRATEGIES: Mapping[str, Callable[[Attention, int], list[Transfer]]] = {
 
 
 def memory(strategy: str, call: Attention, chips: int) -> float:
-    """Bytes of arguments and results, and of the keys and gradients that a strategy holds."""
-    block = call.tokens / chips
-    held = block * call.row_bytes * (2 if call.backward else 1)
+    """Bytes of the large arrays that are held at once: within a fifth of what XLA allocates."""
+    own = call.tokens / chips
+    arguments = own * call.row_bytes * (2 if call.backward else 1)
     if strategy == "ring":
-        return held + block * (2 * call.key_bytes + 2 * call.backward * call.key_gradient_bytes)
+        return arguments + ring_memory(call, chips)
+    if strategy == "ulysses x ring":
+        near = call.key_heads
+        part = call._replace(heads=call.heads // near, key_heads=1)
+        return 2 * arguments + ring_memory(part, chips // near)
+    sums = 2 * own * call.heads * call.head_dim * SINGLE
     if strategy == "all-gather":
-        return held + call.tokens * (call.key_bytes + call.backward * call.key_gradient_bytes)
-    return held
+        keys = call.tokens * (call.key_bytes + call.key_gradient_bytes * call.backward)
+        return arguments + sums + keys + own * call.tokens * BLOCK_MAP
+    return arguments + (arguments if strategy == "ulysses" else sums) + call.tokens**2 * BLOCK_MAP
+
+
+def ring_memory(call: Attention, chips: int) -> float:
+    """Sums over blocks and the next terms, and what is on its way while a block is computed."""
+    block = call.tokens / chips
+    sums = 2 * call.heads * call.head_dim * SINGLE + 3 * call.key_gradient_bytes * call.backward
+    return block * (sums + 2 * call.key_bytes) + block**2 * BLOCK_MAP
+
+
+BLOCK_MAP = 36 / 128**2  # bytes per pair of tokens: some 36 for each block of 128 by 128 scores
 
 
 class Chip(NamedTuple):

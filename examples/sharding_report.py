@@ -16,11 +16,15 @@ the bytes agree to 1 %. It takes some minutes, and needs `pip install libtpu`.
 
 import argparse
 import itertools
+import math
+from collections.abc import Sequence
 
 from sharding_costs import CHIPS, STRATEGIES, Attention, memory, times
+from tqdm import tqdm
 
 NUMBERS_OF_CHIPS = (8, 64, 256)
 NUMBERS_OF_TOKENS = (2**17, 2**20, 2**23, 2**26)
+COMPILED = ((8, 2**15), (8, 2**18), (16, 2**16), (256, 2**20))  # chips and tokens of `--compile`
 
 
 def report(call: Attention, numbers_of_chips: list[int], numbers_of_tokens: list[int]) -> None:
@@ -46,6 +50,32 @@ def line(strategy: str, call: Attention, chips: int) -> str:
         fits = held <= chip.memory
         cells.append(f"{seconds_text(max(taken))} {taken.bound}" if fits else "too large")
     return begin + cells[0] + "".join(f"{cell:>18}" for cell in cells[1:])
+
+
+def compare(call: Attention, sizes: Sequence[tuple[int, int]]) -> None:
+    """Print what compiled programs send and store, beside the formulas."""
+    from sharding_collectives import collectives
+    from sharding_programs import compile_attention, memory_of, slice_of
+
+    print(f"{'strategy':15}{'chips':>6}{'tokens':>7}{'sent, formula':>16}{'compiled':>11}", end="")
+    print(f"{'memory, formula':>18}{'compiled':>11}{'overlapped':>12}")
+    cases = list(itertools.product(sizes, STRATEGIES))
+    for (chips, tokens), strategy in tqdm(cases, leave=False):
+        this = call._replace(tokens=tokens)
+        try:
+            expected = sum(transfer.size for transfer in STRATEGIES[strategy](this, chips))
+        except ValueError:
+            continue
+        program = compile_attention(slice_of(chips), strategy, this)
+        found = collectives(program.as_text())
+        sent = math.fsum(x.sent for x in found)
+        hidden = math.fsum(x.sent for x in found if x.is_overlapped)
+        tqdm.write(
+            f"{strategy:15}{chips:6}{tokens_text(tokens):>7}{bytes_text(expected):>16}"
+            f"{bytes_text(sent):>11}{bytes_text(memory(strategy, this, chips)):>18}"
+            f"{bytes_text(memory_of(program)):>11}{hidden / sent if sent else 1:12.1%}"
+        )
+        assert abs(sent - expected) <= 0.01 * expected
 
 
 def tokens_text(tokens: int) -> str:
@@ -75,7 +105,10 @@ def main() -> None:
     call = Attention(
         0, arguments.heads, arguments.key_heads, arguments.head_dim, not arguments.forward
     )
-    report(call, arguments.chips, arguments.tokens)
+    if arguments.compile:
+        compare(call, COMPILED)
+    else:
+        report(call, arguments.chips, arguments.tokens)
 
 
 if __name__ == "__main__":

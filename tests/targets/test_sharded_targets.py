@@ -7,17 +7,11 @@ import functools
 import math
 import re
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from sharding_collectives import collectives
-from sharding_costs import CHIPS, STRATEGIES, Attention, memory
-from sharding_programs import compile_attention, memory_of
+from sharding_costs import STRATEGIES, Attention
+from sharding_programs import compile_attention
 
-from flax_attn import linen, masks, sharded
 from tests.targets.topologies import topology
 
 pytestmark = pytest.mark.targets
