@@ -12,7 +12,7 @@ from flax_attn.attention._core.problem import Problem, Structure
 from flax_attn.sharded._placement import AxisPlacement
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Exchange(AxisPlacement):
     """A placement that brings other parts of the arrays to a device, by a linear map.
 

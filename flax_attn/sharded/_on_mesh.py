@@ -21,7 +21,7 @@ from flax_attn.sharded.heads import Heads
 from flax_attn.sharded.shifts import shifts_of_call
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OnMesh(Placement):
     """A placement on a mesh, made by `placement.on(mesh)`.
 
@@ -59,7 +59,12 @@ class OnMesh(Placement):
     @property
     def name(self) -> str:
         """Its expression."""
-        return f"{self.placement!r}.on(mesh)"
+        return repr(self)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        batch = f", batch={self.batch}" if self.batch else ""
+        return f"{self.placement!r}.on(Mesh({sizes}){batch})"
 
     @property
     def is_local(self) -> bool:

@@ -20,7 +20,7 @@ Needed = Callable[[int], tuple[int, ...] | None]
 """From a number of shards to the shifts that a mask needs; see `needed_shifts`. None = all."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AxisPlacement(Placement):
     """Attention that is split along one axis of a mesh.
 
@@ -63,8 +63,9 @@ class AxisPlacement(Placement):
         return repr(self)
 
     def __repr__(self) -> str:
-        inner = "" if self.inner is None else f", inner={self.inner!r}"
-        return f"{type(self).__name__}({self.axis!r}{inner})"
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
+        given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+        return f"{type(self).__name__}({', '.join([repr(self.axis), *given])})"
 
     @property
     def within(self) -> "AxisPlacement | None":

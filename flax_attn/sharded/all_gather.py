@@ -9,7 +9,7 @@ from flax_attn.attention._core.problem import Problem
 from flax_attn.sharded._exchange import Exchange
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AllGather(Exchange):
     """Attention to keys that are split over devices, each of which gathers all of them.
 

@@ -15,7 +15,7 @@ from flax_attn.coords import Coords
 from flax_attn.sharded._placement import AxisPlacement
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AllReduce(AxisPlacement):
     """Attention of the same queries on all devices, to keys that are split over them.
 

@@ -11,7 +11,7 @@ from flax_attn.coords import Coords
 from flax_attn.sharded._placement import AxisPlacement
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Heads(AxisPlacement):
     """Attention whose heads are split over devices. Nothing is sent.
 

@@ -19,7 +19,7 @@ from flax_attn.sharded._placement import AxisPlacement, Needed
 STAYS, MOVES, CUT = "stays", "moves", "is cut"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Ring(AxisPlacement):
     """Attention to keys that are split over devices, which pass them on from one to the next.
 

@@ -11,7 +11,7 @@ from flax_attn.attention._core.problem import Problem
 from flax_attn.sharded._exchange import Exchange
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Ulysses(Exchange):
     """Attention whose tokens are split over devices outside, and whose heads are split inside.
 
