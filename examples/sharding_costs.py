@@ -75,12 +75,14 @@ def ring(call: Attention, chips: int, home: int = HALF) -> list[Transfer]:
     """Keys visit all chips, in the backward pass once more, followed by the sum of their gradients.
 
     The sums go once round in float32. From the last chip they go home, with `home` bytes a number.
+    They begin with zeros, which XLA does not send if there are only two chips.
     """
     block = call.tokens / chips
+    hops = chips if chips > 2 else 1
     size = (chips - 1) * block * call.key_bytes
     if call.backward:
         size *= 2
-        size += block * call.key_gradient_bytes * (chips + home / SINGLE)
+        size += block * call.key_gradient_bytes * (hops + home / SINGLE)
     return [Transfer("neighbour", size, chips)]
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 NUMBERS_OF_CHIPS = (8, 64, 256)
 NUMBERS_OF_TOKENS = (2**17, 2**20, 2**23, 2**26)
-COMPILED = ((8, 2**15), (8, 2**18), (16, 2**16), (256, 2**20))  # chips and tokens of `--compile`
+COMPILED = ((8, 2**15), (256, 2**20))  # chips and tokens of `--compile`
 
 
 def report(call: Attention, numbers_of_chips: list[int], numbers_of_tokens: list[int]) -> None:

@@ -1,55 +1,192 @@
-"""Sharded attention compiles for whole slices of TPUs: what is sent, what is stored, what overlaps.
+"""Sharded attention compiles for slices of TPUs: what chips send, what they store, what overlaps.
 
-Needs `libtpu`. The slices of hundreds of chips are in the long run (`targets_full`), except one.
+Needs `libtpu`. `-m targets` runs what compiles in seconds, `-m targets_full` hundreds of chips.
 """
 
 import functools
 import math
 import re
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from sharding_collectives import collectives
-from sharding_costs import STRATEGIES, Attention
-from sharding_programs import compile_attention
+from sharding_costs import STRATEGIES, Attention, memory
+from sharding_programs import OPTIONS, compile_attention, memory_of
 
+from flax_attn import Coords, linen, masks, sharded
+from tests.compiled import temporaries
 from tests.targets.topologies import topology
 
-pytestmark = pytest.mark.targets
-full = pytest.mark.targets_full
+small, full = pytest.mark.targets, pytest.mark.targets_full
 
 BLOCK = 4096  # tokens of a chip
+SCORES = 8 * BLOCK**2  # of a block of queries and a block of keys, in all heads
 MILLION = 2**20
+PERMUTE = "collective-permute"
+V5E_MEMORY = 16e9
+
+
+def chips_of(shape: str):
+    return topology("tpu", shape).devices
 
 
 @functools.cache
-def program(shape: str, strategy: str, tokens: int, backward: bool, key_heads: int = 8):
-    call = Attention(tokens, key_heads=key_heads, backward=backward)
-    compiled = compile_attention(topology("tpu", shape).devices, strategy, call)
-    return compiled, collectives(compiled.as_text())
+def compiled(shape: str, strategy: str, call: Attention):
+    """The program of packed causal attention, and its collectives."""
+    program = compile_attention(chips_of(shape), strategy, call)
+    return program, collectives(program.as_text())
 
 
-def largest_array(compiled) -> int:
-    """Number of elements of the largest array of a program, on one device."""
-    sides = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
-    return max(math.prod(map(int, x.split(","))) for x in sides)
+def assert_bytes_are_those_of_the_formula(found, strategy: str, call: Attention, chips: int):
+    expected = sum(transfer.size for transfer in STRATEGIES[strategy](call, chips))
+    assert sum(x.sent for x in found) == pytest.approx(expected, rel=0.01)
 
 
-RINGS = [
-    ("v5e:4x4", 16),
-    pytest.param("v5e:16x16", 256, marks=full),
-    pytest.param("v5p:8x8x8", 512, marks=full),
-    pytest.param("v6e:16x16", 256, marks=full),
-    pytest.param("tpu7x:4x4x4", 128, marks=full),
+def largest_array(program) -> int:
+    """Number of elements of the largest array of one device."""
+    sides = re.findall(r"\w+\[([\d,]+)\]", program.as_text())
+    return max(math.prod(map(int, numbers.split(","))) for numbers in sides)
+
+
+FORWARD = [
+    pytest.param("v5e:16x16", marks=small),
+    pytest.param("v5p:8x8x8", marks=full),
+    pytest.param("v6e:16x16", marks=full),
+    pytest.param("tpu7x:4x4x4", marks=full),
+]
+GRADIENT = [
+    pytest.param("v5e:4x4", marks=small),
+    pytest.param("tpu7x:2x2x1", marks=small),  # two devices on each chip
+    pytest.param("v5e:16x16", marks=full),
+    pytest.param("v5p:8x8x8", marks=full),
+    pytest.param("v6e:16x16", marks=full),
+    pytest.param("tpu7x:4x4x4", marks=full),
 ]
 
 
-@pytest.mark.parametrize(("shape", "chips"), [*RINGS, ("tpu7x:2x2x1", 8)])
-def test_the_gradient_of_a_ring_sends_each_block_round_once(shape, chips):
-    compiled, found = program(shape, "ring", chips * BLOCK, True)
-    assert {x.kind for x in found} == {"collective-permute"}
-    assert len(found) == 14
+@pytest.mark.parametrize("shape", FORWARD)
+def test_a_ring_permutes_each_moving_array_once_per_step(shape):
+    """Keys, values, positions and documents, while the block before them is computed."""
+    chips = len(chips_of(shape))
+    call = Attention(chips * BLOCK, backward=False)
+    program, found = compiled(shape, "ring", call)
+    assert [(x.kind, x.times) for x in found] == [(PERMUTE, chips - 1)] * 4
+    assert all(x.is_overlapped for x in found)
+    assert_bytes_are_those_of_the_formula(found, "ring", call, chips)
+    assert largest_array(program) < SCORES / 4
+
+
+@pytest.mark.parametrize("shape", GRADIENT)
+def test_the_gradient_of_a_ring_goes_round_with_the_keys(shape):
+    """Four permutes forward; six backward, and for two gradients the last block and the way home.
+
+    Only the way home has nothing to overlap with.
+    """
+    chips = len(chips_of(shape))
     call = Attention(chips * BLOCK)
-    (transfer,) = STRATEGIES["ring"](call, chips)
-    assert sum(x.sent for x in found) == pytest.approx(transfer.size, rel=0.01)
-    assert largest_array(compiled) < BLOCK**2
+    program, found = compiled(shape, "ring", call)
+    assert {x.kind for x in found} == {PERMUTE}
+    assert sorted(x.times for x in found) == [1] * 4 + [chips - 1] * 10
     assert all(x.is_overlapped for x in found if x.times > 1)
+    assert_bytes_are_those_of_the_formula(found, "ring", call, chips)
+    assert largest_array(program) < SCORES / 4
+
+
+STRATEGIES_OF_SLICES = [
+    pytest.param("all-gather", "v5e:2x4", 8, marks=small),
+    pytest.param("ulysses", "v5e:2x4", 8, marks=small),
+    pytest.param("heads", "v5e:2x4", 8, marks=full),
+    pytest.param("ulysses x ring", "v5e:4x4", 4, marks=full),
+    pytest.param("ulysses x ring", "v5e:16x16", 8, marks=full),
+]
+
+
+@pytest.mark.parametrize(("strategy", "shape", "key_heads"), STRATEGIES_OF_SLICES)
+def test_other_strategies_send_what_the_formula_says(strategy, shape, key_heads):
+    chips = len(chips_of(shape))
+    call = Attention(chips * BLOCK, key_heads=key_heads)
+    _, found = compiled(shape, strategy, call)
+    assert_bytes_are_those_of_the_formula(found, strategy, call, chips)
+    kinds = {
+        "all-gather": {"all-gather", "reduce-scatter", PERMUTE},  # which aligns parts
+        "ulysses": {"all-to-all", "all-gather"},
+        "ulysses x ring": {"all-to-all", "all-gather", PERMUTE},
+        "heads": set(),
+    }
+    assert {x.kind for x in found} == kinds[strategy]
+
+
+@full
+def test_the_memory_of_a_ring_does_not_grow_with_the_chips():
+    used = [
+        temporaries(compiled(shape, "ring", Attention(len(chips_of(shape)) * BLOCK))[0])
+        for shape in ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v5p:8x8x8")
+    ]
+    assert max(used) <= 1.05 * min(used)
+
+
+@full
+def test_64_million_tokens_fit_on_256_chips_of_16_gigabytes():
+    """Eight heads of 128 in bfloat16, forward and backward."""
+    call = Attention(64 * MILLION)
+    program, found = compiled("v5e:16x16", "ring", call)
+    assert memory_of(program) < V5E_MEMORY
+    assert memory_of(program) == pytest.approx(memory("ring", call, 256), rel=0.1)
+    assert_bytes_are_those_of_the_formula(found, "ring", call, 256)
+
+
+class Layer(nn.Module):
+    """One layer of a transformer of width 1024."""
+
+    placement: sharded.Ring
+
+    @nn.compact
+    def __call__(self, x, documents):
+        coords = Coords.from_segments(documents)
+        attention = linen.MultiHeadAttention(
+            num_heads=8,
+            use_bias=False,
+            dtype=x.dtype,
+            param_dtype=x.dtype,
+            mask=masks.Causal() & masks.SameSegment(),
+            placement=self.placement,
+        )
+        y = nn.RMSNorm(dtype=x.dtype)(x)
+        x = x + attention(y, query_coords=coords, key_coords=coords)
+        dense = functools.partial(nn.Dense, use_bias=False, dtype=x.dtype, param_dtype=x.dtype)
+        y = nn.RMSNorm(dtype=x.dtype)(x)
+        return x + dense(x.shape[-1])(nn.gelu(dense(4 * x.shape[-1])(y)))
+
+
+@full
+def test_a_layer_of_a_transformer_takes_8_million_tokens_on_256_chips_of_16_gigabytes():
+    """Under `jit`, XLA sums the gradients of the parameters, which are small, over the chips."""
+    mesh = sharded.ring_mesh(chips_of("v5e:16x16"))
+    layer = Layer(sharded.Ring("seq").on(mesh, batch="data"))
+
+    def struct(shape, dtype, *spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+    x = struct((1, 8 * MILLION, 1024), jnp.bfloat16, "data", "seq")
+    documents = struct(x.shape[:2], jnp.int32, "data", "seq")
+    short = [jax.ShapeDtypeStruct((1, 256, *y.shape[2:]), y.dtype) for y in (x, documents)]
+    parameters = jax.eval_shape(layer.init, jax.random.key(0), *short)
+    parameters = jax.tree.map(lambda p: struct(p.shape, p.dtype), parameters)
+
+    def gradients(parameters, x, documents, cotangent):
+        y, pull_back = jax.vjp(lambda p, x: layer.apply(p, x, documents), parameters, x)
+        return y, pull_back(cotangent)
+
+    program = jax.jit(gradients).lower(parameters, x, documents, x).compile(OPTIONS)
+    assert memory_of(program) < V5E_MEMORY
+    found = collectives(program.as_text())
+    assert {x.kind for x in found} <= {PERMUTE, "all-reduce", "reduce-scatter", "all-gather"}
+    steps = [x for x in found if x.kind == PERMUTE and x.times == 255]
+    assert len(steps) == 10
+    assert all(x.is_overlapped for x in steps)
+    weights = 12 * 1024**2 * 2  # bytes
+    assert sum(x.size for x in found if x.kind != PERMUTE) <= 2 * weights
