@@ -195,7 +195,8 @@ class Chip(NamedTuple):
 
 
 # https://docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, /tpu7x: "Peak compute per chip (bf16)",
-# "Bidirectional inter-chip interconnect (ICI) bandwidth (per chip)", "HBM capacity"
+# "Bidirectional inter-chip interconnect (ICI) bandwidth (per chip)", "HBM capacity per chip".
+# JAX has two devices on each chip of 7x.
 CHIPS = {
     "v5e": Chip(197e12, 400e9, 2, 16e9),
     "v5p": Chip(459e12, 1200e9, 3, 95e9),

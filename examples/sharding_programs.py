@@ -40,9 +40,14 @@ def slice_of(chips: int) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chips]).devices
 
 
-def compile_attention(devices: Sequence[Any], strategy: str, call: Attention) -> Any:
-    """The program of causal attention over packed documents, or of that and its gradient."""
-    mesh = sharded.ring_mesh(devices)
+def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
+    """The program of causal attention over packed documents, or of that and its gradient.
+
+    Args:
+      mesh: A mesh of one ring, with the axes `data` and `seq`.
+      strategy: One of `PLACEMENTS`.
+      call: The sizes.
+    """
     spec = P("data", None, "seq") if strategy == "heads" else P("data", "seq")
     if strategy == "ulysses x ring":
         grid = mesh.devices.reshape(1, -1, call.key_heads)
