@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharding_costs import Attention
 
@@ -40,19 +40,24 @@ def slice_of(chips: int) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chips]).devices
 
 
+def mesh_of(devices: Sequence[Any], strategy: str, call: Attention) -> Mesh:
+    """One ring of all devices, or groups of them for each key head."""
+    if strategy == "ulysses x ring":
+        return sharded.ring_mesh(devices, call.key_heads, axis_names=("far", "near"))
+    return sharded.ring_mesh(devices)
+
+
 def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
     """The program of causal attention over packed documents, or of that and its gradient.
 
     Args:
-      mesh: A mesh of one ring, with the axes `data` and `seq`.
+      mesh: As `mesh_of` makes it.
       strategy: One of `PLACEMENTS`.
       call: The sizes.
     """
-    spec = P("data", None, "seq") if strategy == "heads" else P("data", "seq")
-    if strategy == "ulysses x ring":
-        grid = mesh.devices.reshape(1, -1, call.key_heads)
-        mesh = Mesh(grid, ("data", "far", "near"), axis_types=(AxisType.Auto,) * 3)
-        spec = P("data", ("far", "near"))
+    batch = "data" if "data" in mesh.axis_names else None
+    tokens = {"heads": None, "ulysses x ring": ("far", "near")}.get(strategy, "seq")
+    spec = P(batch, tokens, "seq" if strategy == "heads" else None)
 
     def attend(query: Any, key: Any, value: Any, documents: Any) -> Any:
         coords = Coords.from_segments(documents)
@@ -65,7 +70,7 @@ def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
             mask=masks.Causal() & masks.SameSegment(),
             query_coords=coords,
             key_coords=coords,
-            batch="data",
+            batch=batch,
         )
 
     def gradient(query: Any, key: Any, value: Any, documents: Any, cotangent: Any) -> Any:
@@ -78,8 +83,8 @@ def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
         )
         for heads in (call.heads, call.key_heads)
     )
-    tokens = NamedSharding(mesh, P(*spec[:2]))
-    documents = jax.ShapeDtypeStruct((1, call.tokens), jnp.int32, sharding=tokens)
+    sharding = NamedSharding(mesh, P(batch, tokens))
+    documents = jax.ShapeDtypeStruct((1, call.tokens), jnp.int32, sharding=sharding)
     if call.backward:
         program = jax.jit(gradient).lower(queries, keys, keys, documents, queries)
     else:

@@ -57,10 +57,8 @@ def line(strategy: str, call: Attention, chips: int) -> str:
 def compare(call: Attention, sizes: Sequence[tuple[int, int]]) -> None:
     """Print what compiled programs send and store, beside the formulas."""
     from sharding_collectives import collectives
-    from sharding_programs import compile_attention, memory_of, slice_of
+    from sharding_programs import compile_attention, memory_of, mesh_of, slice_of
     from tqdm import tqdm
-
-    from flax_attn.sharded import ring_mesh
 
     print(f"{'strategy':15}{'chips':>6}{'tokens':>7}{'sent, formula':>16}{'compiled':>11}", end="")
     print(f"{'memory, formula':>18}{'compiled':>11}{'overlapped':>12}")
@@ -71,7 +69,8 @@ def compare(call: Attention, sizes: Sequence[tuple[int, int]]) -> None:
             expected = sum(transfer.size for transfer in STRATEGIES[strategy](this, chips))
         except ValueError:
             continue
-        program = compile_attention(ring_mesh(slice_of(chips)), strategy, this)
+        mesh = mesh_of(slice_of(chips), strategy, this)
+        program = compile_attention(mesh, strategy, this)
         found = collectives(program.as_text())
         sent = math.fsum(x.sent for x in found)
         hidden = math.fsum(x.sent for x in found if x.is_overlapped)

@@ -29,7 +29,8 @@ def ring_mesh(
     `ppermute` sends each block over one link, and XLA can send it while devices compute. Such a
     cycle exists if the box has an even number of devices and is not a line; where there is none,
     the ring is closed from the last device to the first, by a link only if the grid wraps around.
-    A ring of several slices visits one slice after the other.
+    A ring of several slices visits one slice after the other. The boxes follow each other in the
+    same way, so that the mesh also serves a ring across groups of devices.
 
     Args:
       devices: The devices; by default all. Those without coordinates, such as CPUs and GPUs, are
@@ -46,9 +47,11 @@ def ring_mesh(
       ValueError: If the sizes do not divide, or if the devices of a slice do not fill a box.
 
     Example:
-      >>> from flax_attn.sharded import ring_mesh
+      >>> from flax_attn.sharded import Ring, Ulysses, ring_mesh
       >>> ring_mesh(ring_size=4).shape  # of eight devices
       OrderedDict({'data': 2, 'seq': 4})
+      >>> groups = ring_mesh(ring_size=4, axis_names=("far", "near"))
+      >>> placement = Ulysses("near", inner=Ring("far")).on(groups)
     """
     devices = jax.devices() if devices is None else list(np.ravel(np.asarray(devices)))
     count = check_positive("ring_mesh", "the number of devices", len(devices))
@@ -91,11 +94,10 @@ def _in_rings(devices: list[Any], size: int) -> list[Any]:
             f"their order."
         )
     box = _box(tuple(grid.tolist()), size)
-    corners = itertools.product(
-        *(range(0, side, step) for side, step in zip(grid, box, strict=True))
-    )
+    boxes = _cycle(tuple(side // step for side, step in zip(grid.tolist(), box, strict=True)))
     steps = _cycle(box)
-    return [places[tuple(np.add(corner, first) + step)] for first in corners for step in steps]
+    corners = [corner + np.multiply(index, box) for index in boxes]
+    return [places[tuple((corner + step).tolist())] for corner in corners for step in steps]
 
 
 def _box(grid: Place, size: int) -> Place:

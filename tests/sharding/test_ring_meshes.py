@@ -85,6 +85,12 @@ def test_the_part_of_a_slice_that_is_a_box_has_rings(order):
     assert longest_hop(ring) == 1
 
 
+def test_rings_follow_each_other_from_box_to_box(order):
+    """So that a ring across the boxes, over the first axis, is short too."""
+    mesh = order(SLICES["v5e 16x16"], 8)  # boxes of 2 by 4
+    assert {longest_hop(ring) for ring in mesh.T} == {4}
+
+
 @pytest.mark.parametrize(("sides", "hops"), [((7,), 6), ((3, 3), 4), ((1,), 0)])
 def test_without_a_cycle_only_the_last_hop_is_long(order, sides, hops):
     (ring,) = order(chips(*sides))

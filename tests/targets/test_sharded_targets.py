@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharding_collectives import collectives
 from sharding_costs import STRATEGIES, Attention, memory
-from sharding_programs import OPTIONS, compile_attention, memory_of
+from sharding_programs import OPTIONS, compile_attention, memory_of, mesh_of
 
 from flax_attn import Coords, linen, masks, sharded
 from tests.compiled import temporaries
@@ -38,7 +38,7 @@ def chips_of(shape: str):
 @functools.cache
 def compiled(shape: str, strategy: str, call: Attention):
     """The program of packed causal attention, and its collectives."""
-    program = compile_attention(sharded.ring_mesh(chips_of(shape)), strategy, call)
+    program = compile_attention(mesh_of(chips_of(shape), strategy, call), strategy, call)
     return program, collectives(program.as_text())
 
 
