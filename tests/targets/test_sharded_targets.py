@@ -50,10 +50,14 @@ def assert_bytes_are_those_of_the_formula(found, strategy: str, call: Attention,
 def assert_overlapped(found, shape: str):
     """What is sent in each step is on its way while a block is computed.
 
-    Coordinates, which are small, other compilers than that of v5e send before.
+    libtpu 0.0.48 does this for v5e and, but for the small coordinates, for 7x. For v6e it sends the
+    keys of the backward pass after the block, and for v5p all keys.
     """
     exposed = [x for x in found if x.times > 1 and not x.is_overlapped]
-    assert all(x.size < 2**20 and "v5e" not in shape for x in exposed)
+    if "v5e" in shape:
+        assert not exposed
+    elif "tpu7x" in shape:
+        assert all(x.size < 2**20 for x in exposed)
 
 
 def largest_array(program) -> int:
