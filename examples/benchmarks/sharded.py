@@ -108,7 +108,10 @@ def compare_memory(harness: Harness) -> None:
     tokens = 64 if harness.smoke else TOKENS_PER_DEVICE
     counts = (4, 8) if harness.smoke else (4, 16, 64, 512)
     row = harness.table("memory of one device", *map(str, counts))
-    for name, placement in (("ring", sharded.Ring("seq")), ("all-gather", sharded.AllGather("seq"))):
+    for name, placement in (
+        ("ring", sharded.Ring("seq")),
+        ("all-gather", sharded.AllGather("seq")),
+    ):
         found = []
         for count in progress(counts, name):
             mesh = ring_of(count)
