@@ -166,6 +166,11 @@ def test_64_million_tokens_fit_on_256_chips_of_16_gigabytes():
     assert_bytes_are_those_of_the_formula(found, "ring", call, 256)
 
 
+def normalized(x):
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
 class Layer(nn.Module):
     """One layer of a transformer of width 1024."""
 
@@ -182,10 +187,10 @@ class Layer(nn.Module):
             mask=masks.Causal() & masks.SameSegment(),
             placement=self.placement,
         )
-        y = nn.RMSNorm(dtype=x.dtype)(x)
+        y = normalized(x)
         x = x + attention(y, query_coords=coords, key_coords=coords)
         dense = functools.partial(nn.Dense, use_bias=False, dtype=x.dtype, param_dtype=x.dtype)
-        y = nn.RMSNorm(dtype=x.dtype)(x)
+        y = normalized(x)
         return x + dense(x.shape[-1])(nn.gelu(dense(4 * x.shape[-1])(y)))
 
 
