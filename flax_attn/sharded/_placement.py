@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 from jax import lax
 from jax.sharding import Mesh
 
@@ -11,7 +12,7 @@ from flax_attn._jax import varying_axes
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.primitive import attend
-from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._core.problem import Problem, Structure
 from flax_attn.attention._core.selection import Choice, as_candidates, select
 from flax_attn.attention.dense import Dense
 from flax_attn.coords import Coords
@@ -31,7 +32,7 @@ class AxisPlacement(Placement):
     axis: str
     inner: Choice = None
     is_outermost: ClassVar[bool] = False  # whether it cannot be the inner of another placement
-    split_sides: ClassVar[tuple[str, ...]] = ("queries", "keys")  # what differs along the axis
+    split_sides: ClassVar[tuple[str, ...]] = ("queries", "keys", "values")  # along the axis
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -73,9 +74,14 @@ class AxisPlacement(Placement):
         return self.inner if isinstance(self.inner, AxisPlacement) else None
 
     @property
+    def chain(self) -> "tuple[AxisPlacement, ...]":
+        """This placement and those within, from the outermost."""
+        return (self, *(self.within.chain if self.within else ()))
+
+    @property
     def all_axes(self) -> tuple[str, ...]:
         """The mesh axes of this placement and of those within."""
-        return (self.axis, *(self.within.all_axes if self.within else ()))
+        return tuple(placement.axis for placement in self.chain)
 
     @property
     def size(self) -> int:
@@ -93,6 +99,24 @@ class AxisPlacement(Placement):
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """The mesh axes that split each letter of an array with these letters, slow to fast."""
         raise NotImplementedError
+
+    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape `[*B, N, T, S]` of an array bias or mask of one device."""
+        shape = self.widened(shape)
+        return self.within.spread(shape) if self.within else shape
+
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """`spread` of this placement alone."""
+        return shape
+
+    def first_block(self, problem: Problem) -> Problem:
+        """The first problem that the innermost implementation computes."""
+        problem = self.arrived(problem)
+        return self.within.first_block(problem) if self.within else problem
+
+    def arrived(self, problem: Problem) -> Problem:
+        """`first_block` of this placement alone."""
+        return problem
 
     def parts(self, letter: str, mesh: Mesh) -> int:
         """In how many parts the placement cuts queries (t), keys (s) or heads (n)."""
@@ -140,13 +164,11 @@ class AxisPlacement(Placement):
     def check(self, function: str) -> None:
         """Raise unless a surrounding `shard_map` has the axes."""
         for axis in self.all_axes:
-            try:
-                lax.axis_size(axis)
-            except NameError:
+            if axis not in jax.sharding.get_abstract_mesh().manual_axes:
                 raise ValueError(
                     f"{function}: placement {self!r} must be used within shard_map over the mesh "
                     f"axis {axis!r}. For arrays of all devices give the mesh: {self!r}.on(mesh)."
-                ) from None
+                )
 
     def check_problem(self, function: str, problem: Problem) -> None:
         """Raise if the placement cannot compute a problem of one device."""
@@ -167,6 +189,25 @@ class AxisPlacement(Placement):
         self.check_varying(function, problem)
         return attend(problem, (self,))
 
+    def on_a_device(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> tuple[Problem, tuple[Implementation, ...], list[str]]:
+        """The first block of a device's problem, for `explain`."""
+        del coords
+        self.check_problem(function, problem)
+        leaves, structure = Structure.of(problem)
+
+        def first(leaves: list[jax.Array]) -> list[jax.Array]:
+            return Structure.of(self.first_block(structure.problem(leaves)))[0]
+
+        block = structure.problem(jax.eval_shape(first, leaves))
+        lines = [line for placement in self.chain for line in placement.remarks()]
+        return block, as_candidates(function, self.chain[-1].inner), lines
+
+    def remarks(self) -> list[str]:
+        """What `explain` says of this placement; within `shard_map` only."""
+        return []
+
     def check_varying(self, function: str, problem: Problem) -> None:
         """Raise if the wrong sides differ between the devices of the axis.
 
@@ -176,13 +217,13 @@ class AxisPlacement(Placement):
             self.within.check_varying(function, problem)
         if self.axis not in varying_axes(lax.axis_index(self.axis)):
             return
-        sides = {"queries": problem.query.values, "keys": problem.key.values}
-        found = tuple(side for side, x in sides.items() if self.axis in varying_axes(x))
+        sides = {"queries": problem.query, "keys": problem.key, "values": problem.value}
+        found = tuple(side for side, x in sides.items() if self.axis in varying_axes(x.values))
         if found != self.split_sides:
             raise ValueError(
-                f"{function}: placement {self!r} must have {' and '.join(self.split_sides)} that "
+                f"{function}: placement {self!r} must have {', '.join(self.split_sides)} that "
                 f"differ between the devices of {self.axis!r}, and nothing else, got "
-                f"{' and '.join(found) or 'nothing'}. Split them by in_specs. If only the keys are "
+                f"{', '.join(found) or 'nothing'}. Split them by in_specs. If only the keys are "
                 f"split, as in decoding, use AllReduce({self.axis!r}); if only the queries are, no "
                 f"placement is needed."
             )

@@ -1,12 +1,15 @@
 """All-gather attention: each device attends to all keys, which it gathers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax import lax
 
 from flax_attn.attention._core.problem import Problem
 from flax_attn.sharded._exchange import Exchange
+from flax_attn.sharded._placement import AxisPlacement
+from flax_attn.sharded.ulysses import Ulysses
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,17 +37,21 @@ class AllGather(Exchange):
       parallelism).
     """
 
+    def accepts(self, inner: Any) -> bool:
+        """Any but Ulysses, inside of which the queries would be out of order."""
+        names = (type(x) for x in inner.chain) if isinstance(inner, AxisPlacement) else ()
+        return super().accepts(inner) and Ulysses not in names
+
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """Queries and keys are split; an array with both has all keys."""
         inner = self.within.axes(letters) if self.within else {}
         own = {"t": (self.axis,), "s": () if "t" in letters else (self.axis,)}
         return inner | {letter: inner.get(letter, ()) + own[letter] for letter in own}
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """An array bias or mask of a device has all keys."""
         *rest, length_k = shape
-        shape = (*rest, length_k * self.size)
-        return self.within.spread(shape) if self.within else shape
+        return (*rest, length_k * self.size)
 
     def there(self, x: jax.Array, letters: str, problem: Problem) -> jax.Array:
         """All keys, and what belongs to them."""

@@ -43,25 +43,18 @@ class AllReduce(AxisPlacement):
     """
 
     is_outermost: ClassVar[bool] = True
-    split_sides: ClassVar[tuple[str, ...]] = ("keys",)
+    split_sides: ClassVar[tuple[str, ...]] = ("keys", "values")
 
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """The keys are split."""
         inner = self.within.axes(letters) if self.within else {}
         return inner | {"s": (self.axis, *inner.get("s", ()))}
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """An array bias or mask of a device has its keys."""
-        return self.within.spread(shape) if self.within else shape
-
-    def first_block(self, problem: Problem) -> Problem:
-        """The problem of the device, or its first block."""
-        return self.within.first_block(problem) if self.within else problem
-
     def attend(
         self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
     ) -> Results:
         """Output and LSE of the queries, the same on all devices."""
+        self.check_problem(function, problem)
         self.check_varying(function, problem)
         if not problem.normalizer.folds:
             name = type(problem.normalizer).__name__
@@ -96,6 +89,7 @@ class AllReduce(AxisPlacement):
         is_empty = total == 0
         total = jnp.where(is_empty, 1, total)
         lse = jnp.where(is_empty, -jnp.inf, shift[..., None] + jnp.log(total))
+        lse = jnp.where(no_output > 0, lax.stop_gradient(lse), lse)
         return (
             jnp.where(no_output > 0, jnp.nan, output / total),
             jnp.where(no_lse > 0, jnp.nan, lse)[..., 0],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from flax_attn._checks import as_integer
+from flax_attn._checks import check_at_least
 from flax_attn._jax import outside_of_traces
 from flax_attn._record import MissingFieldError
 from flax_attn.coords import Aligned, Coords
@@ -48,9 +48,9 @@ def needed_shifts(
       (0, 1, 7)
     """
     key_coords = query_coords if key_coords is None else key_coords
-    shards = as_integer("needed_shifts", "shards", shards)
+    shards = check_at_least("needed_shifts", "shards", shards, 1)
     lengths = len(query_coords), len(key_coords)
-    if shards < 1 or any(length % shards for length in lengths):
+    if any(length % shards for length in lengths):
         raise ValueError(
             f"needed_shifts: the numbers of queries and keys must be multiples of shards = "
             f"{shards}, got {lengths[0]} and {lengths[1]}. Pad the sequence."

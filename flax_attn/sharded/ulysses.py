@@ -44,18 +44,16 @@ class Ulysses(Exchange):
     def axes(self, letters: str) -> dict[str, tuple[str, ...]]:
         """Tokens are split outside. An array of pairs comes with the heads of the device."""
         inner = self.within.axes(letters) if self.within else {}
-        own: dict[str, tuple[str, ...]] = {}
         if "t" in letters and "s" in letters:
-            own["n"] = (self.axis,)
-        elif "t" in letters or "s" in letters:
-            own["t"] = own["s"] = (self.axis,)
-        return inner | {letter: inner.get(letter, ()) + axes for letter, axes in own.items()}
+            return inner | {"n": (self.axis, *inner.get("n", ()))}
+        if "t" in letters or "s" in letters:
+            return inner | {letter: (*inner.get(letter, ()), self.axis) for letter in "ts"}
+        return inner
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """An array bias or mask of a device has its heads, and all tokens."""
         *batch, num_heads, length_q, length_k = shape
-        shape = (*batch, num_heads // self.size, length_q * self.size, length_k * self.size)
-        return self.within.spread(shape) if self.within else shape
+        return (*batch, num_heads // self.size, length_q * self.size, length_k * self.size)
 
     def check_problem(self, function: str, problem: Problem) -> None:
         """Raise if the heads cannot be split."""

@@ -36,11 +36,13 @@ class Implementation:
 
     Attributes:
       aliases: Other names than `name`.
+      is_placement: Whether it is the `placement=` of a call instead.
       divisible: Whether XLA splits its program over devices well. If not, it is given the part of
         one device, cut by the letters of the leaves.
     """
 
     aliases: ClassVar[tuple[str, ...]] = ()
+    is_placement: ClassVar[bool] = False
     divisible: ClassVar[bool] = False
 
     @property

@@ -39,8 +39,10 @@ def normalize(
     problem = build_problem(arguments)
     structure, avals = _abstract(problem, local)
     _trace_parts(function, structure, avals)
-    _check_positions(arguments, structure, avals)
-    if axes := varying_axes(arguments.query):
+    axes = varying_axes(arguments.query)
+    if local is None or not axes:
+        _check_positions(arguments, structure, avals)
+    if axes:
         compares = _compares_positions(structure, avals)
         _check_within_shard_map(arguments, problem.batch, compares, axes, local)
     return problem

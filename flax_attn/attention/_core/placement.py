@@ -1,7 +1,7 @@
 """What a placement of attention on several devices is."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from flax_attn._functions import kind_of
 from flax_attn.attention._core.implementation import Implementation, Results
@@ -23,6 +23,7 @@ class Placement(Implementation):
     """
 
     inner: Choice
+    is_placement: ClassVar[bool] = True
 
     @property
     def is_local(self) -> bool:
@@ -53,6 +54,17 @@ class Placement(Implementation):
           function: The public function, for error messages.
           problem: The problem: of one device if `is_local`, otherwise the whole.
           coords: The coordinates of queries and keys that the user gave.
+        """
+        raise NotImplementedError
+
+    def on_a_device(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> tuple[Problem, tuple[Implementation, ...], list[str]]:
+        """What `explain` tells of one device.
+
+        Returns:
+          (the first problem that it computes, with shapes in place of arrays; the implementations
+          to choose from, none = all; what else there is to say, in lines).
         """
         raise NotImplementedError
 

@@ -284,6 +284,7 @@ def _forward_transpose(
     aval = operands[VALUE].aval
     known = list(operands)
     known[VALUE] = jnp.zeros(aval.shape, aval.dtype)  # tangents do not depend on the values
+    known = vary_together(known)
     output, lse = forward_p.bind(*known, **settings)
     d_output = instantiate_zeros(cotangents[0])
     (d_value,) = transpose_p.bind(

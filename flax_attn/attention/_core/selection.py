@@ -35,6 +35,11 @@ def _as_implementation(function: str, choice: Any) -> Implementation:
             f"{choice.__name__}. Call it: {choice.__name__}()."
         )
     if isinstance(choice, Implementation):
+        if choice.is_placement:
+            raise TypeError(
+                f"{function}: implementation must be that of one device, got the placement "
+                f"{choice.name}. Give it as placement=..."
+            )
         if not dataclasses.is_dataclass(choice) or type(choice).__hash__ is None:
             raise TypeError(
                 f"{function}: implementation {type(choice).__name__} must be a frozen dataclass, "
