@@ -48,8 +48,8 @@ def ring_mesh(
 
     Example:
       >>> from flax_attn.sharded import Ring, Ulysses, ring_mesh
-      >>> ring_mesh(ring_size=4).shape  # of eight devices
-      OrderedDict({'data': 2, 'seq': 4})
+      >>> dict(ring_mesh(ring_size=4).shape)  # of eight devices
+      {'data': 2, 'seq': 4}
       >>> groups = ring_mesh(ring_size=4, axis_names=("far", "near"))
       >>> placement = Ulysses("near", inner=Ring("far")).on(groups)
     """
