@@ -1,6 +1,6 @@
 """Coordinates: the fields of a token that masks and score modifiers read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flax_attn._checks import as_integer, broadcasts_to
+from flax_attn._checks import broadcasts_to
 from flax_attn._fields import (
     as_booleans,
     as_feature,
@@ -19,10 +19,11 @@ from flax_attn._fields import (
 )
 from flax_attn._integers import as_bound, as_ids, integers, saturate
 from flax_attn._jax import vary_together
+from flax_attn._orders import inverse, preorder, striped_order, zigzag_order
 from flax_attn._pytree import pytree, show_value, static
 from flax_attn._record import Record
 
-__all__ = ["Aligned", "Coords", "PerHead", "unzigzag", "zigzag"]
+__all__ = ["Aligned", "Coords", "PerHead", "striped", "unstriped", "unzigzag", "zigzag"]
 
 
 def __dir__() -> list[str]:
@@ -323,27 +324,11 @@ class Coords:
                 f"Coords.tree: parents must be one number per node in −1 ... {count - 1}, "
                 f"got {parents.tolist()}."
             )
-        children: list[list[int]] = [[] for _ in range(count)]
-        for node, parent in enumerate(parents):
-            if parent >= 0:
-                children[parent].append(node)
-        depth, enter, leave = (np.zeros(count, np.int32) for _ in range(3))
-        num_visited = 0
-        stack = [(node, False) for node in np.flatnonzero(parents == -1)[::-1]]
-        while stack:  # in preorder, without recursion as the tree may be deep
-            node, is_done = stack.pop()
-            if is_done:
-                leave[node] = num_visited
-                continue
-            parent = parents[node]
-            depth[node] = 0 if parent == -1 else depth[parent] + 1
-            enter[node] = num_visited
-            num_visited += 1
-            stack.append((node, True))
-            stack.extend((child, False) for child in reversed(children[node]))
-        if num_visited != count:
+        numbering = preorder(parents)
+        if numbering is None:
             raise ValueError(f"Coords.tree: parents must not form a cycle, got {parents.tolist()}.")
-        return cls(jnp.asarray(depth), enter=jnp.asarray(enter), leave=jnp.asarray(leave))
+        depth, enter, leave = (jnp.asarray(x) for x in numbering)
+        return cls(depth, enter=enter, leave=leave)
 
 
 RESERVED = {"head_ids", "features", "numbers", "positions", "segment_ids", "valid"}
@@ -371,7 +356,7 @@ def zigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
       >>> zigzag(jnp.arange(8), 2, axis=0)
       Array([0, 1, 6, 7, 2, 3, 4, 5], dtype=int32)
     """
-    return _permute("zigzag", tree, shards, axis, inverse=False)
+    return _reorder(tree, axis, zigzag_order("zigzag", shards))
 
 
 def unzigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
@@ -391,29 +376,66 @@ def unzigzag(tree: Tree, shards: int, axis: int = 1) -> Tree:
       >>> unzigzag(zigzag(jnp.arange(8), 2, axis=0), 2, axis=0)
       Array([0, 1, 2, 3, 4, 5, 6, 7], dtype=int32)
     """
-    return _permute("unzigzag", tree, shards, axis, inverse=True)
+    return _reorder(tree, axis, inverse(zigzag_order("unzigzag", shards)))
 
 
-def _permute(function: str, tree: Tree, shards: int, axis: int, inverse: bool) -> Tree:
-    shards = as_integer(function, "shards", shards)
+def striped(tree: Tree, shards: int, axis: int = 1) -> Tree:
+    """Reorder tokens so that shard i holds the tokens i, i + shards, i + 2 · shards, ...
 
-    def permutation(length: int) -> np.ndarray:
-        if shards < 1 or length % (2 * shards):
-            raise ValueError(
-                f"{function}: the number of tokens must be a multiple of 2 · shards = "
-                f"{2 * shards}, got {length}. Pad the sequence, and mark padding in Coords.valid."
-            )
-        parts = np.arange(length).reshape(2 * shards, -1)
-        order = [part for i in range(shards) for part in (i, 2 * shards - 1 - i)]
-        indices = parts[order].reshape(-1)
-        return np.argsort(indices) if inverse else indices
+    All shards of a causal sequence have nearly the same amount of work. As each of them spans the
+    whole sequence, fewer blocks of scores are empty than in the order of `zigzag`.
 
-    def permute(x: Any) -> Any:
+    Args:
+      tree: A pytree of arrays and `Coords`. `Coords` are reordered along their token axis.
+      shards: Number of shards.
+      axis: The token axis of the arrays.
+
+    Returns:
+      The pytree with its tokens reordered. `unstriped` is the inverse.
+
+    Raises:
+      ValueError: If the number of shards does not divide the number of tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn.coords import striped
+      >>> striped(jnp.arange(8), 2, axis=0)
+      Array([0, 2, 4, 6, 1, 3, 5, 7], dtype=int32)
+
+    References:
+      Brandon, Nrusimha, Qian, Ankner, Jin, Song, Ragan-Kelley, "Striped Attention: Faster Ring
+      Attention for Causal Transformers", 2023, arXiv:2311.09431, section 3.
+    """
+    return _reorder(tree, axis, striped_order("striped", shards))
+
+
+def unstriped(tree: Tree, shards: int, axis: int = 1) -> Tree:
+    """The inverse of `striped`.
+
+    Args:
+      tree: See `striped`.
+      shards: See `striped`.
+      axis: See `striped`.
+
+    Returns:
+      The pytree with its tokens in the order of the sequence.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax_attn.coords import striped, unstriped
+      >>> unstriped(striped(jnp.arange(8), 2, axis=0), 2, axis=0)
+      Array([0, 1, 2, 3, 4, 5, 6, 7], dtype=int32)
+    """
+    return _reorder(tree, axis, inverse(striped_order("unstriped", shards)))
+
+
+def _reorder(tree: Tree, axis: int, order: Callable[[int], np.ndarray]) -> Tree:
+    def reorder(x: Any) -> Any:
         if isinstance(x, Coords):
-            return x[permutation(len(x))]
-        return jnp.take(x, permutation(x.shape[axis]), axis=axis)
+            return x[order(len(x))]
+        return jnp.take(x, order(x.shape[axis]), axis=axis)
 
-    return jax.tree.map(permute, tree, is_leaf=lambda x: isinstance(x, Coords))
+    return jax.tree.map(reorder, tree, is_leaf=lambda x: isinstance(x, Coords))
 
 
 def _take(values: Any, index: Index, axis: int) -> Any:

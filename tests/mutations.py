@@ -430,9 +430,16 @@ MUTATIONS = [
     ),
     Mutation(
         "zigzag is striped",
-        "coords.py",
+        "_orders.py",
         "for part in (i, 2 * shards - 1 - i)]",
         "for part in (i, shards + i)]",
+        "tests/test_coords.py",
+    ),
+    Mutation(
+        "striped is contiguous",
+        "_orders.py",
+        "np.arange(length).reshape(-1, shards).T.reshape(-1)",
+        "np.arange(length).reshape(-1, shards).reshape(-1)",
         "tests/test_coords.py",
     ),
     # score modifiers, positions

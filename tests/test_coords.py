@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_attn import Coords, dot_product_attention, masks
-from flax_attn.coords import PerHead, unzigzag, zigzag
+from flax_attn import Coords, dot_product_attention, make_plan, masks
+from flax_attn.coords import PerHead, striped, unstriped, unzigzag, zigzag
 from tests.tolerances import FORWARD, assert_close
 
 
@@ -73,6 +73,55 @@ def test_zigzag_shares_causal_work_and_can_be_undone():
     assert_close(unzigzag(actual, 3), expected, FORWARD["float32"])
 
 
+def test_striped_deals_tokens_out_in_turn_and_can_be_undone():
+    x = {"a": jnp.arange(24).reshape(1, 24), "c": Coords.arange(24)}
+    mixed = striped(x, 3)
+    chex.assert_trees_all_equal(mixed["c"].positions, mixed["a"][0])
+    assert (mixed["a"].reshape(3, 8) % 3 == np.arange(3)[:, None]).all()
+    back = unstriped(mixed, 3)
+    chex.assert_trees_all_equal(back["a"], x["a"])
+    chex.assert_trees_all_equal(back["c"].numbers, x["c"].numbers)
+
+
+def blocks_of_shards(coords, shards):
+    """How many blocks of scores of each shard of queries and of keys are not empty.
+
+    A shard is two blocks long.
+    """
+    length = len(coords) // (2 * shards)
+    filled = np.asarray(make_plan(masks.Causal(), coords, block=(length, length)).kinds[0, 0]) > 0
+    return filled.reshape(shards, 2, shards, 2).sum((1, 3))
+
+
+def test_orders_balance_the_blocks_of_a_causal_sequence():
+    c = Coords.arange(8 * 2 * 16)
+    assert blocks_of_shards(c, 8).sum(1).tolist() == [3, 7, 11, 15, 19, 23, 27, 31]
+    assert blocks_of_shards(zigzag(c, 8), 8).sum(1).tolist() == [17] * 8
+    # Only the later half of a shard's keys is hidden from the earlier half of any shard's queries.
+    assert blocks_of_shards(striped(c, 8), 8).sum(1).tolist() == [24] * 8
+
+
+def test_orders_balance_each_step_of_a_ring():
+    """In a step each shard of queries has one of keys, and all wait for the slowest."""
+    c = Coords.arange(8 * 2 * 16)
+    for order, others in ((zigzag, 2), (striped, 3)):
+        blocks = blocks_of_shards(order(c, 8), 8)
+        assert (blocks == np.where(np.eye(8), 3, others)).all()
+
+
+@pytest.mark.parametrize("shards", [8, 64, 512])
+def test_orders_balance_causal_scores_within_5_percent(shards):
+    c = Coords.arange(shards * 64)
+    pairs = {
+        order: np.asarray(order(c, shards).positions + 1).reshape(shards, -1).sum(1)
+        for order in (zigzag, striped)
+    }
+    assert (pairs[zigzag] == pairs[zigzag][0]).all()
+    assert pairs[striped].max() < 1.05 * pairs[striped].mean()
+    blocks = blocks_of_shards(zigzag(c, shards), shards).sum(1)
+    assert blocks.max() < 1.05 * blocks.mean()
+
+
 def test_the_number_of_tokens_may_be_unknown_until_a_program_is_called():
     """`jax.export` of a program of any length."""
     (t,) = jax.export.symbolic_shape("t")
@@ -100,6 +149,9 @@ def test_the_number_of_tokens_may_be_unknown_until_a_program_is_called():
         (lambda: Coords.tree([1, 0]), ValueError, "cycle"),
         (lambda: Coords.tree([5]), ValueError, "one number per node"),
         (lambda: zigzag(jnp.ones(6), 2, 0), ValueError, "multiple of 2 · shards = 4, got 6"),
+        (lambda: striped(jnp.ones(5), 2, 0), ValueError, "striped: .* of shards = 2, got 5"),
+        (lambda: unstriped(jnp.ones(5), 0, 0), ValueError, "unstriped: .* of shards = 0, got 5"),
+        (lambda: striped(jnp.ones(6), 1.5, 0), TypeError, "shards must be one whole number"),
     ],
 )
 def test_what_they_refuse(make, error, message):

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 # import the other.)
 ROWS = [
     {"_checks", "_functions", "_integers", "_jax", "_pytree", "_record"},
-    {"_devices", "_fields"},
+    {"_devices", "_fields", "_orders"},
     {"_cpu"},
     {"maps", "coords"},
     {"masks", "scores", "normalizers", "positions"},

@@ -19,6 +19,7 @@ from flax_attn.sharded._attention import attention
 from flax_attn.sharded.all_gather import AllGather
 from flax_attn.sharded.all_reduce import AllReduce
 from flax_attn.sharded.heads import Heads
+from flax_attn.sharded.meshes import ring_mesh
 from flax_attn.sharded.ring import Ring
 from flax_attn.sharded.shifts import needed_shifts
 from flax_attn.sharded.ulysses import Ulysses
@@ -31,6 +32,7 @@ __all__ = [
     "Ulysses",
     "attention",
     "needed_shifts",
+    "ring_mesh",
 ]
 
 

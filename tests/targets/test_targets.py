@@ -3,69 +3,20 @@
 Needs `libtpu`, and `jax-cuda12-plugin` with `jax-cuda12-pjrt` of the same version as JAX.
 """
 
-import functools
-import importlib.util
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, maps, masks, scores
 from tests.compiled import every_collective, temporaries
+from tests.targets.topologies import topology
 
 pytestmark = pytest.mark.targets
 
 B, T, N, K, D = 8, 4096, 8, 2, 64
-
-# What XLA must know of an H200 to compile for it.
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 151397597184 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "H200"
-"""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def flags_they_know():
-    """libtpu reads XLA_FLAGS when it first compiles, and aborts where it meets a CPU's."""
-    jax.devices("cpu")  # has read them now
-    known = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith("--xla_cpu")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", " ".join(known))
-        yield
-
-
-@functools.cache
-def topology(platform: str, shape: str = "2x4"):
-    """The description of eight devices, or of a TPU slice of another shape."""
-    needed = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}[platform]
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"{needed} is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {  # or libtpu asks the network what it runs on
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_WORKER_ID": "0",
-        }.items():
-            patch.setenv(name, value)
-        if platform == "tpu":
-            return topologies.get_topology_desc(platform="tpu", topology_name=f"v5e:{shape}")
-        return topologies.get_topology_desc(
-            platform="cuda", topology_name="H200", target_config=H200, topology="1x8x1"
-        )
 
 
 def coords(segment_ids):
