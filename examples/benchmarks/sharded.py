@@ -39,7 +39,7 @@ from _harness import Harness, Program, progress, say
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flax_attn import Coords, dot_product_attention, masks, sharded
+from flax_attn import Coords, dot_product_attention, sharded
 from flax_attn.coords import striped, zigzag
 
 LENGTH, HEADS, HEAD_DIM = 8192, 4, 64
@@ -68,11 +68,13 @@ class Work:
         self.seconds: list[float] = []
 
     def __call__(self) -> None:
+        """Call the program once."""
         start = time.process_time()
         self._program()
         self.seconds.append(time.process_time() - start)
 
     def beside(self, other: "Work") -> str:
+        """The ratio of the medians."""
         return f"{statistics.median(self.seconds) / statistics.median(other.seconds):.2f}"
 
 
