@@ -113,8 +113,8 @@ def pick(rng, choices):
     return choices[rng.integers(len(choices))]
 
 
-def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto):
-    """The call of a seed."""
+def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto, smooth=False):
+    """The call of a seed; `smooth` leaves out normalisers with a kink."""
     rng = np.random.default_rng([16, seed])
     layout = pick(rng, LAYOUTS) if layout is None else layout
     dtype = pick(rng, ["float32", "float32", "bfloat16"]) if dtype is None else dtype
@@ -274,7 +274,8 @@ def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto):
 
     # ---- normaliser, dropout, lengths
     normalizer = pick(rng, ["softmax", "softmax", "sink", "sink", "sigmoid", "relu"])
-    if gathers and rng.random() < 0.3:
+    normalizer = "sink" if smooth and normalizer == "relu" else normalizer
+    if gathers and not smooth and rng.random() < 0.3:
         normalizer = pick(rng, ["entmax", "topk"])
     if normalizer in ("sink", "sigmoid"):
         floats["logits"] = normal(*pick(rng, [(num_heads,), ()]))
