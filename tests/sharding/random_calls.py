@@ -31,7 +31,9 @@ def same_parity(q, k):
 
 def tilted(scores, q, k, head_ids, *, slope, gain):
     distance = (q.positions - k.positions).astype(scores.dtype)
-    return scores * gain.astype(scores.dtype) + jnp.tanh(slope[head_ids].astype(scores.dtype) * distance / 7)
+    return scores * gain.astype(scores.dtype) + jnp.tanh(
+        slope[head_ids].astype(scores.dtype) * distance / 7
+    )
 
 
 LAYOUTS = {
@@ -50,14 +52,24 @@ LAYOUTS = {
     "heads of all-reduce": (lambda i: AllReduce("a", i), {"h": 2, "a": 3}, {"heads": "h"}, False),
     "Ulysses of a ring": (lambda i: Ulysses("a", Ring("b", i)), {"b": 3, "a": 2}, {}, False),
     "Ulysses of Ulysses": (lambda i: Ulysses("a", Ulysses("b", i)), {"a": 2, "b": 2}, {}, True),
-    "Ulysses of all-gather": (lambda i: Ulysses("a", AllGather("b", i)), {"a": 2, "b": 3}, {}, True),
+    "Ulysses of all-gather": (
+        lambda i: Ulysses("a", AllGather("b", i)),
+        {"a": 2, "b": 3},
+        {},
+        True,
+    ),
     "ring of rings": (lambda i: Ring("a", Ring("b", i)), {"b": 2, "a": 4}, {}, False),
     "ring of Ulysses": (lambda i: Ring("a", Ulysses("b", i)), {"a": 2, "b": 4}, {}, False),
     "ring of all-gather": (lambda i: Ring("a", AllGather("b", i)), {"a": 2, "b": 2}, {}, False),
     "all-gather of a ring": (lambda i: AllGather("a", Ring("b", i)), {"a": 2, "b": 3}, {}, False),
     "all-gather twice": (lambda i: AllGather("a", AllGather("b", i)), {"a": 3, "b": 2}, {}, True),
     "all-reduce of a ring": (lambda i: AllReduce("a", Ring("b", i)), {"a": 2, "b": 2}, {}, False),
-    "all-reduce of Ulysses": (lambda i: AllReduce("a", Ulysses("b", i)), {"a": 3, "b": 2}, {}, False),
+    "all-reduce of Ulysses": (
+        lambda i: AllReduce("a", Ulysses("b", i)),
+        {"a": 3, "b": 2},
+        {},
+        False,
+    ),
     "all three": (
         lambda i: Ring("a", i),
         {"d": 2, "h": 2, "a": 2},
@@ -119,7 +131,8 @@ def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto, smooth=False):
     layout = pick(rng, LAYOUTS) if layout is None else layout
     dtype = pick(rng, ["float32", "float32", "bfloat16"]) if dtype is None else dtype
     make, sizes, options, gathers = LAYOUTS[layout]
-    placement = make(pick(rng, INNER)).on(make_mesh(sizes, kind), **options)
+    inner = pick(rng, INNER)
+    placement = make(inner).on(make_mesh(sizes, kind), **options)
 
     # ---- sizes
     parts = int(np.prod([sizes[a] for a in ("d", "e") if a in sizes and options.get("batch")]))
@@ -275,7 +288,7 @@ def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto, smooth=False):
     # ---- normaliser, dropout, lengths
     normalizer = pick(rng, ["softmax", "softmax", "sink", "sink", "sigmoid", "relu"])
     normalizer = "sink" if smooth and normalizer == "relu" else normalizer
-    if gathers and not smooth and rng.random() < 0.3:
+    if gathers and not smooth and not isinstance(inner, Blockwise) and rng.random() < 0.3:
         normalizer = pick(rng, ["entmax", "topk"])
     if normalizer in ("sink", "sigmoid"):
         floats["logits"] = normal(*pick(rng, [(num_heads,), ()]))

@@ -178,7 +178,7 @@ MISTAKES = {
     "a mesh twice": (
         lambda: on_mesh(Ring("seq").on(MESH)),
         TypeError,
-        'sharded.attention: placement must be one such as Ring("seq"), got Ring(\'seq\').on(',
+        "sharded.attention: placement must be one such as Ring(\"seq\"), got Ring('seq').on(",
     ),
     "mesh and placement exchanged": (
         lambda: on_mesh(MESH, mesh=Ring("seq")),

@@ -30,9 +30,7 @@ def attention_of(call, placement, traced):
 
     def attend(floats):
         arguments = call.build(floats, traced)
-        return dot_product_attention(
-            **arguments, placement=placement, return_residual=call.has_lse
-        )
+        return dot_product_attention(**arguments, placement=placement, return_residual=call.has_lse)
 
     return attend
 
@@ -192,7 +190,9 @@ def test_tangents_have_tangents(placement):
     assert_close(twice(four(placement)), twice(dot_product_attention), GRADIENT["float32"])
 
 
-@pytest.mark.parametrize("placement", some_by_default([PLACEMENTS[i] for i in (0, 1, 3)], PLACEMENTS[1]))
+@pytest.mark.parametrize(
+    "placement", some_by_default([PLACEMENTS[i] for i in (0, 1, 3)], PLACEMENTS[1])
+)
 def test_it_is_linear_in_the_values(placement):
     x = draw(1, 8, 4, 4)
 
