@@ -40,8 +40,66 @@ MASKS = "tests/masks"
 SCORES = "tests/scores"
 VISION = "tests/contracts/test_vision.py -k"
 SHARDING = "tests/sharding/test_under_jit.py tests/attention/test_transformations.py"
+PLACEMENTS = "tests/sharding/test_placements.py"
 
 MUTATIONS = [
+    # placements
+    Mutation(
+        "a ring takes the keys of the wrong device",
+        "sharded/ring.py",
+        "source = (me - shift) % self.count",
+        "source = (me + shift) % self.count",
+        PLACEMENTS,
+    ),
+    Mutation(
+        "gradients do not return home",
+        "sharded/ring.py",
+        "return self._pass_on(sums, -last), state",
+        "return sums, state",
+        PLACEMENTS,
+    ),
+    Mutation(
+        "gradients of blocks are rounded one by one",
+        "attention/blockwise/storage.py",
+        "self.problem.scores_dtype if self.is_part else self.leaves[leaf].dtype",
+        "self.leaves[leaf].dtype",
+        PLACEMENTS,
+    ),
+    Mutation(
+        "a ring leaves out a step",
+        "sharded/shifts.py",
+        "return tuple(sorted(found)) or (0,)",
+        "return tuple(sorted(found))[:2] or (0,)",
+        PLACEMENTS,
+    ),
+    Mutation(
+        "padded keys are valid",
+        "sharded/_on_mesh.py",
+        "ones = jnp.ones(",
+        "ones = jnp.zeros(",
+        PLACEMENTS,
+    ),
+    Mutation(
+        "dense attention recomputes the LSE of its own keys",
+        "attention/dense.py",
+        "weights_BNTS = problem.normalizer.weights(",
+        "weights_BNTS = (lambda s, lse: problem.normalizer.normalize(s)[0])(",
+        PLACEMENTS,
+    ),
+    Mutation(
+        "an all-reduce forgets the maximum",
+        "sharded/all_reduce.py",
+        "weight = jnp.exp(lse - shift)[..., None]",
+        "weight = jnp.exp(lse)[..., None]",
+        PLACEMENTS + " tests/sharding/test_split_caches.py",
+    ),
+    Mutation(
+        "Ulysses gives each device the first key head",
+        "sharded/ulysses.py",
+        "return np.arange(0, num_heads, step) // groups",
+        "return 0 * np.arange(0, num_heads, step) // groups",
+        PLACEMENTS,
+    ),
     # attention: the blockwise equations
     Mutation(
         "forward keeps an old sum",

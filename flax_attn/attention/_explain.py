@@ -11,8 +11,9 @@ from flax_attn.attention import _registry
 from flax_attn.attention._core.arguments import check_options
 from flax_attn.attention._core.implementation import Implementation, Target
 from flax_attn.attention._core.normalize import normalize
+from flax_attn.attention._core.placement import Placement, check_placement
 from flax_attn.attention._core.problem import Problem
-from flax_attn.attention._core.selection import as_candidates, select
+from flax_attn.attention._core.selection import Choice, as_candidates, select
 from flax_attn.attention.blockwise import Blockwise
 from flax_attn.masks import Mask, Plan
 from flax_attn.masks._intervals import opaque
@@ -27,7 +28,7 @@ class Explanation:
       implementation: The name of the implementation that would run.
       refusals: Why the others would not run, by name.
       plan: The block map, in the blocks of the blockwise implementation; None if a length is 0 or
-        symbolic.
+        symbolic, and with a placement.
       opaque: Operations of the mask that the block map has no rule for. Blocks that depend on them
         count as partial.
       text: The printed text.
@@ -68,7 +69,7 @@ def explain(
 ) -> Explanation:
     """Print which implementation would run, why the others would not, and the block map.
 
-    The attention itself is not computed.
+    The attention itself is not computed. With a placement, it prints what each device computes.
 
     Args:
       query: As in `dot_product_attention`.
@@ -98,9 +99,14 @@ def explain(
     function = "explain"
     platform = jax.default_backend() if platform is None else platform
     platform = "cuda" if platform == "gpu" else platform
-    candidates = as_candidates(function, options.pop("implementation", None))
+    implementation, placement = options.pop("implementation", None), options.pop("placement", None)
     options.pop("return_residual", None)
     check_options(function, options)
+    if placement is not None:
+        return _explain_placement(
+            placement, implementation, platform, (query, key, value, bias, mask), options
+        )
+    candidates = as_candidates(function, implementation)
     problem = normalize(function, query, key, value, bias, mask, **options)
     chosen = select(function, problem, candidates, platform)
     refusals = {
@@ -125,6 +131,28 @@ def explain(
     text = "\n".join(lines)
     print(text)
     return Explanation(plan, chosen.name, refusals, unknown, text)
+
+
+def _explain_placement(
+    placement: Placement, implementation: Choice, platform: str, arrays: Any, options: Any
+) -> Explanation:
+    """What each device computes, and how often."""
+    function = "explain"
+    check_placement(function, placement)
+    placement = placement.with_implementation(function, implementation)
+    problem = normalize(function, *arrays, placement=placement, **options)
+    coords = options.get("query_coords"), options.get("key_coords")
+    block, candidates, steps = placement.on_a_device(function, problem, coords)
+    chosen = select(function, block, candidates, platform)
+    lines = [
+        f"dot_product_attention on {platform}: {placement!r}",
+        f"  {_describe_problem(problem)}",
+        f"  each device: {_describe_problem(block)}; by {chosen.name}",
+        *(f"  {step}" for step in steps),
+    ]
+    text = "\n".join(lines)
+    print(text)
+    return Explanation(None, placement.name, {}, (), text)
 
 
 def block_map(problem: Problem, blockwise: Blockwise, platform: str) -> Plan:

@@ -38,16 +38,11 @@ class Exchange(AxisPlacement):
         (returned,) = pull_back(x.astype(wide.dtype))
         return returned
 
-    def exchanged(self, problem: Problem) -> Problem:
+    def arrived(self, problem: Problem) -> Problem:
         """The problem after the exchange."""
         leaves, structure = Structure.of(problem)
         arrays = zip(leaves, structure.letters, strict=True)
         return structure.problem([self.there(x, letters, problem) for x, letters in arrays])
-
-    def first_block(self, problem: Problem) -> Problem:
-        """The problem after the exchange, or its first block."""
-        problem = self.exchanged(problem)
-        return self.within.first_block(problem) if self.within else problem
 
     def _returned(self, results: Results, problem: Problem) -> Results:
         """Output and LSE, or derivatives of both, of this device's queries."""
@@ -69,7 +64,7 @@ class Exchange(AxisPlacement):
 
     def forward(self, problem: Problem, target: Target) -> Results:
         """Exchange, attend, exchange back."""
-        part = self.exchanged(problem)
+        part = self.arrived(problem)
         return self._returned(self.compute(part, target).forward(part, target), problem)
 
     def tangent(
@@ -81,7 +76,7 @@ class Exchange(AxisPlacement):
     ) -> Results:
         """The same for tangents, which are exchanged as their leaves are."""
         _, structure = Structure.of(problem)
-        part = self.exchanged(problem)
+        part = self.arrived(problem)
         moving = {i: self.there(t, structure.letters[i], problem) for i, t in tangents.items()}
         inner, given = self.compute(part, target), self._given(results, problem)
         return self._returned(inner.tangent(part, target, given, moving), problem)
@@ -96,7 +91,7 @@ class Exchange(AxisPlacement):
     ) -> Sequence[Any]:
         """The same for cotangents. The gradients of the leaves come back."""
         leaves, structure = Structure.of(problem)
-        part, target = self.exchanged(problem), target._replace(is_part=True)
+        part, target = self.arrived(problem), target._replace(is_part=True)
         inner, given = self.compute(part, target), self._given(results, problem)
         found = inner.transpose(part, target, given, self._given(cotangents, problem), active)
         return [

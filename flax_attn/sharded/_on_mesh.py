@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_attn._functions import kind_of
-from flax_attn.attention._core.implementation import Results
+from flax_attn.attention._core.implementation import Implementation, Results
 from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.problem import Problem, Structure, is_aligned
 from flax_attn.attention._core.selection import Choice
@@ -94,7 +96,41 @@ class OnMesh(Placement):
         self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
     ) -> Results:
         """Output and LSE of all queries."""
-        length_q = problem.sizes[0]
+        length_q, rank = problem.sizes[0], len(problem.batch)
+        parts = self._parts(function, problem, coords)
+        query = parts.problem.query.values
+        specs = [self._spec(x, a, rank) for x, a in ((query, "btnd"), (query[..., 0], "btn"))]
+
+        def on_one_device(problem: Problem) -> Results:
+            return parts.placement.attend(function, problem, (None, None))
+
+        results = parts.map(on_one_device, tuple(specs))
+        if parts.problem.sizes[0] > length_q:
+            if self._is_explicit:  # its types cannot say how this length is split
+                whole = [_without(spec, rank) for spec in specs]
+                results = [self._reshard(x, spec) for x, spec in zip(results, whole, strict=True)]
+            results = [lax.slice_in_dim(x, 0, length_q, axis=rank) for x in results]
+        output, lse = results
+        return output, lse
+
+    def on_a_device(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> tuple[Problem, tuple[Implementation, ...], list[str]]:
+        """The first block of each device's problem, for `explain`."""
+        parts = self._parts(function, problem, coords)
+        found: list[Any] = []
+
+        def on_one_device(problem: Problem) -> tuple[()]:
+            found.append(parts.placement.on_a_device(function, problem, (None, None)))
+            return ()
+
+        jax.eval_shape(lambda: parts.map(on_one_device, ()))
+        return found[0]
+
+    def _parts(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> "Parts":
+        """The problem with sizes that can be split, and how it is split."""
         counts = {x: self.placement.parts(x, self.mesh) for x in "tsn"}
         self._check_sizes(function, problem, counts["n"])
         problem = _padded(problem, counts["t"], counts["s"])
@@ -102,34 +138,30 @@ class OnMesh(Placement):
         lengths = problem.sizes[:2]
         needed = functools.partial(shifts_of_call, problem.mask, coords, lengths)
         placement = self.placement.with_shifts(needed, self.mesh)
-
-        def reshard(x: jax.Array, spec: P) -> jax.Array:
-            return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
-
         leaves, structure = Structure.of(problem)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         rank = len(problem.batch)
         specs = [self._spec(x, a, rank) for x, a in zip(leaves, structure.letters, strict=True)]
-        is_explicit = AxisType.Explicit in self.mesh.axis_types
-        if is_explicit:
-            leaves = [reshard(x, spec) for x, spec in zip(leaves, specs, strict=True)]
+        if self._is_explicit:
+            leaves = [self._reshard(x, spec) for x, spec in zip(leaves, specs, strict=True)]
 
-        def on_one_device(*leaves: jax.Array) -> Results:
-            return placement.attend(function, structure.problem(leaves), (None, None))
+        def over_devices(compute: Callable[[Problem], Any], out_specs: Any) -> Any:
+            return jax.shard_map(
+                lambda *leaves: compute(structure.problem(leaves)),
+                mesh=self.mesh,
+                in_specs=tuple(specs),
+                out_specs=out_specs,
+                axis_names={*self.batch, *placement.all_axes},
+            )(*leaves)
 
-        query = problem.query.values
-        output, lse = jax.shard_map(
-            on_one_device,
-            mesh=self.mesh,
-            in_specs=tuple(specs),
-            out_specs=(self._spec(query, "btnd", rank), self._spec(query[..., 0], "btn", rank)),
-            axis_names={*self.batch, *placement.all_axes},
-        )(*leaves)
-        if problem.sizes[0] == length_q:
-            return output, lse
-        if is_explicit:  # whose types cannot split this length
-            output, lse = (reshard(x, P()) for x in (output, lse))
-        return output[..., :length_q, :, :], lse[..., :length_q, :]
+        return Parts(problem, placement, over_devices)
+
+    @property
+    def _is_explicit(self) -> bool:
+        return AxisType.Explicit in self.mesh.axis_types
+
+    def _reshard(self, x: jax.Array, spec: P) -> jax.Array:
+        return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
 
     def _check_sizes(self, function: str, problem: Problem, head_parts: int) -> None:
         """Raise unless batch and heads can be split."""
@@ -154,6 +186,25 @@ class OnMesh(Placement):
         names = letters.replace("b", batch) or "-" * x.ndim
         sizes = zip(names, x.shape, strict=True)
         return P(*(axes.get(name, ()) or None if size > 1 else None for name, size in sizes))
+
+
+class Parts(NamedTuple):
+    """A problem that is split over devices.
+
+    Attributes:
+      problem: The whole problem, padded.
+      placement: What each device does.
+      map: `map(compute, out_specs)` calls `compute(problem)` on each device, with its part.
+    """
+
+    problem: Problem
+    placement: AxisPlacement
+    map: Callable[[Callable[[Problem], Any], Any], Any]
+
+
+def _without(spec: P, axis: int) -> P:
+    """How an array is split along all axes but one."""
+    return P(*(None if i == axis else axes for i, axes in enumerate(spec)))
 
 
 def _padded(problem: Problem, query_parts: int, key_parts: int) -> Problem:

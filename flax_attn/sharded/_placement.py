@@ -12,7 +12,7 @@ from flax_attn._jax import varying_axes
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.primitive import attend
-from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._core.problem import Problem, Structure
 from flax_attn.attention._core.selection import Choice, as_candidates, select
 from flax_attn.attention.dense import Dense
 from flax_attn.coords import Coords
@@ -100,6 +100,24 @@ class AxisPlacement(Placement):
         """The mesh axes that split each letter of an array with these letters, slow to fast."""
         raise NotImplementedError
 
+    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape `[*B, N, T, S]` of an array bias or mask of one device."""
+        shape = self.widened(shape)
+        return self.within.spread(shape) if self.within else shape
+
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """`spread` of this placement alone."""
+        return shape
+
+    def first_block(self, problem: Problem) -> Problem:
+        """The first problem that the innermost implementation computes."""
+        problem = self.arrived(problem)
+        return self.within.first_block(problem) if self.within else problem
+
+    def arrived(self, problem: Problem) -> Problem:
+        """`first_block` of this placement alone."""
+        return problem
+
     def parts(self, letter: str, mesh: Mesh) -> int:
         """In how many parts the placement cuts queries (t), keys (s) or heads (n)."""
         letters = {"t": "btnd", "s": "bskd", "n": "bn"}[letter]
@@ -170,6 +188,25 @@ class AxisPlacement(Placement):
         self.check_problem(function, problem)
         self.check_varying(function, problem)
         return attend(problem, (self,))
+
+    def on_a_device(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> tuple[Problem, tuple[Implementation, ...], list[str]]:
+        """The first block of a device's problem, for `explain`."""
+        del coords
+        self.check_problem(function, problem)
+        leaves, structure = Structure.of(problem)
+
+        def first(leaves: list[jax.Array]) -> list[jax.Array]:
+            return Structure.of(self.first_block(structure.problem(leaves)))[0]
+
+        block = structure.problem(jax.eval_shape(first, leaves))
+        lines = [line for placement in self.chain for line in placement.remarks()]
+        return block, as_candidates(function, self.chain[-1].inner), lines
+
+    def remarks(self) -> list[str]:
+        """What `explain` says of this placement; within `shard_map` only."""
+        return []
 
     def check_varying(self, function: str, problem: Problem) -> None:
         """Raise if the wrong sides differ between the devices of the axis.

@@ -48,11 +48,10 @@ class AllGather(Exchange):
         own = {"t": (self.axis,), "s": () if "t" in letters else (self.axis,)}
         return inner | {letter: inner.get(letter, ()) + own[letter] for letter in own}
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """An array bias or mask of a device has all keys."""
         *rest, length_k = shape
-        shape = (*rest, length_k * self.size)
-        return self.within.spread(shape) if self.within else shape
+        return (*rest, length_k * self.size)
 
     def there(self, x: jax.Array, letters: str, problem: Problem) -> jax.Array:
         """All keys, and what belongs to them."""

@@ -50,14 +50,6 @@ class AllReduce(AxisPlacement):
         inner = self.within.axes(letters) if self.within else {}
         return inner | {"s": (self.axis, *inner.get("s", ()))}
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """An array bias or mask of a device has its keys."""
-        return self.within.spread(shape) if self.within else shape
-
-    def first_block(self, problem: Problem) -> Problem:
-        """The problem of the device, or its first block."""
-        return self.within.first_block(problem) if self.within else problem
-
     def attend(
         self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
     ) -> Results:

@@ -49,14 +49,6 @@ class Heads(AxisPlacement):
         inner = self.within.axes(letters) if self.within else {}
         return inner | {letter: (self.axis, *inner.get(letter, ())) for letter in "nk"}
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """An array bias or mask of a device has its heads."""
-        return self.within.spread(shape) if self.within else shape
-
-    def first_block(self, problem: Problem) -> Problem:
-        """The problem of the device, or its first block."""
-        return self.within.first_block(problem) if self.within else problem
-
     def attend(
         self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
     ) -> Results:

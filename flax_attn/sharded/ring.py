@@ -101,18 +101,21 @@ class Ring(AxisPlacement):
             return self
         return dataclasses.replace(self, shifts=needed(mesh.shape[self.axis]))
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """An array bias or mask of a device has all keys."""
         *rest, length_k = shape
-        shape = (*rest, length_k * self.size)
-        return self.within.spread(shape) if self.within else shape
+        return (*rest, length_k * self.size)
 
-    def first_block(self, problem: Problem) -> Problem:
+    def arrived(self, problem: Problem) -> Problem:
         """The problem with the first block of keys."""
         leaves, structure = Structure.of(problem)
-        block = Blocks(self, problem).at(leaves, range(len(leaves)), None, 0)
-        first = structure.problem(block)
-        return self.within.first_block(first) if self.within else first
+        return structure.problem(Blocks(self, problem).at(leaves, range(len(leaves)), None, 0))
+
+    def remarks(self) -> list[str]:
+        """Which steps are done."""
+        if self.shifts is None:
+            return [f"ring over {self.axis!r}: all {self.size} steps"]
+        return [f"ring over {self.axis!r}: {len(self.shifts)} of {self.size} steps, {self.shifts}"]
 
     def declines(self, problem: Problem, platform: str | None) -> str | None:
         """Declines normalisers whose parts cannot be merged."""

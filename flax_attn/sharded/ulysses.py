@@ -50,11 +50,10 @@ class Ulysses(Exchange):
             return inner | {letter: (*inner.get(letter, ()), self.axis) for letter in "ts"}
         return inner
 
-    def spread(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def widened(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """An array bias or mask of a device has its heads, and all tokens."""
         *batch, num_heads, length_q, length_k = shape
-        shape = (*batch, num_heads // self.size, length_q * self.size, length_k * self.size)
-        return self.within.spread(shape) if self.within else shape
+        return (*batch, num_heads // self.size, length_q * self.size, length_k * self.size)
 
     def check_problem(self, function: str, problem: Problem) -> None:
         """Raise if the heads cannot be split."""

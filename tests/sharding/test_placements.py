@@ -11,6 +11,7 @@ from flax import nnx as flax_nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import flax_attn
 from flax_attn import (
     Coords,
     Dropout,
@@ -352,6 +353,17 @@ def test_ulysses_exchanges_heads_and_all_gather_gathers_keys():
         program = compiled(attend, mesh, P(None, "seq"))
         large = kinds(program, at_least=1024)
         assert set(large) == {kind}
+
+
+def test_explain_tells_what_each_device_does(capsys):
+    x = jax.ShapeDtypeStruct((1, 8192, N, 64), jnp.float32)
+    placement = Ring("seq").on(make_mesh(seq=8))
+    explain = functools.partial(flax_attn.explain, mask=masks.Window(512, 0), platform="cpu")
+    jax.eval_shape(lambda x: explain(x, x, x, placement=placement) and None, x)
+    text = capsys.readouterr().out
+    assert "Ring('seq').on(Mesh(seq=8))" in text
+    assert "each device: batch [1], 1024 queries × 8 heads, 1024 keys" in text
+    assert "by blockwise\n  ring over 'seq': 2 of 8 steps, (0, 1)" in text
 
 
 # ---- modules

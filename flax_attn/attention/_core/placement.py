@@ -57,6 +57,17 @@ class Placement(Implementation):
         """
         raise NotImplementedError
 
+    def on_a_device(
+        self, function: str, problem: Problem, coords: tuple[Coords | None, Coords | None]
+    ) -> tuple[Problem, tuple[Implementation, ...], list[str]]:
+        """What `explain` tells of one device.
+
+        Returns:
+          (the first problem that it computes, with shapes in place of arrays; the implementations
+          to choose from, none = all; what else there is to say, in lines).
+        """
+        raise NotImplementedError
+
     def with_implementation(self: Self, function: str, choice: Choice) -> Self:
         """The same placement with another innermost implementation; None keeps it."""
         if choice is None:
