@@ -145,13 +145,18 @@ class OnMesh(Placement):
         if self._is_explicit:
             leaves = [self._reshard(x, spec) for x, spec in zip(leaves, specs, strict=True)]
 
+        # Other explicit axes split nothing here: the types have just been changed. JAX 0.12 cannot
+        # transpose `all_gather` within a shard_map that leaves one out.
+        kinds = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
+        explicit = {axis for axis, kind in kinds if kind is AxisType.Explicit}
+
         def over_devices(compute: Callable[[Problem], Any], out_specs: Any) -> Any:
             return jax.shard_map(
                 lambda *leaves: compute(structure.problem(leaves)),
                 mesh=self.mesh,
                 in_specs=tuple(specs),
                 out_specs=out_specs,
-                axis_names={*self.batch, *placement.all_axes},
+                axis_names={*self.batch, *placement.all_axes, *explicit},
             )(*leaves)
 
         return Parts(problem, placement, over_devices)

@@ -125,13 +125,14 @@ def pick(rng, choices):
     return choices[rng.integers(len(choices))]
 
 
-def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto):
-    """The call of a seed."""
+def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto, smooth=False):
+    """The call of a seed; `smooth` leaves out normalisers with a kink."""
     rng = np.random.default_rng([16, seed])
     layout = pick(rng, LAYOUTS) if layout is None else layout
     dtype = pick(rng, ["float32", "float32", "bfloat16"]) if dtype is None else dtype
     make, sizes, options, gathers = LAYOUTS[layout]
-    placement = make(pick(rng, INNER)).on(make_mesh(sizes, kind), **options)
+    inner = pick(rng, INNER)
+    placement = make(inner).on(make_mesh(sizes, kind), **options)
 
     # ---- sizes
     parts = int(np.prod([sizes[a] for a in ("d", "e") if a in sizes and options.get("batch")]))
@@ -286,7 +287,8 @@ def draw_call(seed, layout=None, dtype=None, kind=AxisType.Auto):
 
     # ---- normaliser, dropout, lengths
     normalizer = pick(rng, ["softmax", "softmax", "sink", "sink", "sigmoid", "relu"])
-    if gathers and rng.random() < 0.3:
+    normalizer = "sink" if smooth and normalizer == "relu" else normalizer
+    if gathers and not smooth and not isinstance(inner, Blockwise) and rng.random() < 0.3:
         normalizer = pick(rng, ["entmax", "topk"])
     if normalizer in ("sink", "sigmoid"):
         floats["logits"] = normal(*pick(rng, [(num_heads,), ()]))
