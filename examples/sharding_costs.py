@@ -122,6 +122,15 @@ def product(call: Attention, chips: int) -> list[Transfer]:
     return within + ring(call._replace(key_heads=1), far, SINGLE)
 
 
+def all_reduce(call: Attention, chips: int) -> list[Transfer]:
+    """Decoding: one query is on all chips, `tokens` keys are split over them, outputs are merged.
+
+    All chips take the maximum of one number per head, and the sum of an output and three numbers.
+    """
+    size = call.heads * (1 + call.head_dim + 3) * SINGLE
+    return [Transfer("gather", 2 * (chips - 1) / chips * size, chips)]
+
+
 def check_heads(call: Attention, chips: int) -> None:
     if call.heads % chips or call.key_heads % chips:
         raise ValueError(f"{call.key_heads} key heads do not divide among {chips} chips")
@@ -134,6 +143,11 @@ STRATEGIES: Mapping[str, Callable[[Attention, int], list[Transfer]]] = {
     "ulysses x ring": product,
     "heads": heads,
 }
+
+
+def cache_memory(call: Attention, chips: int) -> float:
+    """Bytes of the keys and values of one chip, of which decoding reads all for each token."""
+    return call.tokens / chips * 2 * call.key_heads * call.head_dim * HALF
 
 
 def memory(strategy: str, call: Attention, chips: int) -> float:
@@ -171,12 +185,14 @@ class Chip(NamedTuple):
       interconnect: Bytes per second that a chip sends and receives by all of its links together.
       dimensions: Axes of the torus. A chip has two links along each.
       memory: Bytes of memory.
+      bandwidth: Bytes per second that a chip reads from its memory.
     """
 
     matrix: float
     interconnect: float
     dimensions: int
     memory: float
+    bandwidth: float
 
     @property
     def link(self) -> float:
@@ -195,13 +211,14 @@ class Chip(NamedTuple):
 
 
 # https://docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, /tpu7x: "Peak compute per chip (bf16)",
-# "Bidirectional inter-chip interconnect (ICI) bandwidth (per chip)", "HBM capacity per chip".
+# "Bidirectional inter-chip interconnect (ICI) bandwidth (per chip)", "HBM capacity per chip", "HBM
+# bandwidth per chip".
 # JAX has two devices on each chip of 7x.
 CHIPS = {
-    "v5e": Chip(197e12, 400e9, 2, 16e9),
-    "v5p": Chip(459e12, 1200e9, 3, 95e9),
-    "v6e": Chip(918e12, 800e9, 2, 32e9),
-    "7x": Chip(2307e12, 1200e9, 3, 192e9),
+    "v5e": Chip(197e12, 400e9, 2, 16e9, 819e9),
+    "v5p": Chip(459e12, 1200e9, 3, 95e9, 2765e9),
+    "v6e": Chip(918e12, 800e9, 2, 32e9, 1638e9),
+    "7x": Chip(2307e12, 1200e9, 3, 192e9, 7380e9),
 }
 
 

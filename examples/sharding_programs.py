@@ -92,6 +92,24 @@ def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
     return program.compile(OPTIONS)
 
 
+def compile_decoding(mesh: Mesh, call: Attention) -> Any:
+    """The program of attention of one query to `call.tokens` keys, split over the axis `"seq"`."""
+
+    def attend(query: Any, key: Any, value: Any) -> Any:
+        return sharded.attention(mesh, sharded.AllReduce("seq"), query, key, value)
+
+    query, key = (
+        jax.ShapeDtypeStruct(
+            (1, tokens, heads, call.head_dim), jnp.bfloat16, sharding=NamedSharding(mesh, spec)
+        )
+        for tokens, heads, spec in (
+            (1, call.heads, P()),
+            (call.tokens, call.key_heads, P(None, "seq")),
+        )
+    )
+    return jax.jit(attend).lower(query, key, key).compile(OPTIONS)
+
+
 def memory_of(program: Any) -> int:
     """Bytes of arguments, results and temporaries on one device."""
     found = program.memory_analysis()

@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from sharding_costs import CHIPS, STRATEGIES, Attention, memory, times
+from sharding_costs import CHIPS, STRATEGIES, Attention, all_reduce, cache_memory, memory, times
 
 NUMBERS_OF_CHIPS = (8, 64, 256)
 NUMBERS_OF_TOKENS = (2**17, 2**20, 2**23, 2**26)
@@ -54,29 +54,57 @@ def line(strategy: str, call: Attention, chips: int) -> str:
     return begin + cells[0] + "".join(f"{cell:>18}" for cell in cells[1:])
 
 
+def report_decoding(
+    call: Attention, numbers_of_chips: list[int], numbers_of_tokens: list[int]
+) -> None:
+    """Print the same for one new token, whose keys are split over the chips: `AllReduce`.
+
+    The time is that of reading the cache once. The rates of links add less than a microsecond, and
+    their latencies, which are not published, some more.
+    """
+    print(f"{'decoding':15}{'chips':>6}{'cache':>7}{'sent':>11}{'memory':>11}{'':9}", end="")
+    print("".join(f"{chip:>18}" for chip in CHIPS))
+    for tokens, chips in itertools.product(numbers_of_tokens, numbers_of_chips):
+        this = call._replace(tokens=tokens)
+        sent = sum(transfer.size for transfer in all_reduce(this, chips))
+        held = cache_memory(this, chips)
+        cells = (
+            f"{seconds_text(held / chip.bandwidth)} memory" if held <= chip.memory else "too large"
+            for chip in CHIPS.values()
+        )
+        begin = f"{'all-reduce':15}{chips:6}{tokens_text(tokens):>7}{bytes_text(sent):>11}"
+        print(f"{begin}{bytes_text(held):>11}{'':9}" + "".join(f"{cell:>18}" for cell in cells))
+
+
 def compare(call: Attention, sizes: Sequence[tuple[int, int]]) -> None:
     """Print what compiled programs send and store, beside the formulas."""
     from sharding_collectives import collectives
-    from sharding_programs import compile_attention, memory_of, mesh_of, slice_of
+    from sharding_programs import compile_attention, compile_decoding, memory_of, mesh_of, slice_of
     from tqdm import tqdm
 
     print(f"{'strategy':15}{'chips':>6}{'tokens':>7}{'sent, formula':>16}{'compiled':>11}", end="")
     print(f"{'memory, formula':>18}{'compiled':>11}{'overlapped':>12}")
-    cases = list(itertools.product(sizes, STRATEGIES))
+    cases = list(itertools.product(sizes, [*STRATEGIES, "all-reduce"]))
     for (chips, tokens), strategy in tqdm(cases, leave=False):
         this = call._replace(tokens=tokens)
+        is_decoding = strategy == "all-reduce"
         try:
-            expected = sum(transfer.size for transfer in STRATEGIES[strategy](this, chips))
+            transfers = (all_reduce if is_decoding else STRATEGIES[strategy])(this, chips)
         except ValueError:
             continue
         mesh = mesh_of(slice_of(chips), strategy, this)
-        program = compile_attention(mesh, strategy, this)
+        if is_decoding:
+            program, held = compile_decoding(mesh, this), cache_memory(this, chips)
+        else:
+            program = compile_attention(mesh, strategy, this)
+            held = memory(strategy, this, chips)
+        expected = math.fsum(transfer.size for transfer in transfers)
         found = collectives(program.as_text())
         sent = math.fsum(x.sent for x in found)
         hidden = math.fsum(x.sent for x in found if x.is_overlapped)
         tqdm.write(
             f"{strategy:15}{chips:6}{tokens_text(tokens):>7}{bytes_text(expected):>16}"
-            f"{bytes_text(sent):>11}{bytes_text(memory(strategy, this, chips)):>18}"
+            f"{bytes_text(sent):>11}{bytes_text(held):>18}"
             f"{bytes_text(memory_of(program)):>11}{hidden / sent if sent else 1:12.1%}"
         )
         assert abs(sent - expected) <= 0.01 * expected
@@ -87,14 +115,17 @@ def tokens_text(tokens: int) -> str:
 
 
 def bytes_text(size: float) -> str:
-    unit = "TiB" if size >= 1000 * 2**30 else "GiB" if size >= 1000 * 2**20 else "MiB"
-    return f"{size / {'TiB': 2**40, 'GiB': 2**30, 'MiB': 2**20}[unit]:.3g} {unit}"
+    units = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20}
+    unit = next((unit for unit in units if size >= 1000 * units[unit] / 1024), "KiB")
+    return f"{size / units.get(unit, 1024):.3g} {unit}"
 
 
 def seconds_text(seconds: float) -> str:
     if seconds >= 100:
         return f"{seconds:.0f} s"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
 
 
 def main() -> None:
@@ -116,6 +147,7 @@ def main() -> None:
         compare(call, COMPILED)
     else:
         report(call, arguments.chips, arguments.tokens)
+        report_decoding(call, arguments.chips, arguments.tokens)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,17 @@
 import pytest
 import sharding_report
 from sharding_collectives import collectives
-from sharding_costs import CHIPS, STRATEGIES, Attention, Transfer, longest_side, memory, times
+from sharding_costs import (
+    CHIPS,
+    STRATEGIES,
+    Attention,
+    Transfer,
+    all_reduce,
+    cache_memory,
+    longest_side,
+    memory,
+    times,
+)
 
 TEXT = """HloModule f
 
@@ -67,6 +77,13 @@ def test_formulas_by_hand():
         STRATEGIES["ulysses"](call, 4)
 
 
+def test_decoding_reads_the_cache_and_sends_an_output_per_head():
+    call = Attention(tokens=1600, heads=8, key_heads=2, head_dim=10)
+    (merged,) = all_reduce(call, 4)
+    assert merged.size == 2 * 3 / 4 * 8 * (1 + 10 + 3) * 4
+    assert cache_memory(call, 4) == 400 * 2 * 2 * 10 * 2
+
+
 def test_tori_are_as_square_as_they_can_be():
     sides = [longest_side(*x) for x in ((256, 2), (8, 2), (512, 3), (128, 3), (7, 2))]
     assert sides == [16, 4, 8, 8, 7]
@@ -98,3 +115,11 @@ def test_the_report_has_a_line_per_strategy_chips_and_tokens(capsys):
     assert len([line for line in lines if line]) == 1 + 2 * len(STRATEGIES)
     assert "15.5 GiB" in lines[1]
     assert "8 key heads do not divide among 256 chips" in "\n".join(lines)
+
+
+def test_the_report_of_decoding_gives_the_time_to_read_the_cache(capsys):
+    sharding_report.report_decoding(Attention(0), [8], [2**17, 2**26])
+    short, long = capsys.readouterr().out.splitlines()[1:]
+    assert short.split()[3:7] == ["7.22", "KiB", "64", "MiB"]
+    assert "81.9 us memory" in short  # 2**26 bytes / 819 GB/s
+    assert "too large" in long  # 32 GiB for v5e

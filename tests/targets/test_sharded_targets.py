@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharding_collectives import collectives
-from sharding_costs import STRATEGIES, Attention, memory
-from sharding_programs import OPTIONS, compile_attention, memory_of, mesh_of
+from sharding_costs import STRATEGIES, Attention, all_reduce, cache_memory, memory
+from sharding_programs import OPTIONS, compile_attention, compile_decoding, memory_of, mesh_of
 
 from flax_attn import Coords, linen, masks, sharded
 from tests.compiled import temporaries
@@ -142,6 +142,18 @@ def test_other_strategies_send_what_the_formula_says(strategy, shape, key_heads)
         "heads": set(),
     }
     assert {x.kind for x in found} == kinds[strategy]
+
+
+@small
+def test_decoding_merges_what_256_chips_find_by_two_small_all_reduces():
+    """One query of 8 heads of 128 sends 8 KiB, and nothing grows with the cache but the cache."""
+    call = Attention(MILLION)
+    mesh = sharded.ring_mesh(chips_of("v5e:16x16"))
+    program = compile_decoding(mesh, call)
+    found = collectives(program.as_text())
+    assert [(x.kind, x.times) for x in found] == [("all-reduce", 1)] * 2
+    assert sum(x.sent for x in found) == pytest.approx(all_reduce(call, 256)[0].size, rel=0.01)
+    assert memory_of(program) == pytest.approx(cache_memory(call, 256), rel=0.01)
 
 
 @full
