@@ -1,7 +1,7 @@
 """Programs of sharded attention for slices of TPUs, compiled by libtpu without a TPU."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,12 @@ LIBTPU = {
 }
 # XLA lets five permutes be on their way at once. The gradient of a ring over packed documents has
 # six: keys, values, positions, documents, and the gradients of keys and values.
-OPTIONS = {"xla_max_concurrent_async_collective_permutes": "8"}
+# The scheduler of v5p and v6e sends some keys after a block instead of during it, and has features,
+# off by default, with which it does not (libtpu 0.0.52).
+OPTIONS = {
+    "xla_max_concurrent_async_collective_permutes": "8",
+    "xla_tpu_enable_all_experimental_scheduler_features": "true",
+}
 SLICES = {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 
 
@@ -47,13 +52,16 @@ def mesh_of(devices: Sequence[Any], strategy: str, call: Attention) -> Mesh:
     return sharded.ring_mesh(devices)
 
 
-def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
+def compile_attention(
+    mesh: Mesh, strategy: str, call: Attention, options: Mapping[str, str] = OPTIONS
+) -> Any:
     """The program of causal attention over packed documents, or of that and its gradient.
 
     Args:
       mesh: As `mesh_of` makes it.
       strategy: One of `PLACEMENTS`.
       call: The sizes.
+      options: Options of the compiler.
     """
     batch = "data" if "data" in mesh.axis_names else None
     tokens = {"heads": None, "ulysses x ring": ("far", "near")}.get(strategy, "seq")
@@ -89,7 +97,7 @@ def compile_attention(mesh: Mesh, strategy: str, call: Attention) -> Any:
         program = jax.jit(gradient).lower(queries, keys, keys, documents, queries)
     else:
         program = jax.jit(attend).lower(queries, keys, keys, documents)
-    return program.compile(OPTIONS)
+    return program.compile(dict(options))
 
 
 def compile_decoding(mesh: Mesh, call: Attention) -> Any:
