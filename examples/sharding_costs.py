@@ -99,7 +99,9 @@ def ulysses(call: Attention, chips: int) -> list[Transfer]:
     check_heads(call, chips)
     row = call.row_bytes
     if call.backward:  # also the output and its cotangent, the LSE and its own, three gradients
-        row += (3 * call.heads + 2 * call.key_heads) * call.head_dim * HALF + 2 * call.heads * SINGLE
+        row += (
+            3 * call.heads + 2 * call.key_heads
+        ) * call.head_dim * HALF + 2 * call.heads * SINGLE
     size = (chips - 1) / chips * call.tokens / chips * row
     coordinates = (chips - 1) / chips * call.tokens * call.coordinates
     return [Transfer("exchange", size, chips), Transfer("gather", coordinates, chips)]

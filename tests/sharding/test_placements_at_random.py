@@ -135,9 +135,7 @@ def test_a_random_call_transformed(run, seed):
 
 
 @long
-@pytest.mark.parametrize(
-    "seed", sorted({*range(4000, 4026, 2)} - {4012})
-)  # blockwise has ReLU's NaN
+@pytest.mark.parametrize("seed", range(4000, 4026, 2))
 def test_a_random_call_has_nan_where_one_device_has_it(seed):
     call = drawn(seed)
     rng = np.random.default_rng(seed)
@@ -278,7 +276,7 @@ def test_within_transformations_of_the_user(placement, wrap):
 @pytest.mark.parametrize("placement", some_by_default(PLACEMENTS, PLACEMENTS[1]), ids=repr)
 def test_a_mesh_may_have_another_explicit_axis(placement):
     mesh = make_mesh({"free": 2, "a": 4}, AxisType.Explicit)
-    x = jax.device_put(draw(2, 8, 4, 4), NamedSharding(mesh, P("free")))
+    x = jax.device_put(draw(2, 8, 4, 4), NamedSharding(mesh, P()))
     attend = functools.partial(sharded.attention, mesh, placement)
     found, wanted = (
         jax.jit(jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x, x, x)))))(
