@@ -134,12 +134,24 @@ MISTAKES = {
     "positions of other lengths within shard_map": (
         lambda: within(Ring("seq"), query=QUERY[:, :8], mask=masks.Causal()),
         ValueError,
-        "which within shard_map over seq are counted from 0 on each device. Give those of its 2",
+        "query_coords=Coords.arange(2, offset=2 * jax.lax.axis_index(axis_name)), "
+        "key_coords=Coords.arange(4, offset=4 * jax.lax.axis_index(axis_name)).",
     ),
     "no positions within shard_map": (
         lambda: within(Ring("seq"), is_causal=True),
         ValueError,
-        "query_coords = key_coords = Coords.arange(4, offset=4 * jax.lax.axis_index(axis_name))",
+        "which within shard_map over seq are counted from 0 on each device. If the devices have",
+    ),
+    "the same positions on all devices": (
+        lambda: within(
+            Ring("seq"),
+            is_causal=True,
+            query_coords=Coords.arange(4),
+            key_coords=Coords.arange(4),
+        ),
+        ValueError,
+        "key_coords must differ between the devices of 'seq', as a mask, score modifier or dropout "
+        "depends on positions, got the same on all of them. If the devices have the sequence in",
     ),
     "dropout without numbers within shard_map": (
         lambda: within(Ring("seq"), dropout=Dropout(0.1, jax.random.key(0))),
