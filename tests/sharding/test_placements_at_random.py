@@ -110,32 +110,32 @@ def check(call, run=first):
             )
 
 
-@pytest.mark.parametrize("seed", some_by_default(range(3 * len(LAYOUTS)), 3, 22))
+@pytest.mark.parametrize("seed", some_by_default(range(len(LAYOUTS)), 3, 22))
 def test_a_random_call_equals_that_of_one_device(seed):
     check(drawn(seed))
 
 
 @long
-@pytest.mark.parametrize("seed", range(1000, 1008))
+@pytest.mark.parametrize("seed", range(1000, 1003))
 def test_a_random_call_in_float64(seed, x64):
     check(drawn(seed, dtype="float64"))
 
 
 @long
-@pytest.mark.parametrize("seed", range(2000, 2026, 2))
+@pytest.mark.parametrize("seed", range(2000, 2026, 5))
 def test_a_random_call_on_a_mesh_with_explicit_axes(seed):
     check(drawn(seed, kind=AxisType.Explicit))
 
 
 @long
 @pytest.mark.parametrize("run", [second, batched, rebuilt, linearized])
-@pytest.mark.parametrize("seed", [3001, 3004, 3007, 3010, 3013, 3016, 3020])
+@pytest.mark.parametrize("seed", [3001, 3004, 3010])
 def test_a_random_call_transformed(run, seed):
     check(drawn(seed, dtype="float32", smooth=True), run)
 
 
 @long
-@pytest.mark.parametrize("seed", range(4000, 4026, 2))
+@pytest.mark.parametrize("seed", range(4000, 4026, 4))
 def test_a_random_call_has_nan_where_one_device_has_it(seed):
     call = drawn(seed)
     rng = np.random.default_rng(seed)
