@@ -99,8 +99,9 @@ def ulysses(call: Attention, chips: int) -> list[Transfer]:
     check_heads(call, chips)
     row = call.row_bytes
     if call.backward:  # also the output and its cotangent, the LSE and its own, three gradients
-        row += 3 * call.heads * call.head_dim * HALF + 2 * call.heads * SINGLE
-        row += call.key_gradient_bytes
+        row += (
+            3 * call.heads + 2 * call.key_heads
+        ) * call.head_dim * HALF + 2 * call.heads * SINGLE
     size = (chips - 1) / chips * call.tokens / chips * row
     coordinates = (chips - 1) / chips * call.tokens * call.coordinates
     return [Transfer("exchange", size, chips), Transfer("gather", coordinates, chips)]
@@ -151,7 +152,11 @@ def cache_memory(call: Attention, chips: int) -> float:
 
 
 def memory(strategy: str, call: Attention, chips: int) -> float:
-    """Bytes of the large arrays that are held at once: within a fifth of what XLA allocates."""
+    """Bytes of the large arrays that are held at once.
+
+    With 32 thousand tokens per chip this is within a fifth of what XLA allocates. With four
+    thousand it is up to twice as much, as XLA then keeps arrays in vector memory (VMEM) instead.
+    """
     own = call.tokens / chips
     arguments = own * call.row_bytes * (2 if call.backward else 1)
     if strategy == "ring":

@@ -84,13 +84,22 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
     return jax.typeof(x).mat.varying
 
 
+def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    is_half = x.dtype in (jax.numpy.bfloat16, jax.numpy.float16)
+    wide = x.astype(jax.numpy.float32) if is_half else x
+    return jax.lax.pcast(wide, axes, to="varying").astype(x.dtype)
+
+
 def vary_together(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Make arrays differ along the same mesh axes, as `shard_map` wants of operands."""
+    """Make arrays differ along the same mesh axes, as `shard_map` wants of operands.
+
+    Those of half precision do so in float32, so that their gradients are summed over the devices in
+    float32. Also, XLA for CPUs (JAX 0.10.2 to 0.12.0) aborts at a `pcast` of bfloat16 within a
+    `shard_map` over some of the mesh axes: "Invalid binary instruction opcode copy".
+    """
     axes = frozenset().union(*(varying_axes(x) for x in arrays))
     return [
-        jax.lax.pcast(x, missing, to="varying")
-        if (missing := tuple(sorted(axes - varying_axes(x))))
-        else x
+        _vary(x, missing) if (missing := tuple(sorted(axes - varying_axes(x)))) else x
         for x in arrays
     ]
 

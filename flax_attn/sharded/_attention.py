@@ -30,8 +30,8 @@ def attention(
 
     Every mask, score modifier, normaliser, bias, dropout and derivative works. What depends on the
     numbers of heads, batch elements and tokens reads those of the whole. Lengths that the devices
-    do not divide are padded, and the padding is hidden. Mesh axes that are not named here are left
-    to XLA.
+    do not divide are padded, and the padding is hidden. What is split over a mesh axis that nothing
+    names stays split in a ring; otherwise the axis must be named.
 
     Args:
       mesh: The mesh, with Auto or Explicit axes.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flax_attn._checks import statistics_dtype
 from flax_attn._jax import vary_together
@@ -17,7 +18,8 @@ from flax_attn.sharded._placement import AxisPlacement
 class Exchange(AxisPlacement):
     """A placement that brings other parts of the arrays to a device, by a linear map.
 
-    `there` is the map. Results come back by its transpose, and so do gradients, in float32.
+    `there` is the map. Results come back by its transpose, and so do gradients: in float32 where
+    that sums what several devices have found.
     """
 
     def there(self, x: jax.Array, letters: str, problem: Problem) -> jax.Array:
@@ -30,12 +32,16 @@ class Exchange(AxisPlacement):
         """
         raise NotImplementedError
 
+    def copies(self, letters: str, problem: Problem) -> bool:
+        """Whether `there` gives an element to several devices, so that its gradient is a sum."""
+        del letters, problem
+        return True
+
     def back(self, x: jax.Array, like: jax.Array, letters: str, problem: Problem) -> jax.Array:
-        """The transpose of `there`, in float32 or more, for an array `like` before the exchange."""
-        wide = like.astype(statistics_dtype(like.dtype))
-        x, wide = vary_together([x, wide])
-        _, pull_back = jax.vjp(lambda y: self.there(y, letters, problem), wide)
-        (returned,) = pull_back(x.astype(wide.dtype))
+        """The transpose of `there`, for an array `like` before the exchange."""
+        x, like = vary_together([x, like])
+        _, pull_back = jax.vjp(lambda y: self.there(y, letters, problem), like)
+        (returned,) = pull_back(x.astype(like.dtype))
         return returned
 
     def arrived(self, problem: Problem) -> Problem:
@@ -46,17 +52,16 @@ class Exchange(AxisPlacement):
 
     def _returned(self, results: Results, problem: Problem) -> Results:
         """Output and LSE, or derivatives of both, of this device's queries."""
-        output, lse = results
-        rows = problem.query.values.shape[:-1]
+        rows, features = problem.query.values.shape[:-1], results[0].shape[-1]
         like = (
-            jax.numpy.zeros((*rows, output.shape[-1]), output.dtype),
-            jax.numpy.zeros(rows, lse.dtype),
+            jnp.zeros(shape, x.dtype)
+            for shape, x in zip(((*rows, features), rows), results, strict=True)
         )
-        o, lse = (
-            self.back(x, y, letters, problem).astype(x.dtype)
+        output, lse = (
+            self.back(x, y, letters, problem)
             for x, y, letters in zip(results, like, ("btnd", "btn"), strict=True)
         )
-        return o, lse
+        return output, lse
 
     def _given(self, results: Results, problem: Problem) -> Results:
         output, lse = results
@@ -91,10 +96,16 @@ class Exchange(AxisPlacement):
     ) -> Sequence[Any]:
         """The same for cotangents. The gradients of the leaves come back."""
         leaves, structure = Structure.of(problem)
-        part, target = self.arrived(problem), target._replace(is_part=True)
+        part, inner_target = self.arrived(problem), target._replace(is_part=True)
         inner, given = self.compute(part, target), self._given(results, problem)
-        found = inner.transpose(part, target, given, self._given(cotangents, problem), active)
+        cotangents = self._given(cotangents, problem)
+        found = inner.transpose(part, inner_target, given, cotangents, active)
+
+        def returned(gradient: jax.Array, leaf: jax.Array, letters: str) -> jax.Array:
+            is_sum = target.is_part or self.copies(letters, problem)
+            dtype = statistics_dtype(leaf.dtype) if is_sum else leaf.dtype
+            return self.back(gradient, leaf.astype(dtype), letters, problem)
+
         return [
-            self.back(g, leaves[i], structure.letters[i], problem)
-            for g, i in zip(found, active, strict=True)
+            returned(g, leaves[i], structure.letters[i]) for g, i in zip(found, active, strict=True)
         ]

@@ -18,6 +18,7 @@ from flax_attn.attention._core.placement import Placement
 from flax_attn.attention._core.problem import Problem, Structure, is_aligned
 from flax_attn.attention._core.selection import Choice
 from flax_attn.coords import Aligned, Coords
+from flax_attn.sharded._exchange import Exchange
 from flax_attn.sharded._placement import AxisPlacement
 from flax_attn.sharded.heads import Heads
 from flax_attn.sharded.shifts import shifts_of_call
@@ -45,6 +46,7 @@ class OnMesh(Placement):
             raise TypeError(f"{name}: mesh must be a jax.sharding.Mesh, got {kind_of(mesh)}.")
         if heads is not None:
             placement = Heads(heads, inner=placement)
+        is_given = batch is not None
         batch = () if batch is None else (batch,) if isinstance(batch, str) else batch
         if not isinstance(batch, tuple) or not all(isinstance(axis, str) for axis in batch):
             raise TypeError(
@@ -61,6 +63,18 @@ class OnMesh(Placement):
                     f"{name}: each mesh axis must be used once, got {axis!r} {axes.count(axis)} "
                     f"times. Split one thing by it: tokens, heads or the batch."
                 )
+        # Within a shard_map over some axes, XLA leaves what is split over the others as it is for
+        # the collectives of a ring, and gathers it for these.
+        gathers = any(isinstance(one, Exchange) for one in placement.chain)
+        kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        auto = [x for x, kind in kinds if kind is AxisType.Auto and mesh.shape[x] > 1]
+        others = [axis for axis in auto if axis not in axes]
+        if gathers and others and not is_given:
+            raise ValueError(
+                f"{name}: the mesh axis {others[0]!r} must be named, as XLA would gather what is "
+                f"split over it. Write batch={others[0]!r}, heads={others[0]!r}, or batch=() if "
+                f"nothing is split over it."
+            )
         return cls(placement, mesh, batch)
 
     @property
@@ -132,6 +146,7 @@ class OnMesh(Placement):
     ) -> "Parts":
         """The problem with sizes that can be split, and how it is split."""
         counts = {x: self.placement.parts(x, self.mesh) for x in "tsn"}
+        self._check_types(function, problem)
         self._check_sizes(function, problem, counts["n"])
         problem = _padded(problem, counts["t"], counts["s"])
         problem = _with_key_heads(problem, counts["n"])
@@ -167,6 +182,19 @@ class OnMesh(Placement):
 
     def _reshard(self, x: jax.Array, spec: P) -> jax.Array:
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
+
+    def _check_types(self, function: str, problem: Problem) -> None:
+        """Raise if the query is split by an explicit mesh axis that nothing names."""
+        spec = jax.typeof(problem.query.values).sharding.spec
+        named = {*self.batch, *self.placement.all_axes}
+        for axes in spec:
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                if axis not in named:
+                    raise ValueError(
+                        f"{function}: query must be split by the mesh axes of {self!r}, got "
+                        f"{spec}: it would be gathered over {axis!r}. Name the axis by "
+                        f"batch={axis!r} or heads={axis!r} of on(mesh), or reshard the query."
+                    )
 
     def _check_sizes(self, function: str, problem: Problem, head_parts: int) -> None:
         """Raise unless batch and heads can be split."""

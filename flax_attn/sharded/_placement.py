@@ -84,6 +84,11 @@ class AxisPlacement(Placement):
         return tuple(placement.axis for placement in self.chain)
 
     @property
+    def token_axes(self) -> tuple[str, ...]:
+        """The mesh axes that split the keys."""
+        return self.axes("bskd").get("s", ())
+
+    @property
     def size(self) -> int:
         """The number of devices along the axis; within `shard_map` only."""
         return lax.axis_size(self.axis)

@@ -87,6 +87,11 @@ class Ulysses(Exchange):
             return x
         return self._own(x, head)
 
+    def copies(self, letters: str, problem: Problem) -> bool:
+        """Queries, and key heads that are split as they are, are on one device."""
+        has_own_heads = "k" in letters and problem.sizes[3] % self.size == 0
+        return not (has_own_heads or letters == "btnd")
+
     def _own(self, x: jax.Array, head: int) -> jax.Array:
         """The heads of this device, of an array that has all of them."""
         count = x.shape[head] // self.size

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_attn import Coords, Dropout, dot_product_attention, make_plan, masks, sharded
@@ -16,6 +16,14 @@ from flax_attn.sharded import AllGather, AllReduce, Heads, Ring, Ulysses
 MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "seq"), axis_types=(AxisType.Auto,) * 2)
 QUERY, KEY = np.ones((2, 16, 4, 4), np.float32), np.ones((2, 16, 2, 4), np.float32)
 TOKENS = P(None, "seq")
+
+
+def explicit_batch():
+    """Arrays whose batch is split by their type, and the mesh of that type."""
+    kinds = (AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((2, 4), ("data", "seq"), axis_types=kinds)
+    split = NamedSharding(mesh, P("data"))
+    return *(jax.device_put(x, split) for x in (QUERY, KEY, KEY)), mesh
 
 
 def on_mesh(placement, query=QUERY, key=KEY, value=KEY, mesh=MESH, **options):
@@ -68,9 +76,20 @@ MISTAKES = {
         "the number of query heads N must be a multiple of the 4 devices that split heads, got 2.",
     ),
     "heads that Ulysses cannot split": (
-        lambda: on_mesh(Ulysses("seq"), QUERY[:, :, :2]),
+        lambda: on_mesh(Ulysses("seq"), QUERY[:, :, :2], batch="data"),
         ValueError,
         "query heads N of Ulysses('seq') must be a multiple of its 4 devices, got 2. Use fewer",
+    ),
+    "an axis that nothing names": (
+        lambda: on_mesh(Ulysses("seq")),
+        ValueError,
+        "the mesh axis 'data' must be named, as XLA would gather what is split over it. Write "
+        "batch='data', heads='data', or batch=() if nothing is split over it.",
+    ),
+    "a batch that is split by an axis that nothing names": (
+        lambda: on_mesh(Ring("seq"), *explicit_batch()),
+        ValueError,
+        "query must be split by the mesh axes of Ring('seq').on(Mesh(data=2, seq=4)), got",
     ),
     "a batch that cannot be split": (
         lambda: on_mesh(Ring("seq"), QUERY[:1], KEY[:1], KEY[:1], batch="data"),
@@ -115,12 +134,24 @@ MISTAKES = {
     "positions of other lengths within shard_map": (
         lambda: within(Ring("seq"), query=QUERY[:, :8], mask=masks.Causal()),
         ValueError,
-        "which within shard_map over seq are counted from 0 on each device. Give those of its 2",
+        "query_coords=Coords.arange(2, offset=2 * jax.lax.axis_index(axis_name)), "
+        "key_coords=Coords.arange(4, offset=4 * jax.lax.axis_index(axis_name)).",
     ),
     "no positions within shard_map": (
         lambda: within(Ring("seq"), is_causal=True),
         ValueError,
-        "query_coords = key_coords = Coords.arange(4, offset=4 * jax.lax.axis_index(axis_name))",
+        "which within shard_map over seq are counted from 0 on each device. If the devices have",
+    ),
+    "the same positions on all devices": (
+        lambda: within(
+            Ring("seq"),
+            is_causal=True,
+            query_coords=Coords.arange(4),
+            key_coords=Coords.arange(4),
+        ),
+        ValueError,
+        "key_coords must differ between the devices of 'seq', as a mask, score modifier or dropout "
+        "depends on positions, got the same on all of them. If the devices have the sequence in",
     ),
     "dropout without numbers within shard_map": (
         lambda: within(Ring("seq"), dropout=Dropout(0.1, jax.random.key(0))),

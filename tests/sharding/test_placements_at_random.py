@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flax_attn import Coords, dot_product_attention, masks, sharded
+from flax_attn import Coords, Sigmoid, dot_product_attention, masks, sharded
 from flax_attn.attention import Blockwise
 from flax_attn.sharded import AllGather, AllReduce, Ring, Ulysses
 from tests.compiled import collectives
@@ -110,32 +110,32 @@ def check(call, run=first):
             )
 
 
-@pytest.mark.parametrize("seed", some_by_default(range(3 * len(LAYOUTS)), 3, 22))
+@pytest.mark.parametrize("seed", some_by_default(range(len(LAYOUTS)), 3, 22))
 def test_a_random_call_equals_that_of_one_device(seed):
     check(drawn(seed))
 
 
 @long
-@pytest.mark.parametrize("seed", range(1000, 1008))
+@pytest.mark.parametrize("seed", range(1000, 1003))
 def test_a_random_call_in_float64(seed, x64):
     check(drawn(seed, dtype="float64"))
 
 
 @long
-@pytest.mark.parametrize("seed", range(2000, 2026, 2))
+@pytest.mark.parametrize("seed", range(2000, 2026, 5))
 def test_a_random_call_on_a_mesh_with_explicit_axes(seed):
     check(drawn(seed, kind=AxisType.Explicit))
 
 
 @long
 @pytest.mark.parametrize("run", [second, batched, rebuilt, linearized])
-@pytest.mark.parametrize("seed", [3001, 3004, 3007, 3010, 3013, 3016, 3020])
+@pytest.mark.parametrize("seed", [3001, 3004, 3010])
 def test_a_random_call_transformed(run, seed):
     check(drawn(seed, dtype="float32", smooth=True), run)
 
 
 @long
-@pytest.mark.parametrize("seed", range(4000, 4026, 2))
+@pytest.mark.parametrize("seed", range(4000, 4026, 4))
 def test_a_random_call_has_nan_where_one_device_has_it(seed):
     call = drawn(seed)
     rng = np.random.default_rng(seed)
@@ -180,14 +180,14 @@ def test_an_array_has_its_heads_in_nested_exchanges():
 
 
 @pytest.mark.parametrize("placement", some_by_default(PLACEMENTS, PLACEMENTS[3]))
-def test_tangents_have_tangents(placement):
-    x = draw(1, 8, 4, 4)
+def test_tangents_have_tangents(placement, x64):
+    x = draw(1, 8, 4, 4).astype(jnp.float64)
 
     def twice(attend):
         along = lambda f: lambda x: jax.jvp(f, (x,), (jnp.cos(x),))[1]
         return jax.jit(along(along(lambda x: attend(x, x, x))))(x)
 
-    assert_close(twice(four(placement)), twice(dot_product_attention), GRADIENT["float32"])
+    assert_close(twice(four(placement)), twice(dot_product_attention), GRADIENT["float64"])
 
 
 @pytest.mark.parametrize(
@@ -271,3 +271,35 @@ def test_within_transformations_of_the_user(placement, wrap):
     )
     for a, b in zip(found, wanted, strict=True):
         assert_close(a, b, GRADIENT["float32"])
+
+
+@pytest.mark.parametrize("placement", some_by_default(PLACEMENTS, PLACEMENTS[1]), ids=repr)
+def test_a_mesh_may_have_another_explicit_axis(placement):
+    mesh = make_mesh({"free": 2, "a": 4}, AxisType.Explicit)
+    x = jax.device_put(draw(2, 8, 4, 4), NamedSharding(mesh, P()))
+    attend = functools.partial(sharded.attention, mesh, placement)
+    found, wanted = (
+        jax.jit(jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x, x, x)))))(
+            np.asarray(x) if f is dot_product_attention else x
+        )
+        for f in (attend, dot_product_attention)
+    )
+    assert_close(found, wanted, GRADIENT["float32"])
+
+
+def test_parameters_of_half_precision_may_be_the_same_on_all_devices():
+    """XLA must not abort, and their gradients are summed in float32."""
+    mesh = make_mesh({"free": 2, "a": 4})
+    x, bias = draw(2, 32, 2, 4).astype(jnp.bfloat16), draw(2, 1, 1).astype(jnp.bfloat16)
+    ring = functools.partial(sharded.attention, mesh, Ring("a"))
+    ones = jnp.abs(x)
+
+    def gradient(attend, dtype):
+        def of(bias):
+            arrays = (x.astype(dtype), x.astype(dtype), ones.astype(dtype))
+            return attend(*arrays, bias, normalizer=Sigmoid())
+
+        return jax.jit(lambda b: jax.vjp(of, b)[1](ones.astype(dtype))[0])(bias.astype(dtype))
+
+    found, wanted = gradient(ring, jnp.bfloat16), gradient(dot_product_attention, jnp.float32)
+    assert_close(found, wanted, GRADIENT["bfloat16"])

@@ -19,7 +19,7 @@ from sharding_costs import STRATEGIES, Attention, all_reduce, cache_memory, memo
 from sharding_programs import OPTIONS, compile_attention, compile_decoding, memory_of, mesh_of
 
 from flax_attn import Coords, linen, masks, sharded
-from tests.compiled import temporaries
+from tests.compiled import every_collective, temporaries
 from tests.targets.topologies import topology
 
 small, full = pytest.mark.targets, pytest.mark.targets_full
@@ -119,6 +119,21 @@ def test_without_an_option_v5p_sends_the_keys_after_each_block():
     options = {key: value for key, value in OPTIONS.items() if "scheduler" not in key}
     found = collectives(compile_attention(mesh, "ring", call, options).as_text())
     assert [x.is_overlapped for x in found] == [False] * 4
+
+
+@small
+def test_a_ring_compiles_for_eight_gpus():
+    mesh = sharded.ring_mesh(topology("cuda").devices)
+    tokens = NamedSharding(mesh, P(None, "seq"))
+    x = jax.ShapeDtypeStruct((1, 8 * BLOCK, 8, 128), jnp.bfloat16, sharding=tokens)
+
+    def gradient(q, k, v):
+        attend = functools.partial(sharded.attention, mesh, sharded.Ring("seq"), is_causal=True)
+        return jax.vjp(attend, q, k, v)[1](q)
+
+    program = jax.jit(gradient).lower(x, x, x).compile()
+    assert {kind for kind, _ in every_collective(program)} == {PERMUTE}
+    assert temporaries(program) < 4 * SCORES / 2
 
 
 STRATEGIES_OF_SLICES = [

@@ -142,15 +142,28 @@ def _check_within_shard_map(
             f"heads, {num_heads} * jax.lax.axis_index(axis_name) + jnp.arange({num_heads}) if it "
             f"has a part; and Dropout(rate, key, batch_ids=...) likewise, of {count} elements."
         )
-    located = a.query_side.located and a.key_side.located
-    if located or (dropout is None and not compares_positions):
+    if dropout is None and not compares_positions:
         return
-    if placement is not None:
+    split = [] if placement is None else placement.token_axes
+    query_here, key_here = (
+        f"Coords.arange({length}, offset={length} * jax.lax.axis_index(axis_name))"
+        for length in (length_q, length_k)
+    )
+    if a.query_side.located and a.key_side.located:
+        own = frozenset().union(*(varying_axes(x.values) for x in a.key_side.fields.values()))
+        for axis in split:
+            if axis not in own:
+                raise ValueError(
+                    f"{a.function}: key_coords must differ between the devices of {axis!r}, as a "
+                    f"mask, score modifier or dropout depends on positions, got the same on all of "
+                    f"them. If the devices have the sequence in order, give {key_here}."
+                )
+        return
+    if split:
         raise ValueError(
             f"{a.function}: a mask, score modifier or dropout depends on positions, which {where} "
-            f"are counted from 0 on each device. Give those of its {length_q} tokens: "
-            f"query_coords = key_coords = Coords.arange({length_q}, offset={length_q} * "
-            f"jax.lax.axis_index(axis_name)) if the devices have the sequence in order."
+            f"are counted from 0 on each device. If the devices have the sequence in order, give "
+            f"query_coords={query_here}, key_coords={key_here}."
         )
     raise ValueError(
         f"{a.function}: a mask, score modifier or dropout depends on positions, which {where} "

@@ -30,6 +30,11 @@ class Placement(Implementation):
         """Whether arrays are those of one device, within `shard_map`."""
         return True
 
+    @property
+    def token_axes(self) -> tuple[str, ...]:
+        """The mesh axes that split the keys."""
+        return ()
+
     def check(self, function: str) -> None:
         """Raise unless the placement can be used here."""
 

@@ -181,8 +181,8 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
         a, r = state
         if self.normalizer.coupled:
             a = a - r[..., None] * block.o.astype(a.dtype)
-        else:
-            r = jnp.zeros_like(r)
+        else:  # the LSE does not make the weights 0 where a row is not defined
+            a, r = jnp.where(jnp.isposinf(block.lse)[..., None], 0, a), jnp.zeros_like(r)
         return rows.write(carry[0], a), rows.write(carry[1], r[..., None])
 
 
