@@ -71,18 +71,18 @@ class Transfer(NamedTuple):
     chips: int
 
 
-def ring(call: Attention, chips: int, home: int = HALF) -> list[Transfer]:
+def ring(call: Attention, chips: int) -> list[Transfer]:
     """Keys visit all chips, in the backward pass once more, followed by the sum of their gradients.
 
-    The sums go once round in float32. From the last chip they go home, with `home` bytes a number.
-    They begin with zeros, which XLA does not send if there are only two chips.
+    The sums go once round in float32. From the last chip they go home in bfloat16. They begin with
+    zeros, which XLA does not send if there are only two chips.
     """
     block = call.tokens / chips
     hops = chips if chips > 2 else 1
     size = (chips - 1) * block * call.key_bytes
     if call.backward:
         size *= 2
-        size += block * call.key_gradient_bytes * (hops + home / SINGLE)
+        size += block * call.key_gradient_bytes * (hops + HALF / SINGLE)
     return [Transfer("neighbour", size, chips)]
 
 
@@ -99,9 +99,8 @@ def ulysses(call: Attention, chips: int) -> list[Transfer]:
     check_heads(call, chips)
     row = call.row_bytes
     if call.backward:  # also the output and its cotangent, the LSE and its own, three gradients
-        row += (
-            3 * call.heads + 2 * call.key_heads
-        ) * call.head_dim * HALF + 2 * call.heads * SINGLE
+        row += (3 * call.heads + 2 * call.key_heads) * call.head_dim * HALF
+        row += 2 * call.heads * SINGLE
     size = (chips - 1) / chips * call.tokens / chips * row
     coordinates = (chips - 1) / chips * call.tokens * call.coordinates
     return [Transfer("exchange", size, chips), Transfer("gather", coordinates, chips)]
@@ -120,7 +119,7 @@ def product(call: Attention, chips: int) -> list[Transfer]:
     if rest or far < 2:
         raise ValueError(f"a product of {near} and more needs more chips than {chips}")
     within = ulysses(call._replace(tokens=call.tokens // far), near)
-    return within + ring(call._replace(key_heads=1), far, SINGLE)
+    return within + ring(call._replace(key_heads=1), far)
 
 
 def all_reduce(call: Attention, chips: int) -> list[Transfer]:
