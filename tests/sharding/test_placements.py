@@ -184,7 +184,7 @@ def test_gradients_in_half_precision_are_rounded_once():
         return jax.jit(lambda values: jax.vjp(of, values)[1](values["query"])[0])(values)
 
     exact = gradients(dot_product_attention, {n: x.astype(jnp.float32) for n, x in half.items()})
-    for name in ("ring", "all-gather"):
+    for name in ("ring", "ring in blocks", "all-gather"):
         found = gradients(sharded_by(name), half)
         alone = gradients(dot_product_attention, half)
         for n, x in exact.items():
