@@ -17,8 +17,8 @@ On 2 cores of an Intel Xeon with JAX 0.12 you will see
     8 devices, gradients    1.12      1.08       1.02
 
 where eight devices share two cores. When other programs use the machine too, the devices wait for
-each other, which counts as work: up to 1.3. In zig-zag order the busiest device has 0.0 % more pairs
-than the average, in the order of the text 87 %. The memory of a ring is the same on 4 to 512
+each other, which counts as work: up to 1.3. In zig-zag order the busiest device has 0.0 % more
+pairs than the average, in the order of the text 87 %. The memory of a ring is the same on 4 to 512
 devices; all-gather takes 100 times as much on 512.
 
     python examples/benchmarks/sharded.py --smoke        # tiny sizes, in a minute
@@ -26,19 +26,10 @@ devices; all-gather takes 100 times as much on 512.
 
 import argparse
 import functools
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-
-COUNTS_OF_MEMORY, COUNTS_OF_WORK = (4, 16, 64, 512), (2, 8)
-counts = COUNTS_OF_MEMORY if "--memory" in sys.argv else COUNTS_OF_WORK  # idle devices wait, too
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={max(counts)}"
-)
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +41,7 @@ from jax.sharding import PartitionSpec as P
 from flax_attn import Coords, dot_product_attention, sharded
 from flax_attn.coords import striped, zigzag
 
+COUNTS_OF_MEMORY, COUNTS_OF_WORK = (4, 16, 64, 512), (2, 8)  # of devices
 LENGTH, HEADS, HEAD_DIM = 8192, 4, 64
 TOKENS_PER_DEVICE = 1024  # of the memory
 ORDERS = {"in order": lambda coords, shards: coords, "zig-zag": zigzag, "striped": striped}
@@ -154,6 +146,9 @@ def main() -> None:
     Harness.add_options(parser, rounds=9)
     parser.add_argument("--memory", action="store_true", help="compare memory, and nothing else")
     options = parser.parse_args()
+    counts = COUNTS_OF_MEMORY if options.memory else COUNTS_OF_WORK  # idle devices cost time, too
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(counts))
     harness = Harness(options)
     if options.memory:
         compare_memory(harness)
