@@ -85,6 +85,7 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
 
 
 def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """An array as one that differs along mesh axes; its gradient is summed in float32."""
     is_half = x.dtype in (jax.numpy.bfloat16, jax.numpy.float16)
     wide = x.astype(jax.numpy.float32) if is_half else x
     return jax.lax.pcast(wide, axes, to="varying").astype(x.dtype)
