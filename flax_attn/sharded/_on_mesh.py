@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -184,16 +185,17 @@ class OnMesh(Placement):
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
 
     def _check_types(self, function: str, problem: Problem) -> None:
-        """Raise if the query is split by an explicit mesh axis that nothing names."""
-        spec = jax.typeof(problem.query.values).sharding.spec
+        """Raise if an array is split by an explicit mesh axis that nothing names."""
         named = {*self.batch, *self.placement.all_axes}
-        for axes in spec:
-            for axis in (axes,) if isinstance(axes, str) else axes or ():
+        for name in ("query", "key", "value"):
+            spec = jax.typeof(getattr(problem, name).values).sharding.spec
+            entries = ((x,) if isinstance(x, str) else x or () for x in spec)
+            for axis in itertools.chain.from_iterable(entries):
                 if axis not in named:
                     raise ValueError(
-                        f"{function}: query must be split by the mesh axes of {self!r}, got "
+                        f"{function}: {name} must be split by the mesh axes of {self!r}, got "
                         f"{spec}: it would be gathered over {axis!r}. Name the axis by "
-                        f"batch={axis!r} or heads={axis!r} of on(mesh), or reshard the query."
+                        f"batch={axis!r} or heads={axis!r} of on(mesh), or reshard the {name}."
                     )
 
     def _check_sizes(self, function: str, problem: Problem, head_parts: int) -> None:
