@@ -144,6 +144,23 @@ def is_divided(ctx: LoweringContext) -> bool:
     return getattr(context, "num_devices", 1) > 1
 
 
+def device_kind(ctx: LoweringContext) -> str | None:
+    """The kind of device that a module is lowered for, such as "TPU v5 lite"; None if unknown.
+
+    It is that of the mesh where `jax.set_mesh` or the arguments name one, as they do ahead of time.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is not None:
+        return device.device_kind
+    return local_device_kind(ctx.module_context.platforms[0])
+
+
+def local_device_kind(platform: str) -> str | None:
+    """The kind of the devices of a platform on this machine; None if there are none."""
+    found = _devices(platform)
+    return found[0].device_kind if found else None
+
+
 class Divisible(Protocol):
     """A computation that can be divided among devices."""
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flax_attn._jax import local_device_kind
 from flax_attn._pytree import pytree, static
 from flax_attn.attention import _registry
 from flax_attn.attention._core.arguments import check_options
@@ -108,9 +109,10 @@ def explain(
         )
     candidates = as_candidates(function, implementation)
     problem = normalize(function, query, key, value, bias, mask, **options)
-    chosen = select(function, problem, candidates, platform)
+    target = Target(platform, device=local_device_kind(platform))
+    chosen = select(function, problem, candidates, target)
     refusals = {
-        other.name: _reason(other, problem, candidates, platform)
+        other.name: _reason(other, problem, candidates, target)
         for other in (*_registry.REGISTRY, *_registry.ABSENT)
         if other.name != chosen.name
     }
@@ -143,7 +145,7 @@ def _explain_placement(
     problem = normalize(function, *arrays, placement=placement, **options)
     coords = options.get("query_coords"), options.get("key_coords")
     block, candidates, steps = placement.on_a_device(function, problem, coords)
-    chosen = select(function, block, candidates, platform)
+    chosen = select(function, block, candidates, Target(platform))
     lines = [
         f"dot_product_attention on {platform}: {placement!r}",
         f"  {_describe_problem(problem)}",
@@ -171,10 +173,10 @@ def _reason(
     other: Implementation,
     problem: Problem,
     candidates: tuple[Implementation, ...],
-    platform: str,
+    target: Target,
 ) -> str:
     """Why another implementation would not run."""
-    reason = other.declines(problem, platform) or other.defers(problem, platform)
+    reason = other.declines(problem, target) or other.defers(problem, target)
     if reason is not None:
         return reason
     asked_for = other.name in [candidate.name for candidate in candidates]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flax_attn.attention._core.implementation import Implementation
+from flax_attn.attention._core.implementation import Implementation, Target
 from flax_attn.attention._core.problem import Problem
 from flax_attn.attention.blockwise import Blockwise
 from flax_attn.attention.decode import Decode
@@ -26,9 +26,9 @@ class Absent(Implementation):
         """The name that is wanted."""
         return self.wanted
 
-    def declines(self, problem: Problem, platform: str | None) -> str | None:
+    def declines(self, problem: Problem, target: Target) -> str | None:
         """Always declines."""
-        del problem, platform
+        del problem, target
         present = ", ".join(implementation.name for implementation in REGISTRY)
         return f"it is not part of this version, which has {present}."
 

@@ -59,21 +59,21 @@ class Decode(Dense):
     def __post_init__(self) -> None:
         check_positive("Decode", "fewest_keys", self.fewest_keys)
 
-    def declines(self, problem: Problem, platform: str | None) -> str | None:
+    def declines(self, problem: Problem, target: Target) -> str | None:
         """Declines lengths that are symbolic."""
-        del platform
+        del target
         if not all(isinstance(size, int) for size in problem.sizes):
             return "it chooses among numbers of keys, and a length is symbolic. Use 'dense'."
         return None
 
-    def defers(self, problem: Problem, platform: str | None) -> str | None:
+    def defers(self, problem: Problem, target: Target) -> str | None:
         """It is faster for a few queries and many keys."""
         length_q, length_k, _, _ = problem.sizes
         if length_q > MOST_QUERIES:
             return f"it is for at most {MOST_QUERIES} queries, and there are {length_q}."
         if length_k < self.fewest_keys:
             return f"it is for at least {self.fewest_keys} keys, and there are {length_k}."
-        if platform not in PLATFORMS:
+        if target.platform not in PLATFORMS:
             return f"it was found to be faster on {' and '.join(PLATFORMS)} only."
         return None
 

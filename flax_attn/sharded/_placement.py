@@ -238,4 +238,4 @@ class AxisPlacement(Placement):
         if self.within:
             return self.within
         candidates = as_candidates("dot_product_attention", self.inner)
-        return select("dot_product_attention", problem, candidates, target.platform)
+        return select("dot_product_attention", problem, candidates, target)

@@ -117,9 +117,9 @@ class Ring(AxisPlacement):
             return [f"ring over {self.axis!r}: all {self.size} steps"]
         return [f"ring over {self.axis!r}: {len(self.shifts)} of {self.size} steps, {self.shifts}"]
 
-    def declines(self, problem: Problem, platform: str | None) -> str | None:
+    def declines(self, problem: Problem, target: Target) -> str | None:
         """Declines normalisers whose parts cannot be merged."""
-        del platform
+        del target
         if not problem.normalizer.folds:
             name = type(problem.normalizer).__name__
             return (
@@ -136,7 +136,7 @@ class Ring(AxisPlacement):
                 f"{function}: shifts of Ring must be below the number of devices {self.size}, got "
                 f"{self.shifts}."
             )
-        if reason := self.declines(problem, None):
+        if reason := self.declines(problem, Target(None)):
             raise NotImplementedError(f"{function}: {self!r} declines: {reason}")
 
     def forward(self, problem: Problem, target: Target) -> Results:

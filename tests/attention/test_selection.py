@@ -56,8 +56,8 @@ class Fast(attention.Dense):
     name: ClassVar[str] = "fast"
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def declines(self, problem, platform):
-        return None if platform in (None, "tpu") else f"it does not run on {platform}."
+    def declines(self, problem, target):
+        return None if target.platform in (None, "tpu") else f"it does not run on {target.platform}."
 
     def forward(self, problem, target):
         output, lse = super().forward(problem, target)

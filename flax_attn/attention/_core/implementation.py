@@ -15,15 +15,19 @@ class Target(NamedTuple):
     """What a program is compiled for.
 
     Attributes:
-      platform: "cpu", "cuda", "rocm" or "tpu"; None for any other.
+      platform: "cpu", "cuda", "rocm" or "tpu"; None for any other, and before compilation.
       partitioned: Whether XLA splits batch and heads over devices, so that no loop may cut them.
       is_part: Whether the problem has a part of the keys, so that its derivatives are terms of a
         sum. They are then computed in the dtype of scores, and rounded once, by the caller.
+      lse_cotangent: Whether the LSE may have a cotangent other than 0.
+      device: The kind of device, such as "NVIDIA H100 80GB HBM3"; None if it is not known.
     """
 
     platform: str | None
     partitioned: bool = False
     is_part: bool = False
+    lse_cotangent: bool = True
+    device: str | None = None
 
 
 class Implementation:
@@ -55,21 +59,21 @@ class Implementation:
         """What JAX differentiates for second derivatives; None = the fallback."""
         return None
 
-    def declines(self, problem: Problem, platform: str | None) -> str | None:
-        """Why it cannot compute a problem on a platform; None if it can.
+    def declines(self, problem: Problem, target: Target) -> str | None:
+        """Why it cannot compute a problem on a target; None if it can.
 
-        Before compilation `platform` is None. Then return only a reason that holds on every
+        Before compilation `target.platform` is None. Then return only a reason that holds on every
         platform.
         """
-        del problem, platform
+        del problem, target
         return None
 
-    def defers(self, problem: Problem, platform: str | None) -> str | None:
+    def defers(self, problem: Problem, target: Target) -> str | None:
         """Why another implementation is likely to be faster, or None.
 
         It is not asked when the user names implementations.
         """
-        del problem, platform
+        del problem, target
         return None
 
     def forward(self, problem: Problem, target: Target) -> Results:

@@ -1,5 +1,6 @@
 """Normalise an attention call: check the arguments, build the problem, trace its parts once."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -37,6 +38,8 @@ def normalize(
     spread = None if local is None else local.spread
     arguments = check_arguments(function, *arrays, spread=spread, **options)
     problem = build_problem(arguments)
+    if placement is not None:  # it gives each device a part of them
+        problem = dataclasses.replace(problem, in_order=False)
     structure, avals = _abstract(problem, local)
     _trace_parts(function, structure, avals)
     axes = varying_axes(arguments.query)

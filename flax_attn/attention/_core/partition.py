@@ -164,7 +164,8 @@ class Call(NamedTuple):
     """A primitive as a function of arrays with named dimensions.
 
     Attributes:
-      bind: Binds the primitive to operands: `bind(args, with_plan)`, with or without the block map.
+      bind: Binds the primitive to operands: `bind(args, all_queries)`, with all queries of the
+        problem or some of them.
       args: The dimensions of the operands, the query first.
       results: The dimensions of the results.
       groups: G, the query heads of a key head.
@@ -200,7 +201,6 @@ class Call(NamedTuple):
     def _run(self, part: Part, keys: list[tuple[str, ...]], *args: jax.Array) -> list[jax.Array]:
         heads = part.key_heads()
         mine = [self._take(x, dims, heads) for x, dims in zip(args, self.args, strict=True)]
-        # A block map covers all queries. If queries are split, each device computes its own.
         results = self.bind(mine, not part.split.get("t"))
         back = [self._give(x, dims, heads) for x, dims in zip(results, self.results, strict=True)]
         return [part.total(*each) for each in zip(back, self.results, keys, strict=True)]

@@ -24,6 +24,7 @@ from flax_attn._jax import (
     LoweringContext,
     Primitive,
     Zero,
+    device_kind,
     divide,
     instantiate_zeros,
     is_divided,
@@ -111,8 +112,14 @@ def _run_tangent(
 
 
 def _run_transpose(
-    chosen: Implementation, target: Target, operands: Arrays, structure: Structure, active: Active
+    chosen: Implementation,
+    target: Target,
+    operands: Arrays,
+    structure: Structure,
+    active: Active,
+    lse_cotangent: bool,
 ) -> Arrays:
+    target = target._replace(lse_cotangent=lse_cotangent)
     given = Operands.of(structure, operands)
     (output, lse), (d_output, d_lse) = given.results, given.linear
     problem = structure.problem(given.x)
@@ -155,9 +162,13 @@ def _tangent_shapes(
 
 
 def _transpose_shapes(
-    *operands: Any, structure: Structure, candidates: Candidates, active: Active
+    *operands: Any,
+    structure: Structure,
+    candidates: Candidates,
+    active: Active,
+    lse_cotangent: bool,
 ) -> list[Any]:
-    del candidates, structure
+    del candidates, structure, lse_cotangent
     return _gradients(operands, active)
 
 
@@ -205,7 +216,7 @@ def _tangent_jvp(
     if which:
         chosen = tuple(active[i] for i in which)
         terms.append(tangent_p.bind(*given.x, *given.results, *moving, **settings, active=chosen))
-    terms += _by_inputs(_run_tangent, given, changes, structure, active, candidates)
+    terms += _by_inputs(_run_tangent, given, changes, structure, candidates, active=active)
     return out, _sum(terms, out)
 
 
@@ -215,16 +226,17 @@ def _transpose_jvp(
     *,
     structure: Structure,
     candidates: Candidates,
-    active: Active,
+    **settings: Any,
 ) -> tuple[Arrays, Arrays]:
-    settings = {"structure": structure, "candidates": candidates, "active": active}
     given, changes = Operands.of(structure, primals), Operands.of(structure, tangents)
-    out = transpose_p.bind(*primals, **settings)
+    both = {"structure": structure, "candidates": candidates}
+    out = transpose_p.bind(*primals, **both, **settings)
     terms = []
     if any(not isinstance(t, Zero) for t in changes.linear):
         moving = [instantiate_zeros(t) for t in changes.linear]
-        terms.append(transpose_p.bind(*given.x, *given.results, *moving, **settings))
-    terms += _by_inputs(_run_transpose, given, changes, structure, active, candidates)
+        changed = settings | {"lse_cotangent": not isinstance(changes.linear[1], Zero)}
+        terms.append(transpose_p.bind(*given.x, *given.results, *moving, **both, **changed))
+    terms += _by_inputs(_run_transpose, given, changes, structure, candidates, **settings)
     return out, _sum(terms, out)
 
 
@@ -233,8 +245,8 @@ def _by_inputs(
     given: Operands,
     changes: Operands,
     structure: Structure,
-    active: Active,
     candidates: Candidates,
+    **settings: Any,
 ) -> list[Arrays]:
     """The derivative of tangent or transpose along tangents of x, O and LSE; none if all are 0.
 
@@ -250,7 +262,7 @@ def _by_inputs(
     def of_moving(*values: jax.Array) -> Arrays:
         replaced = dict(zip(which, values, strict=True))
         operands = [*(replaced.get(i, x) for i, x in enumerate(inputs)), *given.linear]
-        return tuple(run(chosen, Target(None), operands, structure=structure, active=active))
+        return tuple(run(chosen, Target(None), operands, structure=structure, **settings))
 
     return [jax.jvp(of_moving, [inputs[i] for i in which], moving)[1]]
 
@@ -288,23 +300,46 @@ def _forward_transpose(
     output, lse = forward_p.bind(*known, **settings)
     d_output = instantiate_zeros(cotangents[0])
     (d_value,) = transpose_p.bind(
-        *known, output, lse, d_output, jnp.zeros_like(lse), **settings, active=(VALUE,)
+        *known,
+        output,
+        lse,
+        d_output,
+        jnp.zeros_like(lse),
+        **settings,
+        active=(VALUE,),
+        lse_cotangent=False,
     )
     return [d_value if i == VALUE else None for i in range(len(operands))]
 
 
-def _transpose_linear(
-    primitive: Primitive,
+def _tangent_transpose(
+    cotangents: Tangents, *operands: Any, structure: Structure, **settings: Any
+) -> list[jax.Array | None]:
+    """Transpose the tangent, in what it is linear in, by `transpose`."""
+    of_lse = not isinstance(cotangents[1], Zero)
+    bind = functools.partial(transpose_p.bind, **settings, lse_cotangent=of_lse)
+    return _by_the_other(bind, cotangents, operands, structure)
+
+
+def _transpose_transpose(
     cotangents: Tangents,
     *operands: Any,
     structure: Structure,
+    lse_cotangent: bool,
     **settings: Any,
 ) -> list[jax.Array | None]:
-    """Transpose tangent or transpose, in what they are linear in, by the other of the two."""
+    """Transpose `transpose`, in what it is linear in, by the tangent."""
+    del lse_cotangent
+    bind = functools.partial(tangent_p.bind, **settings)
+    return _by_the_other(bind, cotangents, operands, structure)
+
+
+def _by_the_other(
+    bind: Callable[..., Arrays], cotangents: Tangents, operands: Arrays, structure: Structure
+) -> list[jax.Array | None]:
     given = Operands.of(structure, operands)
     known = [*given.x, *given.results]
-    cotangents = [instantiate_zeros(ct) for ct in cotangents]
-    found = primitive.bind(*known, *cotangents, structure=structure, **settings)
+    found = bind(*known, *map(instantiate_zeros, cotangents), structure=structure)
     wanted = [f if is_linear(a) else None for f, a in zip(found, given.linear, strict=True)]
     return [*(None for _ in known), *wanted]
 
@@ -372,8 +407,9 @@ def _lower(
 ) -> Any:
     """Lower by the implementation that serves the problem, divided among the module's devices."""
     problem = structure.problem(ctx.avals_in[: structure.num_leaves])
-    chosen = select("dot_product_attention", problem, candidates, platform)
     partitioned = is_divided(ctx)
+    target = Target(platform, partitioned, device=device_kind(ctx))
+    chosen = select("dot_product_attention", problem, candidates, target)
     if partitioned and not chosen.divisible and platform in PARTITIONED:
         settings_of_part = {"candidates": candidates, **settings}
         call = _call(primitive, problem, ctx.avals_in, structure, **settings_of_part)
@@ -381,7 +417,6 @@ def _lower(
             split, ctx = divided
             with no_mesh(ctx) as plain:
                 return lower_function(split)(plain, *operands)
-    target = Target(platform, partitioned)
 
     def compute(*operands: jax.Array) -> list[jax.Array]:
         return list(run(chosen, target, operands, structure=structure, **settings))
@@ -400,11 +435,11 @@ def _call(
     """The primitive as a function of arrays with named dimensions."""
     active = settings.get("active", ())
 
-    def bind(operands: Arrays, with_plan: bool) -> list[jax.Array]:
+    def bind(operands: Arrays, all_queries: bool) -> list[jax.Array]:
         x, rest = operands[: structure.num_leaves], operands[structure.num_leaves :]
         part = structure.problem(x)
-        if not with_plan:
-            part = dataclasses.replace(part, plan=None)  # the last of the leaves
+        if not all_queries:  # a block map, whose leaf is the last, is that of all of them
+            part = dataclasses.replace(part, plan=None, in_order=False)
         leaves, part_structure = Structure.of(part)
         return primitive.bind(*leaves, *rest, structure=part_structure, **settings)
 
@@ -431,14 +466,14 @@ set_rules(
     tangent_p,
     shapes=_tangent_shapes,
     jvp=_tangent_jvp,
-    transpose=functools.partial(_transpose_linear, transpose_p),
+    transpose=_tangent_transpose,
     batch=functools.partial(_batch, tangent_p),
 )
 set_rules(
     transpose_p,
     shapes=_transpose_shapes,
     jvp=_transpose_jvp,
-    transpose=functools.partial(_transpose_linear, tangent_p),
+    transpose=_transpose_transpose,
     batch=functools.partial(_batch, transpose_p),
 )
 _RUNS: dict[Primitive, Callable[..., Arrays]] = {

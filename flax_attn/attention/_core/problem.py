@@ -89,6 +89,8 @@ class Problem:
       plan: Block map of `mask`. Its leaf is the last.
       may_hide: Whether some pair may be invisible, by the mask, by `valid` or by a modifier.
       sparse: Whether the mask probably hides most scores. It decides about speed only.
+      in_order: Whether it is known that the tokens of both sides stand at positions 0, 1, 2, ...,
+        and that the valid ones are the first of them.
       normalizer: From scores to weights, without leaves.
       precision: Precision of both dot products.
       output_dtype: dtype of the output.
@@ -107,6 +109,7 @@ class Problem:
     plan: GivenBlocks | None
     may_hide: bool = static()
     sparse: bool = static()
+    in_order: bool = static()
     normalizer: Normalizer = static()
     precision: lax.PrecisionLike = static()
     output_dtype: jnp.dtype = static()
@@ -210,7 +213,8 @@ class Problem:
                     values = jnp.take(values, ids, axis=axis)
             return Aligned(values, x.axes)
 
-        return jax.tree.map(take, self, is_leaf=is_aligned)
+        some = jax.tree.map(take, self, is_leaf=is_aligned)
+        return dataclasses.replace(some, in_order=False)
 
     def first_keys(self, count: int) -> "Problem":
         """The problem of the first keys."""
@@ -328,6 +332,7 @@ def build_problem(a: Arguments) -> Problem:
             (a.query_side.length, a.key_side.length),
             located=a.query_side.located or a.key_side.located,
         ),
+        in_order=not (a.query_side.located or a.key_side.located),
         normalizer=_without_leaves(a.normalizer),
         precision=a.precision,
         output_dtype=statistics_dtype(a.query.dtype) if has_sink else a.query.dtype,

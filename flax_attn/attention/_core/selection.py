@@ -1,4 +1,4 @@
-"""Which implementation computes a problem on a platform, and why the others do not."""
+"""Which implementation computes a problem on a target, and why the others do not."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from flax_attn._functions import kind_of
 from flax_attn.attention import _registry
-from flax_attn.attention._core.implementation import Implementation
+from flax_attn.attention._core.implementation import Implementation, Target
 from flax_attn.attention._core.problem import Problem
 
 Choice = str | Implementation | Sequence[str | Implementation] | None
@@ -59,7 +59,7 @@ def _as_implementation(function: str, choice: Any) -> Implementation:
 
 
 def verdicts(
-    problem: Problem, candidates: tuple[Implementation, ...], platform: str | None
+    problem: Problem, candidates: tuple[Implementation, ...], target: Target
 ) -> Iterator[tuple[Implementation, str | None]]:
     """Every candidate in order, with the reason why it does not compute the problem, or None.
 
@@ -67,9 +67,9 @@ def verdicts(
     one.
     """
     for implementation in candidates or _registry.REGISTRY:
-        reason = implementation.declines(problem, platform)
+        reason = implementation.declines(problem, target)
         if reason is None and not candidates:
-            reason = implementation.defers(problem, platform)
+            reason = implementation.defers(problem, target)
         yield implementation, reason
 
 
@@ -77,7 +77,7 @@ def select(
     function: str,
     problem: Problem,
     candidates: tuple[Implementation, ...],
-    platform: str | None,
+    target: Target,
 ) -> Implementation:
     """The first candidate that computes the problem.
 
@@ -86,7 +86,7 @@ def select(
       ExceptionGroup: If there are several and all decline.
     """
     refusals = []
-    for implementation, reason in verdicts(problem, candidates, platform):
+    for implementation, reason in verdicts(problem, candidates, target):
         if reason is None:
             return implementation
         message = f"{function}: {implementation.name!r} declines: {reason}"
@@ -99,4 +99,4 @@ def select(
 def refuse_early(function: str, problem: Problem, candidates: tuple[Implementation, ...]) -> None:
     """Raise, before anything is compiled, if all candidates decline on every platform."""
     if candidates:
-        select(function, problem, candidates, None)
+        select(function, problem, candidates, Target(None))

@@ -75,9 +75,9 @@ class Blockwise(Implementation):
                 raise ValueError(f"Blockwise: {field.name} must be {kind}, got {size}.")
             object.__setattr__(self, field.name, size)
 
-    def declines(self, problem: Problem, platform: str | None) -> str | None:
+    def declines(self, problem: Problem, target: Target) -> str | None:
         """Declines unless the normaliser folds, all lengths are known, and no axis is empty."""
-        del platform
+        del target
         if not problem.normalizer.folds:
             name = type(problem.normalizer).__name__
             return f"the normaliser {name} needs whole rows of scores. Use 'dense'."
@@ -91,9 +91,9 @@ class Blockwise(Implementation):
             return "there is nothing to take block by block: an axis has size 0. Use 'dense'."
         return None
 
-    def defers(self, problem: Problem, platform: str | None) -> str | None:
+    def defers(self, problem: Problem, target: Target) -> str | None:
         """Dense attention is faster for few scores."""
-        del platform
+        del target
         length_q, length_k, _, _ = problem.sizes
         if length_q * length_k <= DENSE_SCORES:
             return f"{length_q} × {length_k} scores a head are few enough to be computed at once."
