@@ -57,7 +57,8 @@ class Fast(attention.Dense):
     aliases: ClassVar[tuple[str, ...]] = ()
 
     def declines(self, problem, target):
-        return None if target.platform in (None, "tpu") else f"it does not run on {target.platform}."
+        platform = target.platform
+        return None if platform in (None, "tpu") else f"it does not run on {platform}."
 
     def forward(self, problem, target):
         output, lse = super().forward(problem, target)
