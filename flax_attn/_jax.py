@@ -452,6 +452,30 @@ def literal_value(atom: Any) -> np.ndarray | None:
     return np.asarray(atom.val) if isinstance(atom, Literal) else None
 
 
+def bind_equation(equation: Any, values: Sequence[Any]) -> Sequence[jax.Array]:
+    """The results of an equation of a jaxpr for other operands, of any shape that fits."""
+    results = equation.primitive.bind(
+        *values, **equation.primitive.get_bind_params(equation.params)
+    )
+    return results if equation.primitive.multiple_results else [results]
+
+
+def derivative_of_equation(equation: Any) -> ClosedJaxpr:
+    """Results and tangents of an equation, from its operands and the tangents of the floats."""
+    operands = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+    moving = [i for i, x in enumerate(operands) if jax.numpy.issubdtype(x.dtype, np.inexact)]
+
+    def derivative(*arrays: jax.Array) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+        values, changes = arrays[: len(operands)], arrays[len(operands) :]
+
+        def of_moving(*moved: jax.Array) -> list[jax.Array]:
+            return list(bind_equation(equation, _replaced(values, moving, moved)))
+
+        return jax.jvp(of_moving, [values[i] for i in moving], list(changes))
+
+    return jax.make_jaxpr(derivative)(*operands, *(operands[i] for i in moving))
+
+
 # ---- outside of a trace
 
 
