@@ -54,7 +54,7 @@ def choose_sizes(
       compute: Columns that are computed at once, as the user wants it; None chooses.
     """
     length_q, length_k, _, _ = problem.sizes
-    usual = IF_SPARSE if problem.sparse else USUAL
+    usual = IF_SPARSE if problem.sparse or tables_of(problem) else USUAL
     if tables_of(problem):  # an array over distances is read in blocks of one size
         query = key = query or key
     sizes = TileSizes(

@@ -82,18 +82,36 @@ class Tile:
         strip = jnp.concatenate([first, last], axis=1)
         by_query = self._cut.grid.rows is Rows.QUERIES
         queries, keys = self.shape if by_query else self.shape[::-1]
-        begin = self._start if by_query else first.shape[1] - self._start - queries
-        strip = strip[:, begin : begin + queries + keys]
-        wide = jnp.broadcast_to(strip, (queries, queries + keys))
-        tile = pltpu.roll(wide, 0, 1, stride=1, stride_axis=0)[:, queries:]
+        begin = first.shape[1] + (self._start if by_query else -self._start)
+        rows = []
+        for row in range(0, queries, LANES):  # row i of these is shifted by i
+            part = strip[:, begin - row - LANES : begin - row + keys]
+            wide = jnp.broadcast_to(part, (LANES, LANES + keys))
+            rows.append(pltpu.roll(wide, 0, 1, stride=1, stride_axis=0)[:, LANES:])
+        tile = jnp.concatenate(rows, axis=0)
         return tile if by_query else jnp.transpose(tile, (1, 0))
 
     def add_to_diagonals(self, name: str, tile: jax.Array) -> None:
         """Add a tile, whose rows are queries, to sums over distances."""
         queries, keys = self.shape
-        width = queries + keys
-        wide = jnp.concatenate([jnp.zeros((queries, queries), tile.dtype), tile], axis=1)
-        wide = pltpu.roll(wide, 0, 1, stride=width - 1, stride_axis=0)  # each row to the left
-        first = self._cut.first_distance(self._block) * queries + self._start
-        place = pl.ds(pl.multiple_of(first, LANES), width)
-        self.refs[name][:, place] += jnp.sum(wide, axis=0, keepdims=True)
+        width = LANES + keys
+        begin = (self._cut.first_distance(self._block) + 1) * queries + self._start
+        for row in range(0, queries, LANES):
+            part = tile[row : row + LANES]
+            wide = jnp.concatenate([jnp.zeros((LANES, LANES), tile.dtype), part], axis=1)
+            place = pl.ds(pl.multiple_of(begin - row - LANES, LANES), width)
+            total = jnp.sum(_each_row_to_the_left(wide), axis=0, keepdims=True)
+            self.refs[name][:, place] += total
+
+
+def _each_row_to_the_left(wide: jax.Array) -> jax.Array:
+    """Rotate row i by i places, by the binary digits of i.
+
+    `roll` with a stride rotates to the right. A stride that wraps round does not compile (libtpu
+    0.0.52).
+    """
+    count, width = wide.shape
+    row = lax.broadcasted_iota(jnp.int32, wide.shape, 0)
+    for power in (2**i for i in range((count - 1).bit_length())):
+        wide = jnp.where(row & power != 0, pltpu.roll(wide, width - power, 1), wide)
+    return wide
