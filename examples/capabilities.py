@@ -156,7 +156,8 @@ def speeds() -> str:
     for row in FIGURES:
         case = f"{row.work}, {'causal' if row.is_causal else 'no mask'}"
         rates = ["" if rate is None else str(rate) for rate in row.rates]
-        lines.append([row.device, f"`{row.implementation}`", case, *rates, row.measured, row.source])
+        name = f"`{row.implementation}`"
+        lines.append([row.device, name, case, *rates, row.measured, row.source])
     header = ["device", "implementation", "pass, mask", *sizes, "measured program", "source"]
     return markdown(header, lines)
 
