@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _device_processes import DECLINED, FAILED, MEASURED, Result
-from _harness import Program, forward_and_backward
+from _harness import MIN_ROUNDS, Program, forward_and_backward
 from jax import lax
 
 import flax_attn
@@ -226,7 +226,7 @@ def times(program: Program, limit: float) -> list[float]:
         count += 1
     calls = max(1, round(limit / ROUNDS * count / (time.perf_counter() - start)))
     seconds: list[float] = []
-    while len(seconds) < ROUNDS and sum(seconds) * calls < limit:
+    while len(seconds) < MIN_ROUNDS or (len(seconds) < ROUNDS and sum(seconds) * calls < limit):
         start = time.perf_counter()
         for _ in range(calls):
             results = program.dispatch()

@@ -34,6 +34,17 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()  # nothing, if it has ended
+        self._process.wait()
+        self._reader.join()
+        self._errors.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -60,18 +71,11 @@ class Process:
                 except json.JSONDecodeError:
                     pass  # of a library that prints braces
 
-    def end(self) -> str:
-        """End it, and return why it ended: its status and the last line of its errors."""
-        status = self._process.poll()
-        if status is None:
-            self._process.kill()
-        self._process.wait()
-        self._reader.join()
+    def last_words(self) -> str:
+        """The status of a process that has ended, and the last line of its errors."""
+        status = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        self._errors.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
         return f"the process ended with status {status}: {lines[-1] if lines else 'no message'}"
 
 
@@ -91,32 +95,30 @@ def run_jobs(
     """
     waiting = list(jobs)
     while waiting:
-        process = Process([*command, json.dumps(waiting)])
-        lost: Result | None = None
         began, is_open = False, False  # whether a job has begun, and whether one is not done
-        while waiting and lost is None:
-            seconds = min(limit, until - time.monotonic())
-            try:
-                message = process.message(seconds)
-            except TimeoutError:
-                lost = {"status": HUNG, "message": f"no result within {limit:g} s"}
-                if seconds < limit:
-                    lost = {"status": SKIPPED, "message": OUT_OF_TIME}
-                break
-            if message is None:
-                if began and not is_open:
-                    break  # it left the other jobs to a new process
-                lost = {"status": FAILED}
-            elif "begin" in message:
-                began = is_open = True
-            elif "end" in message:
-                is_open = False
-                assert message.pop("end") == waiting[0]
-                yield waiting.pop(0), message
-        ended = process.end()
+        lost: Result | None = None
+        with Process([*command, json.dumps(waiting)]) as process:
+            while waiting and lost is None:
+                seconds = min(limit, until - time.monotonic())
+                try:
+                    message = process.message(seconds)
+                except TimeoutError:
+                    lost = {"status": HUNG, "message": f"no result within {limit:g} s"}
+                    if seconds < limit:
+                        lost = {"status": SKIPPED, "message": OUT_OF_TIME}
+                    break
+                if message is None:
+                    if began and not is_open:
+                        break  # it left the other jobs to a new process
+                    lost = {"status": FAILED, "message": process.last_words()}
+                elif "begin" in message:
+                    began = is_open = True
+                elif "end" in message:
+                    is_open = False
+                    assert message.pop("end") == waiting[0]
+                    yield waiting.pop(0), message
         if lost is not None:
             # A process that did not begin a job will not begin another: a package is missing.
             count = 1 if began and lost["status"] != SKIPPED else len(waiting)
-            for job in waiting[:count]:
-                yield job, {"message": ended, **lost}
+            yield from ((job, dict(lost)) for job in waiting[:count])
             del waiting[:count]

@@ -171,7 +171,7 @@ def run(
 def ratios(
     results: Mapping[Job, Result], chosen: Mapping[str, str], targets: Sequence[Target] = TARGETS
 ) -> list[dict[str, Any]]:
-    """Each target with the ratio of the medians, or why there is none."""
+    """Each target with the ratio of the medians of summaries, or why there is none."""
     rows = []
     for target in targets:
         own = chosen.get(target.case, "ours")
@@ -182,6 +182,8 @@ def ratios(
             if result is None or result["status"] != MEASURED:
                 why = "not asked for" if result is None else reason(result)
                 row["message"] = f"not measured: {name}: {why}"
+            elif not result["close"]:
+                row["message"] = f"not measured: {name}: its results are wrong"
         if not row["message"]:
             mine, other = (result["median"] for result in found if result is not None)
             row |= {"ratio": other / mine, "met": other / mine >= target.ratio}
