@@ -7,11 +7,12 @@ from flax_attn.attention._core.problem import Problem
 from flax_attn.attention.blockwise import Blockwise
 from flax_attn.attention.decode import Decode
 from flax_attn.attention.dense import Dense
+from flax_attn.attention.pallas_tpu import PallasTPU
 
 FALLBACK = Dense()
 """It computes every problem on every platform, and JAX differentiates it for second derivatives."""
 
-REGISTRY: tuple[Implementation, ...] = (Decode(), Blockwise(), FALLBACK)
+REGISTRY: tuple[Implementation, ...] = (Decode(), PallasTPU(), Blockwise(), FALLBACK)
 """All implementations, in the order of preference."""
 
 
@@ -33,4 +34,4 @@ class Absent(Implementation):
         return f"it is not part of this version, which has {present}."
 
 
-ABSENT = (Absent("cudnn"), Absent("pallas_gpu"), Absent("pallas_tpu"))
+ABSENT = (Absent("cudnn"), Absent("pallas_gpu"))

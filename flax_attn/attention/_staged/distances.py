@@ -20,9 +20,7 @@ from flax_attn.scores import ScoreMod
 class Table(Protocol):
     """A score modifier that adds a bias that depends on distance and head only."""
 
-    def of_distance(
-        self, distances: jax.Array, head_ids: jax.Array, dtype: jnp.dtype
-    ) -> jax.Array:
+    def of_distance(self, distances: jax.Array, head_ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """The bias for each distance j − i and head."""
 
 
@@ -36,9 +34,7 @@ class Looked(ScoreMod):
 
     bias: Any
 
-    def __call__(
-        self, scores: jax.Array, q: Record, k: Record, head_ids: jax.Array
-    ) -> jax.Array:
+    def __call__(self, scores: jax.Array, q: Record, k: Record, head_ids: jax.Array) -> jax.Array:
         """Add them."""
         del q, k, head_ids
         return scores + self.bias

@@ -14,8 +14,8 @@ from flax_attn.attention._core.batch import (
 )
 from flax_attn.attention._core.problem import Problem, Structure
 from flax_attn.attention._staged.distances import Place, looked_up, over_distances, tables_of
-from flax_attn.attention.dropout import kept_share
 from flax_attn.attention._staged.program import Depends, NotStagedError, Program
+from flax_attn.attention.dropout import kept_share
 
 
 class Given(NamedTuple):

@@ -44,17 +44,79 @@ INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkp
 CUSTOM = "custom_jvp_call"
 
 ELEMENTWISE = frozenset(  # ruff: noqa: SIM905
-    """
-    abs add add_any and atan2 cbrt ceil clamp convert_element_type copy copy_p cos cosh div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min
-    mul ne neg nextafter not or pow rem round rsqrt select_n shift_left shift_right_arithmetic
-    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
-    """.split()
+    [
+        "abs",
+        "add",
+        "add_any",
+        "and",
+        "atan2",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "cos",
+        "cosh",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "or",
+        "pow",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+    ]
 )
 """Primitives whose result at a place depends on their operands at this place only."""
 
 OF_TOKENS = ELEMENTWISE.union(
-    "broadcast_in_dim concatenate expand_dims gather iota reshape squeeze transpose".split()
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "expand_dims",
+        "gather",
+        "iota",
+        "reshape",
+        "squeeze",
+        "transpose",
+    ]
 )
 """What may be done with vectors over tokens: nothing that joins several tokens."""
 

@@ -357,7 +357,9 @@ class _Work:
         if is_part:
             values = [x.astype(jnp.float32) for x in values]
         arrays, pull_back = jax.vjp(self.given_of(others), *values)
-        cotangents = [jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else _no(x) for x in arrays]
+        cotangents = [
+            jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else _no(x) for x in arrays
+        ]
         for i in moved:
             total = self._like(found[cotangent_of(i)], i)
             axes = tuple(a for a, size in enumerate(arrays[i].shape) if size != total.shape[a])

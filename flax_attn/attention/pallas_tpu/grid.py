@@ -9,8 +9,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from flax_attn.attention._staged.blocks import Visits
-
 LANES = 128
 
 

@@ -70,7 +70,9 @@ class Laid:
     def flags(self, values: jax.Array, axes: str) -> Operand:
         """Flags of queries `[B, T, N]` or keys `[B, S, K]` as numbers."""
         values = jnp.swapaxes(values, 1, 2).astype(jnp.float32)
-        return Operand(self._padded(values, 2, axes[1], mode="constant"), axes[0] + axes[2] + axes[1])
+        return Operand(
+            self._padded(values, 2, axes[1], mode="constant"), axes[0] + axes[2] + axes[1]
+        )
 
     def given(self, arrays: list[jax.Array]) -> dict[str, Operand]:
         """The arrays that the pairs are given, or their tangents."""
@@ -111,7 +113,9 @@ class Laid:
 
     def _padded(self, values: jax.Array, axis: int, letter: str, **options: Any) -> jax.Array:
         missing = self.lengths["ts".index(letter)] - values.shape[axis]
-        return jnp.pad(values, [(0, missing if i == axis else 0) for i in range(values.ndim)], **options)
+        return jnp.pad(
+            values, [(0, missing if i == axis else 0) for i in range(values.ndim)], **options
+        )
 
     # ---- results
 

@@ -137,7 +137,9 @@ def sweep(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(*grid.outer, steps),
-            in_specs=[spec for x in operands.values() for spec in cut.specs(x.axes, x.values.shape)],
+            in_specs=[
+                spec for x in operands.values() for spec in cut.specs(x.axes, x.values.shape)
+            ],
             out_specs=[cut.result_spec(x) for x in results.values()],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums.values()],
         ),
