@@ -276,7 +276,7 @@ class PallasTPU(Implementation):
                 query = finite(problem.query.values) if problem.may_hide else problem.query.values
                 total = jnp.sum(query.astype(d_query.dtype) * d_query)
                 gradients[work.structure.scale] = total.astype(scale.dtype).reshape(scale.shape)
-                d_query = (d_query * scale).astype(dtypes[0])
+                d_query = (d_query * scale.astype(d_query.dtype)).astype(dtypes[0])
             gradients[QUERY] = d_query
         if "d key" in found:
             gradients[KEY] = work.laid.tokens(found["d key"], "s", features)

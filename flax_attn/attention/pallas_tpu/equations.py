@@ -53,10 +53,11 @@ class OfScores(Equations):
 
     def operands(self) -> Operands:
         """Q, K, V, the factor of the scores, and what the pairs are given."""
+        whole = self.laid.whole
         found = {
-            "q": self.laid.queries(self.problem.query.values),
-            "k": self.laid.matrix(self.problem.key.values, "bskd"),
-            "v": self.laid.matrix(self.problem.value.values, "bskd"),
+            "q": self.laid.queries(whole.query.values),
+            "k": self.laid.matrix(whole.key.values, "bskd"),
+            "v": self.laid.matrix(whole.value.values, "bskd"),
             **self.laid.given(self._given),
         }
         factor = self.laid.factor

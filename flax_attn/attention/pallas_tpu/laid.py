@@ -20,6 +20,7 @@ class Laid:
 
     Attributes:
       problem: The problem, with one batch axis.
+      whole: The problem as it was given.
       pairs: Its pairs, on tiles.
       sizes: The sizes of blocks.
       lengths: T and S, rounded up to whole blocks.
@@ -30,7 +31,7 @@ class Laid:
     def __init__(self, problem: Problem, pairs: Pairs, sizes: TileSizes) -> None:
         self.batch = problem.batch
         self.problem, self.pairs, self.sizes = with_one_batch_axis(problem), pairs, sizes
-        self._whole = problem
+        self.whole = problem
         length_q, length_k, *self.heads = self.problem.sizes
         self.lengths = _whole(length_q, sizes.query), _whole(length_k, sizes.key)
         self.in_queries, self.factor = split_scale(problem)
@@ -109,7 +110,7 @@ class Laid:
 
     def given_arrays(self) -> list[jax.Array]:
         """What `given` takes, of this problem."""
-        return self.pairs.outside(self._whole, self.distances)
+        return self.pairs.outside(self.whole, self.distances)
 
     def _padded(self, values: jax.Array, axis: int, letter: str, **options: Any) -> jax.Array:
         missing = self.lengths["ts".index(letter)] - values.shape[axis]
