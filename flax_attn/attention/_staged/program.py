@@ -190,6 +190,7 @@ class Program:
         closed = jax.make_jaxpr(function)(*arguments)
         self.inputs = [Value(x, d) for x, d in zip(arguments, depends, strict=True)]
         self.steps: list[Step] = []
+        self._single: dict[int, Atom] = {}  # what a value is, if it is one number, spread
         self._equal: dict[Any, Step] = {}
         self.results = self._flatten(closed, self.inputs)
         self._raw = [self.inputs[i] for i in raw]
@@ -225,7 +226,21 @@ class Program:
             step = Step(equation, inputs, [Value(x.aval, depends) for x in equation.outvars])
             self.steps.append(step)
             self._equal[key] = step
+            if step.name in ("broadcast_in_dim", "convert_element_type"):
+                self._note_number(step.name, self._as_number(inputs[0]), step.outputs[0])
         return self._equal[key].outputs
+
+    def _note_number(self, name: str, atom: Atom, result: Value) -> None:
+        """Note that a result is a known number, or a number of the program that is spread."""
+        if isinstance(atom, Value):
+            if name == "broadcast_in_dim" and not atom.shape:
+                self._single[id(result)] = atom
+        elif isinstance(atom.value, np.ndarray) and atom.value.size == 1:
+            number = atom.value.reshape(()).astype(result.dtype)
+            self._single[id(result)] = Constant(number)
+
+    def _as_number(self, atom: Atom) -> Atom:
+        return self._single.get(id(atom), atom)
 
     def _check(self) -> None:
         for step in self._steps_for([x for x in self.results if isinstance(x, Value)]):
@@ -255,7 +270,7 @@ class Program:
         made = {id(x) for step in within for x in step.outputs}
         read = [*(x for step in within for x in step.inputs), *values]
         found: dict[int, Value] = {}
-        for x in read:
+        for x in map(self._as_number, read):
             if isinstance(x, Value) and id(x) not in made and x not in self._raw:
                 found[id(x)] = x
         return list(found.values())
@@ -302,14 +317,16 @@ class Program:
         known = {id(x): y for x, y in zip(self.given, given, strict=True)}
         known.update((id(x), y) for x, y in zip(self._raw, raw, strict=True))
         shape = next(x.shape for x in [*raw, *given] if x is not None)
-        lifted = functools.partial(_lifted, shape=shape)
+
+        def tile(atom: Atom) -> jax.Array:
+            return _lifted(_read(known, self._as_number(atom)), shape)
+
         for step in self._steps_for([x for x in wanted if isinstance(x, Value)]):
             if step.depends != Depends.PAIR:
                 continue
-            tiles = [lifted(_read(known, x)) for x in step.inputs]
-            outs = _compute_inside(step.equation, tiles)
+            outs = _compute_inside(step.equation, list(map(tile, step.inputs)))
             known.update(zip(map(id, step.outputs), outs, strict=True))
-        return [lifted(_read(known, x)) for x in wanted]
+        return list(map(tile, wanted))
 
 
 def _identity(atom: Atom) -> Any:
@@ -397,6 +414,8 @@ def run_on_tiles(closed: Any, tiles: Sequence[jax.Array]) -> list[jax.Array]:
 
     def read(atom: Any) -> jax.Array:
         value = literal_value(atom)
+        if atom.aval.dtype == jax.dtypes.float0:  # the tangent of a whole number: nothing
+            return value
         return lifted(known[atom] if value is None else value.astype(atom.aval.dtype))
 
     for equation in jaxpr.eqns:
