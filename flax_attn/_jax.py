@@ -6,6 +6,7 @@ Written for JAX 0.10.2 to 0.12.0.
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -144,21 +145,26 @@ def is_divided(ctx: LoweringContext) -> bool:
     return getattr(context, "num_devices", 1) > 1
 
 
-def device_kind(ctx: LoweringContext) -> str | None:
-    """The kind of device that a module is lowered for, such as "TPU v5 lite"; None if unknown.
+def device_of(platform: str | None, ctx: LoweringContext | None = None) -> Any | None:
+    """The device of a platform that a module is lowered for; None if it is not known.
 
-    It is that of the mesh where `jax.set_mesh` or the arguments name one, as they do ahead of time.
+    Ahead of time it is that of the topology or of `jax.set_mesh`, otherwise one of this machine.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is not None:
-        return device.device_kind
-    return local_device_kind(ctx.module_context.platforms[0])
+    backend = None if ctx is None else ctx.module_context.backend
+    named = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    found = [] if platform is None else [*_devices(platform, backend), named]
+    return found[0] if found and _is_of(found[0], platform) else None
 
 
-def local_device_kind(platform: str) -> str | None:
-    """The kind of the devices of a platform on this machine; None if there are none."""
-    found = _devices(platform)
-    return found[0].device_kind if found else None
+def compute_capability(device: Any | None) -> tuple[int, int] | None:
+    """That of an NVIDIA GPU, such as (9, 0); None for other devices."""
+    found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def is_exported(ctx: LoweringContext) -> bool:
+    """Whether a module is lowered for `jax.export`, which refuses most custom calls."""
+    return bool(ctx.module_context.lowering_parameters.for_export)
 
 
 class Divisible(Protocol):
@@ -182,27 +188,32 @@ class Divisible(Protocol):
         """
 
 
-def divide(
-    ctx: LoweringContext, computation: Divisible
-) -> tuple[Callable[..., Any], LoweringContext] | None:
-    """Returns a function with a partitioning rule, and the context to lower it in.
+def can_divide(ctx: LoweringContext) -> bool:
+    """Whether XLA's partitioner can be told how a computation is divided.
 
-    None where the partitioner cannot be told: within a `shard_map` over some axes of a mesh, in
-    `jax.export`, where the devices are not known, and without Shardy.
+    It cannot within a `shard_map` over some axes of a mesh, in `jax.export`, where the devices are
+    not known, and without Shardy.
     """
     module = ctx.module_context
-    context = module.axis_context
-    count = getattr(context, "num_devices", 0)
+    context: Any = module.axis_context
+    devices = _devices(module.platforms[0], module.backend)
+    return not (
+        hasattr(context, "manual_axes")
+        or is_exported(ctx)
+        or len(devices) < getattr(context, "num_devices", 0)
+        or not jax.config.jax_use_shardy_partitioner
+    )
+
+
+def divide(
+    ctx: LoweringContext, computation: Divisible
+) -> tuple[Callable[..., Any], LoweringContext]:
+    """Returns a function with a partitioning rule, and the context to lower it in."""
+    module = ctx.module_context
+    context: Any = module.axis_context
     # JAX names the devices of a module only for primitives of its own. The partitioner uses only
     # the number of devices, so any devices will do.
-    devices = _devices(module.platforms[0])[:count]
-    if (
-        hasattr(context, "manual_axes")
-        or module.lowering_parameters.for_export
-        or len(devices) < count
-        or not jax.config.jax_use_shardy_partitioner
-    ):
-        return None
+    devices = _devices(module.platforms[0], module.backend)[: context.num_devices]
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         del mesh
@@ -226,7 +237,7 @@ def divide(
     split.def_partition(
         partition, sharding_rule=rule, need_replication_factors=whole, decode_shardings=False
     )
-    known = type(context)(count, tuple(devices))
+    known = type(context)(len(devices), tuple(devices))
     return split, ctx.replace(module_context=module.replace(axis_context=known))
 
 
@@ -250,11 +261,20 @@ without_locations_p.def_abstract_eval(lambda *args, jaxpr: jaxpr.out_avals)
 set_lowering(without_locations_p, _lower_without_locations, None)
 
 
-def _devices(platform: str) -> list[Any]:
+def _devices(platform: str, backend: Any = None) -> list[Any]:
+    """The devices of a platform: those of `backend` if it is of this platform."""
+    own = [] if backend is None else backend.devices()
+    if own and _is_of(own[0], platform):
+        return own
     try:
         return jax.devices(platform)
     except RuntimeError:  # a platform that is compiled for, and is not here
         return []
+
+
+def _is_of(device: Any, platform: str | None) -> bool:
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    return getattr(device, "platform", None) == platform
 
 
 def _fitting_mesh(devices: list[Any], arrays: Sequence[Any]) -> tuple[Mesh, list[Spec]]:

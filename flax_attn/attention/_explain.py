@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flax_attn._jax import local_device_kind
+from flax_attn._jax import compute_capability, device_of
 from flax_attn._pytree import pytree, static
 from flax_attn.attention import _registry
 from flax_attn.attention._core.arguments import check_options
@@ -109,7 +109,7 @@ def explain(
         )
     candidates = as_candidates(function, implementation)
     problem = normalize(function, query, key, value, bias, mask, **options)
-    target = Target(platform, device=local_device_kind(platform))
+    target = _target_here(platform)
     chosen = select(function, problem, candidates, target)
     refusals = {
         other.name: _reason(other, problem, candidates, target)
@@ -122,6 +122,7 @@ def explain(
     unknown = opaque(problem.mask, *problem.records())
     lines = [f"dot_product_attention on {platform}: {chosen.name}"]
     lines.append(f"  {_describe_problem(problem)}")
+    lines += [f"  {remark}" for remark in chosen.remarks(problem, target)]
     lines += [f"  not {name}: {reason}" for name, reason in refusals.items()]
     if unknown:
         lines.append(f"  the block map does not understand {', '.join(unknown)} of the mask")
@@ -145,16 +146,30 @@ def _explain_placement(
     problem = normalize(function, *arrays, placement=placement, **options)
     coords = options.get("query_coords"), options.get("key_coords")
     block, candidates, steps = placement.on_a_device(function, problem, coords)
-    chosen = select(function, block, candidates, Target(platform))
+    target = _target_here(platform)
+    chosen = select(function, block, candidates, target)
     lines = [
         f"dot_product_attention on {platform}: {placement!r}",
         f"  {_describe_problem(problem)}",
         f"  each device: {_describe_problem(block)}; by {chosen.name}",
-        *(f"  {step}" for step in steps),
+        *(
+            f"  {remark}"
+            for remark in (*steps, *chosen.remarks(block, target._replace(is_part=True)))
+        ),
     ]
     text = "\n".join(lines)
     print(text)
     return Explanation(None, placement.name, {}, (), text)
+
+
+def _target_here(platform: str) -> Target:
+    """A device of this machine, if it has one of the platform."""
+    device = device_of(platform)
+    return Target(
+        platform,
+        device=None if device is None else device.device_kind,
+        compute_capability=compute_capability(device),
+    )
 
 
 def block_map(problem: Problem, blockwise: Blockwise, platform: str) -> Plan:

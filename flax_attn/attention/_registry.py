@@ -5,14 +5,25 @@ import dataclasses
 from flax_attn.attention._core.implementation import Implementation, Target
 from flax_attn.attention._core.problem import Problem
 from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention.cudnn import Cudnn
 from flax_attn.attention.decode import Decode
 from flax_attn.attention.dense import Dense
 
 FALLBACK = Dense()
 """It computes every problem on every platform, and JAX differentiates it for second derivatives."""
 
-REGISTRY: tuple[Implementation, ...] = (Decode(), Blockwise(), FALLBACK)
+REGISTRY: tuple[Implementation, ...] = (Decode(), Cudnn(), Blockwise(), FALLBACK)
 """All implementations, in the order of preference."""
+
+
+def other_than(leaving: Implementation, problem: Problem, target: Target) -> Implementation:
+    """The best implementation of what one leaves to others."""
+    for other in REGISTRY:
+        if other.name != leaving.name:
+            reason = other.declines(problem, target) or other.defers(problem, target)
+            if reason is None:
+                return other
+    return FALLBACK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,4 +44,4 @@ class Absent(Implementation):
         return f"it is not part of this version, which has {present}."
 
 
-ABSENT = (Absent("cudnn"), Absent("pallas_gpu"), Absent("pallas_tpu"))
+ABSENT = (Absent("pallas_gpu"), Absent("pallas_tpu"))

@@ -21,6 +21,8 @@ class Target(NamedTuple):
         sum. They are then computed in the dtype of scores, and rounded once, by the caller.
       lse_cotangent: Whether the LSE may have a cotangent other than 0.
       device: The kind of device, such as "NVIDIA H100 80GB HBM3"; None if it is not known.
+      compute_capability: That of an NVIDIA GPU, such as (9, 0); None if it is not known.
+      is_exported: Whether the program is serialized by `jax.export`.
     """
 
     platform: str | None
@@ -28,6 +30,8 @@ class Target(NamedTuple):
     is_part: bool = False
     lse_cotangent: bool = True
     device: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    is_exported: bool = False
 
 
 class Implementation:
@@ -75,6 +79,11 @@ class Implementation:
         """
         del problem, target
         return None
+
+    def remarks(self, problem: Problem, target: Target) -> list[str]:
+        """What `explain` says of it where it is chosen, a sentence each."""
+        del problem, target
+        return []
 
     def forward(self, problem: Problem, target: Target) -> Results:
         """Output and LSE."""

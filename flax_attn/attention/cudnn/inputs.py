@@ -1,0 +1,177 @@
+"""What cuDNN is given: a problem as arrays with one batch axis, and a few numbers."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flax_attn._jax_cudnn import Band
+from flax_attn.attention._core.problem import Problem
+from flax_attn.masks import Causal, Full, Mask, Window
+from flax_attn.masks._mask import And
+from flax_attn.scores import Bias
+
+Pair = tuple[jax.Array | None, jax.Array | None]
+"""Which queries `[B, T]` and which keys `[B, S]` are valid; None = all."""
+
+
+class Sides(NamedTuple):
+    """How many positions a query sees to its left and to its right; None = all."""
+
+    left: int | None
+    right: int | None
+
+
+def sides_of(problem: Problem) -> Sides | None:
+    """The mask as a band around the diagonal; None if it is not known to be one.
+
+    If tokens are in order, a side that hides nothing is None.
+    """
+    sides = _sides(problem.mask)
+    if sides is None or not problem.in_order:
+        return sides
+    length_q, length_k, _, _ = problem.sizes
+    left, right = sides
+    return Sides(
+        None if left is None or left >= length_q - 1 else left,
+        None if right is None or right >= length_k - 1 else right,
+    )
+
+
+def _sides(mask: Mask) -> Sides | None:
+    if type(mask) is Full:
+        return Sides(None, None)
+    if type(mask) is Causal:
+        return Sides(None, 0)
+    if type(mask) is Window:
+        left, right = mask.left, mask.right
+        if isinstance(left, int | None) and isinstance(right, int | None):
+            return Sides(left, right)
+        return None
+    if type(mask) is And:
+        first, second = _sides(mask.first), _sides(mask.second)
+        if first is None or second is None:
+            return None
+        return Sides(_least(first.left, second.left), _least(first.right, second.right))
+    return None
+
+
+def _least(a: int | None, b: int | None) -> int | None:
+    return min((x for x in (a, b) if x is not None), default=None)
+
+
+def valid_tokens(problem: Problem) -> Pair:
+    """Which queries and which keys are valid, `[*B | 1, 1, T]` and `[*B | 1, 1, S]`."""
+    query, key = (
+        fields["valid"].values if "valid" in fields else None
+        for fields in (problem.query_fields, problem.key_fields)
+    )
+    return query, key
+
+
+class Inputs(NamedTuple):
+    """A problem as cuDNN takes it, with one batch axis.
+
+    Attributes:
+      arrays: Query `[B, T, N, D]`, key `[B, S, K, D]`, value `[B, S, K, Dv]` and bias `[B | 1, N |
+        1, T, S]` or None. Tokens that are not valid are 0.
+      band: Scale and mask.
+      valid: Which queries and which keys are valid.
+      sees: Which queries see a key `[B | 1, T, N | 1]`; None = all.
+    """
+
+    arrays: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
+    band: Band
+    valid: Pair
+    sees: jax.Array | None
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Inputs":
+        """The inputs of a problem that cuDNN does not decline."""
+        sides = sides_of(problem)
+        assert sides is not None
+        assert isinstance(problem.scale, int | float)
+        query, key, value = (
+            one_batch_axis(x.values) for x in (problem.query, problem.key, problem.value)
+        )
+        bias = None
+        if problem.score_mod is not None:
+            assert isinstance(problem.score_mod, Bias)
+            bias = one_batch_axis(problem.score_mod.values.values)
+        valid_q, valid_k = (_one_batch_axis(x, problem.batch) for x in valid_tokens(problem))
+        lengths = None
+        if valid_q is not None or valid_k is not None:
+            lengths = _length(valid_q, query), _length(valid_k, key)
+        arrays = _kept(query, valid_q), _kept(key, valid_k), _kept(value, valid_k), bias
+        band = Band(
+            scale=float(problem.scale),
+            causal=sides.right == 0,
+            window=None if sides.left is None else sides.left + 1,
+            lengths=lengths,
+        )
+        valid = valid_q, valid_k
+        sees = _sees(sides, valid, query.shape[1]) if bias is None else _sees_by(bias, sides, valid)
+        return cls(arrays, band, valid, sees)
+
+    def only_valid(
+        self, d_query: jax.Array, d_key: jax.Array, d_value: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The gradients, 0 for tokens that are not valid."""
+        valid_q, valid_k = self.valid
+        return _kept(d_query, valid_q), _kept(d_key, valid_k), _kept(d_value, valid_k)
+
+
+def one_batch_axis(array: jax.Array) -> jax.Array:
+    """An array `[*B, X, Y, Z]` as `[B, X, Y, Z]`."""
+    return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
+
+
+def _one_batch_axis(valid: jax.Array | None, batch: tuple[int, ...]) -> jax.Array | None:
+    if valid is None:
+        return None
+    length = valid.shape[-1]
+    whole = jnp.broadcast_to(valid[..., 0, :], (*batch, length))
+    return whole.reshape(math.prod(batch), length)
+
+
+def _kept(array: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """0 for tokens that are not valid. Their weights are 0 too, but 0 · NaN is not."""
+    return array if valid is None else jnp.where(valid[..., None, None], array, 0)
+
+
+def _length(valid: jax.Array | None, tokens: jax.Array) -> jax.Array:
+    """The number of valid tokens `[B]`, at least 1, so that cuDNN meets no empty sequence.
+
+    A token that is not valid is 0, and what a query makes of it is not used.
+    """
+    batch, length = tokens.shape[:2]
+    if valid is None:
+        return jnp.full(batch, length, jnp.int32)
+    return jnp.maximum(jnp.sum(valid, axis=-1, dtype=jnp.int32), 1)
+
+
+def _sees(sides: Sides, valid: Pair, length_q: int) -> jax.Array | None:
+    """Which queries see a key `[B | 1, T, 1]`. Without lengths all do, as windows have T ≤ S."""
+    valid_q, valid_k = valid
+    if valid_q is None and valid_k is None:
+        return None
+    sees = jnp.ones((1, length_q), bool) if valid_q is None else valid_q
+    if valid_k is not None:
+        first = jnp.zeros(length_q, jnp.int32)
+        if sides.left is not None:
+            first = jnp.maximum(jnp.arange(length_q, dtype=jnp.int32) - sides.left, 0)
+        sees = sees & (first[None] < jnp.sum(valid_k, axis=-1, dtype=jnp.int32)[:, None])
+    return sees[..., None]
+
+
+def _sees_by(bias: jax.Array, sides: Sides, valid: Pair) -> jax.Array:
+    """Which queries see a key `[B | 1, T, N | 1]`, where the bias may hide some by −∞."""
+    rows, columns = (jnp.arange(size, dtype=jnp.int32) for size in bias.shape[-2:])
+    seen = ~jnp.isneginf(bias)
+    if sides.right == 0:
+        seen &= (columns[None] <= rows[:, None])[None, None]
+    for x, axes in zip(valid, ((1, 3), (1, 2)), strict=True):
+        if x is not None:
+            seen &= jnp.expand_dims(x, axes)
+    return jnp.swapaxes(jnp.any(seen, axis=-1), -1, -2)
