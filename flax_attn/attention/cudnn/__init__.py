@@ -38,8 +38,8 @@ class Cudnn(Implementation):
 
     * cuDNN's gradients are summed in an order that varies, unless XLA is given the flag
       `--xla_gpu_deterministic_ops`. With `backward=False` they are always the same.
-    * Keys and values that a causal mask, a window or a bias of −∞ hides must be finite: a NaN or an
-      infinity may reach queries of the same tile, as 0 · NaN. Those beyond a length may be anything.
+    * Keys and values that a causal mask, a window or a bias of −∞ hides must be finite: NaN and
+      infinity may reach queries of the same tile, as 0 · NaN. Those beyond a length need not be.
     * The output is rounded to the query's dtype before a sink is applied or parts are merged.
 
     Attributes:
