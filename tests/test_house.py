@@ -22,7 +22,7 @@ ROOT = pathlib.Path(flax_attn.__file__).parent
 # A package imports only those on rows above its own. (Linen and NNX share `_modules`: neither may
 # import the other.)
 ROWS = [
-    {"_checks", "_functions", "_integers", "_jax", "_pytree", "_record"},
+    {"_checks", "_functions", "_integers", "_jax", "_jax_cudnn", "_pytree", "_record"},
     {"_devices", "_fields", "_orders"},
     {"_cpu"},
     {"maps", "coords"},
@@ -76,10 +76,10 @@ def test_a_module_imports_only_rows_above_its_own():
 PRIVATE = ("jax._src", "jax.extend.core", "jax.interpreters", "jaxlib")
 
 
-def test_private_parts_of_jax_and_flax_are_touched_in_one_file():
+def test_private_parts_of_jax_and_flax_are_touched_in_few_files():
     wrong = []
     for path, package in modules():
-        if package != "_jax":
+        if package not in ("_jax", "_jax_cudnn"):
             wrong += [f"{path}: {name}" for name in imported(path) if name.startswith(PRIVATE)]
             wrong += [f"{path}: captures"] * ("__captures__" in path.read_text())
     assert not wrong, "put it into _jax.py"

@@ -98,12 +98,12 @@ def test_explain_prints_the_choice_the_refusals_and_the_block_map(capsys):
     q = jnp.zeros((1, 2048, 2, 8))
     found = explain(
         q, q, q, mask=masks.Causal() & masks.Window(600), score_mod=scores.SoftCap(30.0),
-        implementation=["cudnn", "blockwise"], platform="cpu",
+        implementation=["pallas_gpu", "blockwise"], platform="cpu",
     )  # fmt: skip
     text = capsys.readouterr().out
     assert text.strip() == str(found)
     assert text.startswith("dot_product_attention on cpu: blockwise")
-    assert "not cudnn: it is not part of this version" in text
+    assert "not pallas_gpu: it is not part of this version" in text
     assert "not dense: it was not asked for." in text
     assert "Causal() & Window(left=600, right=0)" in text
     assert "SoftCap(cap=30.0)" in text

@@ -96,8 +96,9 @@ def _wrong_mask(problem: Problem) -> str | None:
     has_lengths = any(valid is not None for valid in valid_tokens(problem))
     if not problem.in_order and (sides != (None, None) or has_lengths):
         return (
-            "it counts positions from 0 on both sides, and coordinates may say otherwise. Leave "
-            "them out, and give lengths as query_seq_lengths and key_value_seq_lengths."
+            "it counts positions from 0 on both sides, which coordinates, a placement, or queries "
+            "that jit splits over devices may not do. Leave coordinates out, and give lengths as "
+            "query_seq_lengths and key_value_seq_lengths."
         )
     if sides.right not in (None, 0):
         return f"its windows end at the query itself, and this one at {sides.right:+}."
