@@ -48,7 +48,7 @@ MUTATIONS = [
     *(
         Mutation(f"cudnn: {name}", f"attention/cudnn/{file}.py", old, new, CUDNN)
         for name, file, old, new in (
-            ("a window is too short", "inputs", "else sides.left + 1", "else sides.left"),
+            ("a window is too short", "inputs", "else reach.left + 1", "else reach.left"),
             (
                 "what lies behind a length is read",
                 "inputs",
@@ -78,8 +78,8 @@ MUTATIONS = [
             (
                 "a wide window of coordinates is none",
                 "inputs",
-                "if sides is None or not problem.in_order:",
-                "if sides is None:",
+                "if reach is None or not problem.in_order:",
+                "if reach is None:",
             ),
             (
                 "rows without keys are not 0",

@@ -15,11 +15,11 @@ from flax_attn._jax_cudnn import cudnn_backward, cudnn_forward
 from flax_attn.attention import _registry
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
-from flax_attn.attention.cudnn.inputs import Inputs, one_batch_axis, sides_of
+from flax_attn.attention.cudnn.inputs import Inputs, one_batch_axis, reach_of
 from flax_attn.attention.cudnn.limits import no_attention, no_gradients
 
 FEW_SCORES = 64**2
-"""Of one head: half a tile of cuDNN. No figures are published for so few."""
+"""Of one head: less than a tile of cuDNN. No figures are published for so few."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Cudnn(Implementation):
             ]
         else:
             lines = [f"derivatives by {other}: {reason}"]
-        if sides_of(problem) != (None, None) or problem.score_mod is not None:
+        if reach_of(problem) != (None, None) or problem.score_mod is not None:
             lines.append(
                 "keys and values that the mask or the bias hides must be finite: NaN and infinity "
                 "may reach queries of the same tile"

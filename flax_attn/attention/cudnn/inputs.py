@@ -12,48 +12,48 @@ from flax_attn.masks import Causal, Full, Mask, Window
 from flax_attn.masks._mask import And
 from flax_attn.scores import Bias
 
-Pair = tuple[jax.Array | None, jax.Array | None]
+Valid = tuple[jax.Array | None, jax.Array | None]
 """Which queries `[B, T]` and which keys `[B, S]` are valid; None = all."""
 
 
-class Sides(NamedTuple):
+class Reach(NamedTuple):
     """How many positions a query sees to its left and to its right; None = all."""
 
     left: int | None
     right: int | None
 
 
-def sides_of(problem: Problem) -> Sides | None:
+def reach_of(problem: Problem) -> Reach | None:
     """The mask as a band around the diagonal; None if it is not known to be one.
 
     If tokens are in order, a side that hides nothing is None.
     """
-    sides = _sides(problem.mask)
-    if sides is None or not problem.in_order:
-        return sides
+    reach = _reach(problem.mask)
+    if reach is None or not problem.in_order:
+        return reach
     length_q, length_k, _, _ = problem.sizes
-    left, right = sides
-    return Sides(
+    left, right = reach
+    return Reach(
         None if left is None or left >= length_q - 1 else left,
         None if right is None or right >= length_k - 1 else right,
     )
 
 
-def _sides(mask: Mask) -> Sides | None:
+def _reach(mask: Mask) -> Reach | None:
     if type(mask) is Full:
-        return Sides(None, None)
+        return Reach(None, None)
     if type(mask) is Causal:
-        return Sides(None, 0)
+        return Reach(None, 0)
     if type(mask) is Window:
         left, right = mask.left, mask.right
         if isinstance(left, int | None) and isinstance(right, int | None):
-            return Sides(left, right)
+            return Reach(left, right)
         return None
     if type(mask) is And:
-        first, second = _sides(mask.first), _sides(mask.second)
+        first, second = _reach(mask.first), _reach(mask.second)
         if first is None or second is None:
             return None
-        return Sides(_least(first.left, second.left), _least(first.right, second.right))
+        return Reach(_least(first.left, second.left), _least(first.right, second.right))
     return None
 
 
@@ -61,7 +61,7 @@ def _least(a: int | None, b: int | None) -> int | None:
     return min((x for x in (a, b) if x is not None), default=None)
 
 
-def valid_tokens(problem: Problem) -> Pair:
+def valid_tokens(problem: Problem) -> Valid:
     """Which queries and which keys are valid, `[*B | 1, 1, T]` and `[*B | 1, 1, S]`."""
     query, key = (
         fields["valid"].values if "valid" in fields else None
@@ -83,14 +83,14 @@ class Inputs(NamedTuple):
 
     arrays: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
     band: Band
-    valid: Pair
+    valid: Valid
     sees: jax.Array | None
 
     @classmethod
     def of(cls, problem: Problem) -> "Inputs":
         """The inputs of a problem that cuDNN does not decline."""
-        sides = sides_of(problem)
-        assert sides is not None
+        reach = reach_of(problem)
+        assert reach is not None
         assert isinstance(problem.scale, int | float)
         query, key, value = (
             one_batch_axis(x.values) for x in (problem.query, problem.key, problem.value)
@@ -106,12 +106,12 @@ class Inputs(NamedTuple):
         arrays = _kept(query, valid_q), _kept(key, valid_k), _kept(value, valid_k), bias
         band = Band(
             scale=float(problem.scale),
-            causal=sides.right == 0,
-            window=None if sides.left is None else sides.left + 1,
+            causal=reach.right == 0,
+            window=None if reach.left is None else reach.left + 1,
             lengths=lengths,
         )
         valid = valid_q, valid_k
-        sees = _sees(sides, valid, query.shape[1]) if bias is None else _sees_by(bias, sides, valid)
+        sees = _sees(reach, valid, query.shape[1]) if bias is None else _sees_by(bias, reach, valid)
         return cls(arrays, band, valid, sees)
 
     def only_valid(
@@ -151,7 +151,7 @@ def _length(valid: jax.Array | None, tokens: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.sum(valid, axis=-1, dtype=jnp.int32), 1)
 
 
-def _sees(sides: Sides, valid: Pair, length_q: int) -> jax.Array | None:
+def _sees(reach: Reach, valid: Valid, length_q: int) -> jax.Array | None:
     """Which queries see a key `[B | 1, T, 1]`. Without lengths all do, as windows have T ≤ S."""
     valid_q, valid_k = valid
     if valid_q is None and valid_k is None:
@@ -159,17 +159,17 @@ def _sees(sides: Sides, valid: Pair, length_q: int) -> jax.Array | None:
     sees = jnp.ones((1, length_q), bool) if valid_q is None else valid_q
     if valid_k is not None:
         first = jnp.zeros(length_q, jnp.int32)
-        if sides.left is not None:
-            first = jnp.maximum(jnp.arange(length_q, dtype=jnp.int32) - sides.left, 0)
+        if reach.left is not None:
+            first = jnp.maximum(jnp.arange(length_q, dtype=jnp.int32) - reach.left, 0)
         sees = sees & (first[None] < jnp.sum(valid_k, axis=-1, dtype=jnp.int32)[:, None])
     return sees[..., None]
 
 
-def _sees_by(bias: jax.Array, sides: Sides, valid: Pair) -> jax.Array:
+def _sees_by(bias: jax.Array, reach: Reach, valid: Valid) -> jax.Array:
     """Which queries see a key `[B | 1, T, N | 1]`, where the bias may hide some by −∞."""
     rows, columns = (jnp.arange(size, dtype=jnp.int32) for size in bias.shape[-2:])
     seen = ~jnp.isneginf(bias)
-    if sides.right == 0:
+    if reach.right == 0:
         seen &= (columns[None] <= rows[:, None])[None, None]
     for x, axes in zip(valid, ((1, 3), (1, 2)), strict=True):
         if x is not None:

@@ -13,7 +13,7 @@ from jax import lax
 from flax_attn._jax_cudnn import cudnn_version
 from flax_attn.attention._core.implementation import Target
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
-from flax_attn.attention.cudnn.inputs import sides_of, valid_tokens
+from flax_attn.attention.cudnn.inputs import reach_of, valid_tokens
 from flax_attn.normalizers import Softmax
 from flax_attn.scores import Bias
 
@@ -87,27 +87,27 @@ def _wrong_mask(problem: Problem) -> str | None:
         return "a length is symbolic."
     if 0 in (*problem.batch, *problem.sizes, problem.value.values.shape[-1]):
         return "there is nothing to compute: an axis has size 0."
-    sides = sides_of(problem)
-    if sides is None:
+    reach = reach_of(problem)
+    if reach is None:
         return (
             f"it knows Full, Causal, Window with Python integers, and conjunctions of them; not "
             f"the mask {problem.mask!r}."
         )
     has_lengths = any(valid is not None for valid in valid_tokens(problem))
-    if not problem.in_order and (sides != (None, None) or has_lengths):
+    if not problem.in_order and (reach != (None, None) or has_lengths):
         return (
             "it counts positions from 0 on both sides, which coordinates, a placement, or queries "
             "that jit splits over devices may not do. Leave coordinates out, and give lengths as "
             "query_seq_lengths and key_value_seq_lengths."
         )
-    if sides.right not in (None, 0):
-        return f"its windows end at the query itself, and this one at {sides.right:+}."
-    if sides.left is None:
+    if reach.right not in (None, 0):
+        return f"its windows end at the query itself, and this one at {reach.right:+}."
+    if reach.left is None:
         return None
-    if sides.right is None:
+    if reach.right is None:
         return "its windows are causal. Add & Causal(), or leave the left side open."
-    if sides.left < 0:
-        return f"its windows hold the query itself, and this one begins at {-sides.left:+}."
+    if reach.left < 0:
+        return f"its windows hold the query itself, and this one begins at {-reach.left:+}."
     if length_q > length_k:
         return f"with a window it takes at most as many queries as keys, {length_k}."
     if problem.score_mod is not None:
