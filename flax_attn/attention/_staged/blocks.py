@@ -70,7 +70,7 @@ def in_common(kinds: jax.Array, axis: int) -> jax.Array:
 
 
 def visits(kinds: jax.Array) -> Visits:
-    """The visits of each block of rows, from the kinds of blocks `[B | 1, N | 1, rows, columns]`."""
+    """The visits of each block of rows, from the kinds `[B | 1, N | 1, rows, columns]`."""
     empty = kinds == EMPTY
     order = jnp.argsort(empty, axis=-1, stable=True).astype(jnp.int32)
     needs_mask = jnp.take_along_axis(kinds, order, axis=-1) != FULL
