@@ -142,9 +142,8 @@ class Call:
         found: dict[str, jax.Array] = {}
         by_key = [i for i in moved if self._pairs.given[i].depends == Depends.KEY]
         if {QUERY, self._structure.scale}.intersection(active) or len(by_key) < len(moved):
-            found |= self._sweep(
-                OfQueries(*shared, scale=self._known_scale, dtype=self._dtype_of_dq)
-            )
+            scale, dtype = self._scale_and_dtype_of_dq
+            found |= self._sweep(OfQueries(*shared, scale=scale, dtype=dtype))
         if {KEY, VALUE}.intersection(active) or by_key:
             found |= self._sweep(OfKeys(*shared, dtype=self._dtype(self._problem.dtype)))
         gradients = self._of_tokens(found) | self._of_others(found, moved, others)
