@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn import Coords, Dropout, Sigmoid, Softmax, dot_product_attention, masks, scores
+from flax_attn.attention._figures import CONVENTION, FIGURES, HEAD_SIZES
 from flax_attn.attention._registry import REGISTRY
 from flax_attn.normalizers import Entmax, ReLU, TopK
 
@@ -29,6 +30,15 @@ INTRODUCTION = """\
 Made by `python examples/capabilities.py > docs/implementations.md`, which asks the library.
 `dot_product_attention` chooses an implementation, or takes `implementation="name"`. One that cannot
 honour an argument raises `NotImplementedError` with the reason. See [attention.md](attention.md).
+"""
+SPEEDS = f"""
+## Published speeds
+
+By these figures an implementation defers to a faster one. None of them was measured with this
+library: a program of another library with the same algorithm stands for each implementation. The
+H200 counts as an H100, and the v5e as a v5p. `examples/benchmarks/device.py` measures ours.
+
+{CONVENTION}
 """
 
 Function = Callable[..., Any]
@@ -146,11 +156,30 @@ def table() -> str:
     """The table in Markdown."""
     columns = {x.name: column(x.name) for x in REGISTRY}
     rows = next(iter(columns.values()))
-    lines = [("", *(f"`{name}`" for name in columns)), ("---", *("---" for _ in columns))]
-    lines += [(row, *(cells[row] for cells in columns.values())) for row in rows]
+    header = ["", *(f"`{name}`" for name in columns)]
+    return markdown(header, [[row, *(cells[row] for cells in columns.values())] for row in rows])
+
+
+def speeds() -> str:
+    """The published figures in Markdown."""
+    sizes = [f"D = {size}" for size in HEAD_SIZES]
+    lines = []
+    for row in FIGURES:
+        case = f"{row.work}, {'causal' if row.is_causal else 'no mask'}"
+        rates = ["" if rate is None else str(rate) for rate in row.rates]
+        name = f"`{row.implementation}`"
+        lines.append([row.device, name, case, *rates, row.measured, row.source])
+    header = ["device", "implementation", "pass, mask", *sizes, "measured program", "source"]
+    return markdown(header, lines)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":
     print(INTRODUCTION)
     print(table())
+    print(SPEEDS)
+    print(speeds())

@@ -61,8 +61,8 @@ class Normalizer:
         """Returns (divisor of the weighted sum of values, LSE). The divisor is None if it is 1."""
         raise NotImplementedError
 
-    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
-        """The weights of a block of scores, given the LSE of the whole row."""
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "..."]) -> Any:
+        """The weights of a block of scores, given the LSE of the whole row of each."""
         raise NotImplementedError
 
     def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
@@ -153,9 +153,9 @@ class Softmax(Normalizer):
         total = jnp.where(empty, 1, total)
         return total, jnp.where(empty, -jnp.inf, peak + jnp.log(total))
 
-    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "..."]) -> Any:
         """p = exp(s − LSE), which is at most 1."""
-        return jnp.exp(_below(scores, lse[..., None]))
+        return jnp.exp(_below(scores, lse))
 
     def slope(self, weights: Float[Array, "*R S"], scores: Float[Array, "*R S"]) -> Any:
         """∂p/∂s = p."""
@@ -236,7 +236,7 @@ class Sigmoid(_Elementwise):
     def __post_init__(self) -> None:
         object.__setattr__(self, "bias", _as_per_head("Sigmoid: bias", self.bias))
 
-    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "..."]) -> Any:
         """σ(s). Attention has already added the bias, as a score modifier."""
         del lse
         return jax.nn.sigmoid(scores)
@@ -271,7 +271,7 @@ class ReLU(_Elementwise):
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", _as_positive_integer("ReLU: length", self.length))
 
-    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "*R"]) -> Any:
+    def weights(self, scores: Float[Array, "*R S"], lse: Float[Array, "..."]) -> Any:
         """max(s, 0) / length."""
         del lse
         return jnp.maximum(scores, 0) / float(self.length)

@@ -62,7 +62,7 @@ def test_a_row_may_be_folded_block_by_block():
         divisor, lse = normalizer.finish(statistics)
         finite = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
         total = total if divisor is None else total / divisor
-        return total, lse, normalizer.weights(rows, finite)
+        return total, lse, normalizer.weights(rows, finite[..., None])
 
     for normalizer in (Softmax(), Sigmoid(), ReLU(7)):
         weights, lse = normalizer.normalize(rows)

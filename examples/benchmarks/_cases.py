@@ -17,7 +17,6 @@ from flax_attn.masks import Causal, SameSegment
 
 SEED = 0
 DTYPES = ("float32", "bfloat16")
-PASSES = ("fwd", "fwd+bwd")
 
 
 class Case(NamedTuple):

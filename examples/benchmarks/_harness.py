@@ -23,6 +23,7 @@ MAX_FOREIGN_SHARE = 0.2  # of the machine, that other processes may use when a r
 PATIENCE = 5.0  # seconds to wait for a quiet machine
 PAUSE = 0.005  # seconds between calls, so that the threads of one library sleep before the next
 MIN_ROUNDS = 3
+PASSES = ("fwd", "fwd+bwd")
 # Norm of the difference of two results, divided by the norm of one.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
 
@@ -47,7 +48,11 @@ class Program:
         self._arguments = arguments
 
     def __call__(self) -> Any:
-        return jax.block_until_ready(self._compiled(*self._arguments))
+        return jax.block_until_ready(self.dispatch())
+
+    def dispatch(self) -> Any:
+        """Call it without waiting for its results."""
+        return self._compiled(*self._arguments)
 
 
 def forward_and_backward(
@@ -137,25 +142,30 @@ class Harness:
 
     def table(self, *header: str) -> Callable[..., None]:
         """Print the header of a table, and return a function that prints a row."""
-        widths = [max(len(x), 8 if i else 24) for i, x in enumerate(header)]
-
-        def row(*cells: str) -> None:
-            if self.options.markdown:
-                say(f"| {' | '.join(cells)} |")
-            else:
-                pairs = enumerate(zip(cells, widths, strict=True))
-                say("  ".join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in pairs))
-
-        say("")
-        row(*header)
-        if self.options.markdown:
-            row(*["---"] * len(header))
-        return row
+        return print_header(header, markdown=self.options.markdown)
 
     def report(self) -> None:
         """Print how many rounds began on a busy machine."""
         disturbed = self._num_disturbed if self._waits else "unknown"
         say(f"\n{self._num_rounds} rounds; on a busy machine: {disturbed}")
+
+
+def print_header(header: Sequence[str], *, markdown: bool = False) -> Callable[..., None]:
+    """Print the header of a table, and return a function that prints a row."""
+    widths = [max(len(x), 8 if i else 24) for i, x in enumerate(header)]
+
+    def row(*cells: str) -> None:
+        if markdown:
+            say(f"| {' | '.join(cells)} |")
+        else:
+            pairs = enumerate(zip(cells, widths, strict=True))
+            say("  ".join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in pairs))
+
+    say("")
+    row(*header)
+    if markdown:
+        row(*["---"] * len(header))
+    return row
 
 
 def _seconds_per_call(call: Callable[[], Any], burst: float) -> float:

@@ -53,8 +53,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from _attention_costs import PARTS
-from _cases import CASES, DTYPES, LIBRARIES, PASSES, Case, make_inputs, make_program
-from _harness import Harness, as_arrays, difference, mebibytes, progress, say
+from _cases import CASES, DTYPES, LIBRARIES, Case, make_inputs, make_program
+from _harness import PASSES, Harness, as_arrays, difference, mebibytes, progress, say
 
 PEERS = (*(name for name in LIBRARIES if name != "ours"), "torch", "flex")
 MEMORY = 6e9  # bytes of temporaries that the backward pass of a peer may take without --slow

@@ -18,6 +18,7 @@ from flax_attn.attention.dot_product import dot_product_attention
 from flax_attn.attention.dropout import Dropout
 from flax_attn.attention.latent import latent_attention
 from flax_attn.attention.multi_head import multi_head_attention
+from flax_attn.attention.pallas_tpu import PallasTPU
 from flax_attn.attention.scaled_dot_product import scaled_dot_product_attention
 from flax_attn.attention.weights import attention_weights
 
@@ -28,6 +29,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Explanation",
+    "PallasTPU",
     "Partial",
     "additive_attention",
     "attention_fn",

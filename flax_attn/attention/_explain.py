@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flax_attn._jax import compute_capability, device_of
+from flax_attn._jax_division import compute_capability, device_of
 from flax_attn._pytree import pytree, static
 from flax_attn.attention import _registry
 from flax_attn.attention._core.arguments import check_options

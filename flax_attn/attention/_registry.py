@@ -8,11 +8,18 @@ from flax_attn.attention.blockwise import Blockwise
 from flax_attn.attention.cudnn import Cudnn
 from flax_attn.attention.decode import Decode
 from flax_attn.attention.dense import Dense
+from flax_attn.attention.pallas_tpu import PallasTPU
 
 FALLBACK = Dense()
 """It computes every problem on every platform, and JAX differentiates it for second derivatives."""
 
-REGISTRY: tuple[Implementation, ...] = (Decode(), Cudnn(), Blockwise(), FALLBACK)
+REGISTRY: tuple[Implementation, ...] = (
+    Decode(),
+    Cudnn(),
+    PallasTPU(),
+    Blockwise(),
+    FALLBACK,
+)
 """All implementations, in the order of preference."""
 
 
@@ -44,4 +51,4 @@ class Absent(Implementation):
         return f"it is not part of this version, which has {present}."
 
 
-ABSENT = (Absent("pallas_gpu"), Absent("pallas_tpu"))
+ABSENT = (Absent("pallas_gpu"),)

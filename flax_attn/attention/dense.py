@@ -119,7 +119,7 @@ class Given(NamedTuple):
         scores, visible = scores_of(problem)
         lse_BNT, defined_BNT = (jnp.swapaxes(x, -1, -2) for x in (self.lse, self.defined))
         weights_BNTS = problem.normalizer.weights(
-            jnp.where(defined_BNT[..., None], scores, -jnp.inf), lse_BNT
+            jnp.where(defined_BNT[..., None], scores, -jnp.inf), lse_BNT[..., None]
         )
         total = jnp.swapaxes(jnp.sum(weights_BNTS, axis=-1), -1, -2)
         return weighted_values(problem, weights_BNTS, visible), total

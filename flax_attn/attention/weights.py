@@ -130,7 +130,7 @@ def attention_weights(
             lse_BNT = lse_BNT if row_ids is None else jnp.take(lse_BNT, row_ids, axis=-1)
         # A row without keys has an LSE of −∞, and −∞ − (−∞) is not a number, also in a gradient.
         lse_BNT = jnp.where(jnp.isneginf(lse_BNT), jnp.inf, lse_BNT)
-        weights = problem.normalizer.weights(scores, lse_BNT)
+        weights = problem.normalizer.weights(scores, lse_BNT[..., None])
     if visible is not None:
         visible_of_rows = scores_of(whole_rows).visible
         assert visible_of_rows is not None

@@ -11,12 +11,49 @@ from jaxtyping import Array, Float, Int
 from flax_attn._pytree import pytree, static
 from flax_attn._record import Record
 from flax_attn.scores._by_distance import by_distance
-from flax_attn.scores._leaves import as_leaf, check_heads
+from flax_attn.scores._leaves import as_leaf, check_heads, take
 from flax_attn.scores._score_mod import ScoreMod
 
 
+class ByDistance(ScoreMod):
+    """A bias that is looked up in a table by the distance of two positions, and by head.
+
+    Attributes:
+      table: One row per distance or bucket of distances, and one column per head `[R, N]`.
+    """
+
+    table: Float[Array, "R N"]
+
+    per_head: ClassVar = ("table",)
+
+    def _rows(self, distances: Int[Array, "..."]) -> Int[Array, "..."]:
+        """The row of the table for each distance j − i."""
+        raise NotImplementedError
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """The distances (first, last) at and beyond which the row does not change."""
+        raise NotImplementedError
+
+    def of_distance(
+        self, distances: Int[Array, "..."], head_ids: Int[Array, "..."], dtype: jnp.dtype
+    ) -> Float[Array, "..."]:
+        """The bias for each distance j − i and head, which broadcast against each other."""
+        check_heads(f"{type(self).__name__}: table", self.table.shape[1], head_ids)
+        return take(self.table.astype(dtype), self._rows(distances), head_ids)
+
+    def __call__(
+        self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """See `ScoreMod`."""
+        check_heads(f"{type(self).__name__}: table", self.table.shape[1], head_ids)
+        table = self.table.astype(scores.dtype)
+        positions = q.positions, k.positions
+        return scores + by_distance(table, self._rows, self._ends, *positions, head_ids)
+
+
 @pytree
-class RelativeBias(ScoreMod):
+class RelativeBias(ByDistance):
     """A learned bias for each relative position.
 
     s ← s + t[clip(j − i, −M, M) + M, h]
@@ -42,8 +79,6 @@ class RelativeBias(ScoreMod):
 
     table: Float[Array, "R N"]
 
-    per_head: ClassVar = ("table",)
-
     def __post_init__(self) -> None:
         table = as_leaf("RelativeBias: table", self.table, {2: "[2 M + 1, N]"})
         if table.shape[0] % 2 == 0:
@@ -53,25 +88,18 @@ class RelativeBias(ScoreMod):
             )
         object.__setattr__(self, "table", table)
 
-    def __call__(
-        self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
-    ) -> Float[Array, "..."]:
-        """See `ScoreMod`."""
-        check_heads("RelativeBias: table", self.table.shape[1], head_ids)
+    @property
+    def _ends(self) -> tuple[int, int]:
         reach = self.table.shape[0] // 2
-        bias = by_distance(
-            self.table.astype(scores.dtype),
-            lambda distances: jnp.clip(distances, -reach, reach) + reach,
-            (-reach, reach),
-            q.positions,
-            k.positions,
-            head_ids,
-        )
-        return scores + bias
+        return -reach, reach
+
+    def _rows(self, distances: Int[Array, "..."]) -> Int[Array, "..."]:
+        first, last = self._ends
+        return jnp.clip(distances, first, last) - first
 
 
 @pytree
-class T5Bias(ScoreMod):
+class T5Bias(ByDistance):
     """The bias of T5: a learned number for each bucket of distances, which widen with the distance.
 
     s ← s + t[bucket(j − i), h]
@@ -110,8 +138,6 @@ class T5Bias(ScoreMod):
     max_distance: int = static(default=128)
     bidirectional: bool = static(default=True)
 
-    per_head: ClassVar = ("table",)
-
     def __post_init__(self) -> None:
         table = as_leaf("T5Bias: table", self.table, {2: "[num_buckets, N]"})
         object.__setattr__(self, "table", table)
@@ -128,22 +154,18 @@ class T5Bias(ScoreMod):
                 f"bucket of their own, got {self.max_distance}."
             )
 
-    def __call__(
-        self, scores: Float[Array, "..."], q: Record, k: Record, head_ids: Int[Array, "..."]
-    ) -> Float[Array, "..."]:
-        """See `ScoreMod`."""
-        check_heads("T5Bias: table", self.table.shape[1], head_ids)
-        first, buckets = _buckets(self.table.shape[0], self.max_distance, self.bidirectional)
-        last = first + len(buckets) - 1
-        bias = by_distance(
-            self.table.astype(scores.dtype),
-            lambda distances: jnp.asarray(buckets)[jnp.clip(distances, first, last) - first],
-            (first, last),
-            q.positions,
-            k.positions,
-            head_ids,
-        )
-        return scores + bias
+    @property
+    def _ends(self) -> tuple[int, int]:
+        first, buckets = self._buckets
+        return first, first + len(buckets) - 1
+
+    @property
+    def _buckets(self) -> tuple[int, np.ndarray]:
+        return _buckets(self.table.shape[0], self.max_distance, self.bidirectional)
+
+    def _rows(self, distances: Int[Array, "..."]) -> Int[Array, "..."]:
+        first, last = self._ends
+        return jnp.asarray(self._buckets[1])[jnp.clip(distances, first, last) - first]
 
 
 @functools.cache

@@ -24,13 +24,8 @@ from flax_attn._jax import (
     LoweringContext,
     Primitive,
     Zero,
-    can_divide,
-    compute_capability,
-    device_of,
-    divide,
     instantiate_zeros,
     is_divided,
-    is_exported,
     is_linear,
     lower_function,
     new_primitive,
@@ -38,6 +33,13 @@ from flax_attn._jax import (
     set_lowering,
     set_rules,
     vary_together,
+)
+from flax_attn._jax_division import (
+    can_divide,
+    compute_capability,
+    device_of,
+    divide,
+    is_exported,
 )
 from flax_attn.attention import _registry
 from flax_attn.attention._core.implementation import Implementation, Results, Target

@@ -34,9 +34,10 @@ import jax.numpy as jnp
 
 from flax_attn._cpu.barriers import separate
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE
+from flax_attn.attention._core.scale import split_scale
 from flax_attn.attention.blockwise.storage import Place, Storage, Stored
 from flax_attn.attention.blockwise.sweep import Equations
-from flax_attn.attention.blockwise.tile import Rows, Tile, dot, split_scale
+from flax_attn.attention.blockwise.tile import Rows, Tile, dot
 
 OutputAndLse = tuple[Stored, Stored]
 
@@ -143,7 +144,7 @@ class Tangent(Equations[OutputAndLse, RowsOfTangent, tuple[jax.Array, jax.Array]
         d_raw = self._change_of_products(tile, block, raw)
         s, ds = jax.jvp(tile.modify, (raw, leaves), (d_raw, changes))
         s = tile.mask(s)
-        p = self.normalizer.weights(s, block.lse)
+        p = self.normalizer.weights(s, block.lse[..., None])
         dp = tile.zero_if_hidden(self.normalizer.slope(p, s) * ds, s)
         r = r + jnp.sum(dp, axis=-1)
         dtype = self.problem.dtype
@@ -286,7 +287,7 @@ class Transpose(Equations[Gradients, RowsOfTranspose, tuple[jax.Array, Sums]]):
         raw = tile.products(tile.rows.query, tile.key)
         s, pull_back = jax.vjp(tile.modify, raw, {i: tile.leaf(i) for i in self.others})
         s = tile.mask(s)
-        p = self.normalizer.weights(s, block.lse)
+        p = self.normalizer.weights(s, block.lse[..., None])
         dp = tile.drop(dot("bkrd,bksd->bkrs", block.do, tile.value, self.problem))
         centred = dp - block.delta[..., None] if self.normalizer.coupled else dp
         d_raw, d_leaves = pull_back(tile.zero_if_hidden(self.normalizer.slope(p, s) * centred, s))

@@ -11,6 +11,7 @@ from jax import lax
 
 from flax_attn._cpu.half_precision_loops import from_bits, to_bits
 from flax_attn._pytree import pytree, static
+from flax_attn.attention._core.batch import merge_batch, split_batch
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem, Structure
 from flax_attn.attention.blockwise.sizes import TileSizes
 
@@ -128,7 +129,7 @@ class Storage:
         self.batch = problem.batch
         self.shapes = [array.shape for array in arrays]
         letters = self.structure.letters
-        merged = [self._merge_batch(x, axes) for x, axes in zip(arrays, letters, strict=True)]
+        merged = [merge_batch(x, axes, self.batch) for x, axes in zip(arrays, letters, strict=True)]
         self.leaves = [
             Stored.of(x, axes, as_bits=sequential) for x, axes in zip(merged, letters, strict=True)
         ]
@@ -141,7 +142,7 @@ class Storage:
 
     def store(self, array: jax.Array, axes: str) -> Stored:
         """Store another array of the problem's batch."""
-        return Stored.of(self._merge_batch(array, axes), axes, as_bits=self.sequential)
+        return Stored.of(merge_batch(array, axes, self.batch), axes, as_bits=self.sequential)
 
     def zeros(self, features: int, dtype: jnp.dtype) -> Stored:
         """Zeros for a result `[B, T, N, features]`."""
@@ -155,31 +156,16 @@ class Storage:
 
     def result(self, stored: Stored) -> jax.Array:
         """A result `[B, ...]` with all batch axes."""
-        values = stored.whole()
-        return values.reshape(*self.batch, *values.shape[1:])
+        return split_batch(stored.whole(), self.batch)
 
     def gradient(self, stored: Stored, leaf: int) -> jax.Array:
         """The gradient of a leaf, in the leaf's shape, and in its dtype unless it is a part."""
-        values, shape = stored.whole(), self.shapes[leaf]
-        if math.prod(shape) != values.size:  # the leaf was broadcast along some batch axes
-            values = values.reshape(*self.batch, *values.shape[1:])
-            axes = tuple(i for i, size in enumerate(shape) if size != values.shape[i])
-            values = jnp.sum(values, axis=axes, keepdims=True)
-        return values.reshape(shape).astype(self.gradient_dtype(leaf))
+        values = split_batch(stored.whole(), self.batch, self.shapes[leaf])
+        return values.astype(self.gradient_dtype(leaf))
 
     def gradient_dtype(self, leaf: int) -> jnp.dtype:
         """The dtype of the gradient of a leaf."""
         return self.problem.scores_dtype if self.is_part else self.leaves[leaf].dtype
-
-    def _merge_batch(self, values: jax.Array, axes: str) -> jax.Array:
-        """Make one axis of all batch axes."""
-        if "b" not in axes:
-            return values
-        batch, rest = values.shape[: len(self.batch)], values.shape[len(self.batch) :]
-        if any(size != 1 for size in batch) and batch != self.batch:
-            values = jnp.broadcast_to(values, (*self.batch, *rest))
-            batch = self.batch
-        return values.reshape(math.prod(batch), *rest)
 
     # ---- tiles
 

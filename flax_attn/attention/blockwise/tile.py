@@ -1,7 +1,6 @@
 """One block of queries, and one tile of its scores."""
 
 import functools
-import math
 import operator
 from collections.abc import Mapping
 
@@ -12,6 +11,7 @@ from jax import lax
 from flax_attn.attention._core.finite import finite
 from flax_attn.attention._core.heads import stack_groups, unstack_groups
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
+from flax_attn.attention._core.scale import split_scale
 from flax_attn.attention.blockwise.storage import Place, Span, Storage, Stored
 from flax_attn.attention.dropout import kept_share
 
@@ -183,18 +183,3 @@ class Tile:
         """`[b, k, G, t, s]` -> `[b, k, R, s]`."""
         b, k, g, t, s = tile.shape
         return tile.reshape(b, k, g * t, s)
-
-
-def split_scale(problem: Problem) -> tuple[float, float | jax.Array | None]:
-    """The scale as two factors: of the queries before the dot product, of the scores after it.
-
-    A traced scale comes after, for its gradient. A known one is multiplied with the queries, where
-    it costs least; half-precision queries only take a power of two, which rounds nothing.
-    """
-    scale = problem.scale
-    if not isinstance(scale, int | float):
-        return 1.0, scale
-    is_exact = problem.dtype == problem.scores_dtype or scale == 0
-    if is_exact or abs(math.frexp(scale)[0]) == 0.5:
-        return float(scale), None
-    return 1.0, scale

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from flax_attn._jax_cudnn import cudnn_backward, cudnn_forward
 from flax_attn.attention import _registry
+from flax_attn.attention._core.batch import merge_batch, split_batch
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
-from flax_attn.attention.cudnn.inputs import Inputs, one_batch_axis, reach_of
+from flax_attn.attention.cudnn.inputs import Inputs, reach_of
 from flax_attn.attention.cudnn.limits import no_attention, no_gradients
 
 FEW_SCORES = 64**2
@@ -113,8 +114,7 @@ class Cudnn(Implementation):
             output = jnp.where(inputs.sees[..., None], output, 0)
             lse = jnp.where(inputs.sees, lse, -jnp.inf)
         output = output.astype(problem.output_dtype)
-        output, lse = (x.reshape(*problem.batch, *x.shape[1:]) for x in (output, lse))
-        return output, lse
+        return split_batch(output, problem.batch), split_batch(lse, problem.batch)
 
     def tangent(
         self,
@@ -141,9 +141,10 @@ class Cudnn(Implementation):
             return other.transpose(problem, target, results, cotangents, active)
         inputs = Inputs.of(problem)
         output, d_output = (
-            one_batch_axis(x).astype(problem.dtype) for x in (results[0], cotangents[0])
+            merge_batch(x, "btnd", problem.batch).astype(problem.dtype)
+            for x in (results[0], cotangents[0])
         )
-        lse = results[1].reshape(-1, *results[1].shape[-2:])
+        lse = merge_batch(results[1], "btn", problem.batch)
         if inputs.sees is not None:  # a row without keys: its weights are finite, and count nothing
             lse = jnp.where(inputs.sees, lse, 0)
             d_output = jnp.where(inputs.sees[..., None], d_output, 0)
@@ -152,8 +153,7 @@ class Cudnn(Implementation):
                 *inputs.arrays, inputs.band, jnp.swapaxes(lse, -1, -2), output, d_output
             )
         )
-        shapes = [x.values.shape for x in (problem.query, problem.key, problem.value)]
-        return [found[leaf].reshape(shapes[leaf]) for leaf in active]
+        return [split_batch(found[leaf], problem.batch) for leaf in active]
 
     def _no_gradients(
         self, problem: Problem, target: Target, active: tuple[int, ...]

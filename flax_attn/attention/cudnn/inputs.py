@@ -1,19 +1,19 @@
 """What cuDNN is given: a problem as arrays with one batch axis, and a few numbers."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flax_attn._jax_cudnn import Band
+from flax_attn.attention._core.batch import with_one_batch_axis
 from flax_attn.attention._core.problem import Problem
 from flax_attn.masks import Causal, Full, Mask, Window
 from flax_attn.masks._mask import And
 from flax_attn.scores import Bias
 
 Valid = tuple[jax.Array | None, jax.Array | None]
-"""Which queries `[B, T]` and which keys `[B, S]` are valid; None = all."""
+"""Which queries `[B | 1, T]` and which keys `[B | 1, S]` are valid; None = all."""
 
 
 class Reach(NamedTuple):
@@ -89,17 +89,16 @@ class Inputs(NamedTuple):
     @classmethod
     def of(cls, problem: Problem) -> "Inputs":
         """The inputs of a problem that cuDNN does not decline."""
+        problem = with_one_batch_axis(problem)
         reach = reach_of(problem)
         assert reach is not None
         assert isinstance(problem.scale, int | float)
-        query, key, value = (
-            one_batch_axis(x.values) for x in (problem.query, problem.key, problem.value)
-        )
+        query, key, value = (x.values for x in (problem.query, problem.key, problem.value))
         bias = None
         if problem.score_mod is not None:
             assert isinstance(problem.score_mod, Bias)
-            bias = one_batch_axis(problem.score_mod.values.values)
-        valid_q, valid_k = (_one_batch_axis(x, problem.batch) for x in valid_tokens(problem))
+            bias = problem.score_mod.values.values
+        valid_q, valid_k = (None if x is None else x[:, 0] for x in valid_tokens(problem))
         lengths = None
         if valid_q is not None or valid_k is not None:
             lengths = _length(valid_q, query), _length(valid_k, key)
@@ -122,19 +121,6 @@ class Inputs(NamedTuple):
         return _kept(d_query, valid_q), _kept(d_key, valid_k), _kept(d_value, valid_k)
 
 
-def one_batch_axis(array: jax.Array) -> jax.Array:
-    """An array `[*B, X, Y, Z]` as `[B, X, Y, Z]`."""
-    return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
-
-
-def _one_batch_axis(valid: jax.Array | None, batch: tuple[int, ...]) -> jax.Array | None:
-    if valid is None:
-        return None
-    length = valid.shape[-1]
-    whole = jnp.broadcast_to(valid[..., 0, :], (*batch, length))
-    return whole.reshape(math.prod(batch), length)
-
-
 def _kept(array: jax.Array, valid: jax.Array | None) -> jax.Array:
     """0 for tokens that are not valid. Their weights are 0 too, but 0 · NaN is not."""
     return array if valid is None else jnp.where(valid[..., None, None], array, 0)
@@ -148,7 +134,8 @@ def _length(valid: jax.Array | None, tokens: jax.Array) -> jax.Array:
     batch, length = tokens.shape[:2]
     if valid is None:
         return jnp.full(batch, length, jnp.int32)
-    return jnp.maximum(jnp.sum(valid, axis=-1, dtype=jnp.int32), 1)
+    count = jnp.maximum(jnp.sum(valid, axis=-1, dtype=jnp.int32), 1)
+    return jnp.broadcast_to(count, (batch,))
 
 
 def _sees(reach: Reach, valid: Valid, length_q: int) -> jax.Array | None:

@@ -1,0 +1,175 @@
+"""Attention in Pallas kernels for TPUs, for any composition of masks and modifiers.
+
+call         a problem on its way through kernels
+equations    what the forward kernel computes, tile by tile
+derivatives  the tangent, and its transpose in two sweeps; rows that see what is not finite
+sweep        the loop nest: one kernel
+grid         its grid, and how arrays are cut into blocks
+tile         what a kernel reads of a block
+laid         the arrays of a problem as the kernels take them
+sizes        how large the blocks are
+
+Mask, modifiers and dropout come from `_staged`: a kernel computes of them what depends on pairs.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import jax
+
+from flax_attn._checks import as_integer
+from flax_attn.attention._core.batch import abstract_with_one_batch_axis
+from flax_attn.attention._core.implementation import Implementation, Results, Target
+from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._staged.pairs import Pairs, pairs_of
+from flax_attn.attention._staged.program import NotStagedError
+from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention.pallas_tpu.call import Call
+from flax_attn.attention.pallas_tpu.grid import LANES
+from flax_attn.attention.pallas_tpu.sizes import MOST_VISITS, TileSizes, choose_sizes, too_many
+
+DTYPES = ("bfloat16", "float32")
+# Sums over distances are kept in vector memory while the blocks of a head are visited.
+MOST_DISTANCES = 2**18
+
+
+@dataclasses.dataclass(frozen=True)
+class PallasTPU(Implementation):
+    """Attention in one kernel for TPUs: forward, tangent, and transpose in two kernels.
+
+    The mask, the score modifiers and dropout are computed inside, whatever they are made of. Blocks
+    that the mask hides are not visited, and full ones are computed without it.
+
+    The cotangent of an array over pairs (a bias, or an array in a modifier) is computed by
+    `blockwise` attention.
+
+    Attributes:
+      block_query: Number of queries in a block, a multiple of 128; None chooses.
+      block_key: Number of keys in a block, a multiple of 128; None chooses.
+      block_compute: Largest number of columns of a block that are computed at once, a multiple of
+        128; None chooses.
+      interpret: Whether JAX computes the kernels operation by operation, on any platform. It is
+        slow, and is for tests.
+
+    Example:
+      >>>       >>> from flax_attn import attention
+      >>> x = jnp.ones((1, 256, 2, 8))
+      >>> kernel = attention.PallasTPU(block_query=128, block_key=128, interpret=True)
+      >>> attention.dot_product_attention(x, x, x, implementation=kernel).shape
+      (1, 256, 2, 8)
+
+    References:
+      Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and Memory-Efficient Exact Attention with
+      IO-Awareness", NeurIPS 2022, arXiv:2205.14135.
+    """
+
+    block_query: int | None = None
+    block_key: int | None = None
+    block_compute: int | None = None
+    interpret: bool = False
+    name: ClassVar[str] = "pallas_tpu"
+
+    def __post_init__(self) -> None:
+        for field in ("block_query", "block_key", "block_compute"):
+            size = getattr(self, field)
+            if size is None:
+                continue
+            size = as_integer("PallasTPU", field, size)
+            if size < 1 or size % LANES:
+                raise ValueError(
+                    f"PallasTPU: {field} must be a multiple of {LANES}, the lanes of a TPU, got "
+                    f"{size}."
+                )
+            object.__setattr__(self, field, size)
+
+    def declines(self, problem: Problem, target: Target) -> str | None:
+        """Declines other platforms, programs that XLA divides, and what no tile can compute."""
+        if target.platform not in (None, "tpu") and not self.interpret:
+            return f"it runs on TPUs, and this program is for {target.platform}."
+        if target.partitioned and not self.interpret:
+            return (
+                "XLA divides the program among devices, and cannot divide a kernel. Put the call "
+                "within jax.shard_map, or give placement=sharded.Heads(axis) or another."
+            )
+        if not problem.normalizer.folds:
+            name = type(problem.normalizer).__name__
+            return f"the normaliser {name} needs whole rows of scores. Use 'dense'."
+        if problem.dtype.name not in DTYPES:
+            return f"it computes {' and '.join(DTYPES)}, got {problem.dtype}. Use 'blockwise'."
+        if not all(isinstance(size, int) for size in problem.sizes):
+            return "it cuts sequences into blocks, and a length is symbolic. Use 'dense'."
+        if 0 in (*problem.batch, *problem.sizes, problem.value.values.shape[-1]):
+            return "there is nothing to take block by block: an axis has size 0. Use 'dense'."
+        try:
+            pairs = pairs_of(problem)
+        except NotStagedError as error:
+            return f"a tile cannot compute the mask or a score modifier: {error}"
+        wide = [x.dtype for x in pairs.given if x.dtype.itemsize > 4]
+        if wide:
+            return f"the mask or a score modifier computes in {wide[0]}, which TPUs do not have."
+        return self._too_long(problem, pairs)
+
+    def _too_long(self, problem: Problem, pairs: Pairs) -> str | None:
+        merged = abstract_with_one_batch_axis(problem)
+        sizes = self._sizes(merged)
+        length_q, length_k, _, _ = problem.sizes
+        if too_many(merged, sizes):
+            return (
+                f"the lists of blocks must have at most {MOST_VISITS:,} entries, which fit in the "
+                f"scalar memory of a TPU: {length_q} queries and {length_k} keys in blocks of "
+                f"{sizes.query} × {sizes.key} have more. Use larger blocks, PallasTPU(block_query="
+                f"...), or split the sequence over devices, placement=sharded.Ring(axis)."
+            )
+        if any(x.by_distance for x in pairs.given) and length_q + length_k > MOST_DISTANCES:
+            return (
+                f"a bias that is looked up by distance must have at most {MOST_DISTANCES:,} "
+                f"distances T + S, got {length_q + length_k:,}. Use 'blockwise'."
+            )
+        return None
+
+    def defers(self, problem: Problem, target: Target) -> str | None:
+        """Interpreted kernels are for tests."""
+        del problem, target
+        return "interpreted kernels are for tests." if self.interpret else None
+
+    def blocks(self, problem: Problem, target: Target) -> tuple[int, int] | None:
+        """Numbers of queries and of keys in a block."""
+        del target
+        sizes = self._sizes(abstract_with_one_batch_axis(problem))
+        return sizes.query, sizes.key
+
+    def _sizes(self, problem: Problem) -> TileSizes:
+        return choose_sizes(problem, self.block_query, self.block_key, self.block_compute)
+
+    def forward(self, problem: Problem, target: Target) -> Results:
+        """Output and LSE."""
+        return self._call(problem, target).forward()
+
+    def tangent(
+        self,
+        problem: Problem,
+        target: Target,
+        results: Results,
+        tangents: Mapping[int, jax.Array],
+    ) -> Results:
+        """The derivatives of output and LSE along tangents of some leaves."""
+        return self._call(problem, target).tangent(results, tangents)
+
+    def transpose(
+        self,
+        problem: Problem,
+        target: Target,
+        results: Results,
+        cotangents: Results,
+        active: tuple[int, ...],
+    ) -> Sequence[jax.Array]:
+        """The cotangents of the leaves `active`."""
+        call = self._call(problem, target)
+        if call.needs_pairs(active):
+            return Blockwise().transpose(problem, target, results, cotangents, active)
+        return call.transpose(results, cotangents, active)
+
+    def _call(self, problem: Problem, target: Target) -> Call:
+        sizes = self._sizes(abstract_with_one_batch_axis(problem))
+        return Call(problem, target, pairs_of(problem), sizes, interpret=self.interpret)
