@@ -183,7 +183,7 @@ CASES = {
     "implementation": (
         lambda: attend(implementation="flash"),
         ValueError,
-        "must be one of 'decode', 'cudnn', 'blockwise', 'dense', 'xla', got 'flash'",
+        "must be one of 'decode', 'cudnn', 'pallas_tpu', 'blockwise', 'dense', 'xla', got 'flash'",
     ),
     "no implementation": (lambda: attend(implementation=[]), ValueError, "at least one"),
     "absent implementation": (

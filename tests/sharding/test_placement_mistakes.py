@@ -261,7 +261,7 @@ MISTAKES = {
     "an unknown implementation": (
         lambda: Ring("seq", inner="flash"),
         ValueError,
-        "Ring: implementation must be one of 'decode', 'cudnn', 'blockwise', 'dense', 'xla', got ",
+        "Ring: implementation must be one of 'decode', 'cudnn', 'pallas_tpu', 'blockwise', 'dense', ",
     ),
     "a bias that is cut on both sides": (
         lambda: on_mesh(Ring("seq"), bias=np.ones((4, 16, 12), np.float32)),
