@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 
 from flax_attn.attention._core.problem import Problem
+from flax_attn.masks import Plan
 
 Results = tuple[jax.Array, jax.Array]
 """The output `[*B, T, N, Dv]` and the LSE `[*B, T, N]`, or derivatives of both."""
@@ -77,6 +78,11 @@ class Implementation:
 
         It is not asked when the user names implementations.
         """
+        del problem, target
+        return None
+
+    def block_map(self, problem: Problem, target: Target) -> Plan | None:
+        """The blocks of pairs that it computes; None if it has no blocks."""
         del problem, target
         return None
 

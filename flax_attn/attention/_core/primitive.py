@@ -34,7 +34,7 @@ from flax_attn._jax import (
     set_rules,
     vary_together,
 )
-from flax_attn._jax_division import (
+from flax_attn._jax.division import (
     can_divide,
     compute_capability,
     device_of,

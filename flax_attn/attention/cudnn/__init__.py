@@ -11,11 +11,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from flax_attn._jax_cudnn import cudnn_backward, cudnn_forward
+from flax_attn._jax.cudnn import cudnn_backward, cudnn_forward
 from flax_attn.attention import _registry
 from flax_attn.attention._core.batch import merge_batch, split_batch
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
+from flax_attn.attention._figures import reason_to_defer
 from flax_attn.attention.cudnn.inputs import Inputs, reach_of
 from flax_attn.attention.cudnn.limits import no_attention, no_gradients
 
@@ -81,7 +82,7 @@ class Cudnn(Implementation):
                 "jax.export does not serialize calls of cuDNN by default. Ask for 'cudnn', with "
                 "jax.export's disabled_checks."
             )
-        return None
+        return reason_to_defer(self.name, "blockwise", problem, target)
 
     def remarks(self, problem: Problem, target: Target) -> list[str]:
         """Who computes the derivatives, whether they are deterministic, what must be finite."""

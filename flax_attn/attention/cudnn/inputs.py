@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_attn._jax_cudnn import Band
+from flax_attn._jax.cudnn import Band
 from flax_attn.attention._core.batch import with_one_batch_axis
 from flax_attn.attention._core.problem import Problem
 from flax_attn.masks import Causal, Full, Mask, Window

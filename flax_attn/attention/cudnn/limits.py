@@ -10,7 +10,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn._jax_cudnn import cudnn_version
+from flax_attn._jax.cudnn import cudnn_version
 from flax_attn.attention._core.implementation import Target
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem
 from flax_attn.attention.cudnn.inputs import reach_of, valid_tokens

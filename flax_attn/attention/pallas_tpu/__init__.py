@@ -17,18 +17,28 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from flax_attn._checks import as_integer
-from flax_attn.attention._core.batch import abstract_with_one_batch_axis
+from flax_attn.attention import _registry
+from flax_attn.attention._core.batch import abstract_with_one_batch_axis, with_one_batch_axis
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.problem import Problem
+from flax_attn.attention._figures import reason_to_defer
 from flax_attn.attention._staged.pairs import Pairs, pairs_of
-from flax_attn.attention._staged.program import NotStagedError
-from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention._staged.program import Depends, NotStagedError
 from flax_attn.attention.pallas_tpu.call import Call
 from flax_attn.attention.pallas_tpu.grid import LANES
-from flax_attn.attention.pallas_tpu.sizes import MOST_VISITS, TileSizes, choose_sizes, too_many
+from flax_attn.attention.pallas_tpu.sizes import (
+    MOST_VISITS,
+    TileSizes,
+    choose_sizes,
+    kinds_that_fit,
+    too_many,
+)
+from flax_attn.masks import Plan
 
+FEW_QUERIES = 16
 DTYPES = ("bfloat16", "float32")
 # Sums over distances are kept in vector memory while the blocks of a head are visited.
 MOST_DISTANCES = 2**18
@@ -41,8 +51,8 @@ class PallasTPU(Implementation):
     The mask, the score modifiers and dropout are computed inside, whatever they are made of. Blocks
     that the mask hides are not visited, and full ones are computed without it.
 
-    The cotangent of an array over pairs (a bias, or an array in a modifier) is computed by
-    `blockwise` attention.
+    The gradient of an array over pairs (a bias, or an array in a modifier) is computed by the best
+    other implementation.
 
     Attributes:
       block_query: Number of queries in a block, a multiple of 128; None chooses.
@@ -129,15 +139,31 @@ class PallasTPU(Implementation):
         return None
 
     def defers(self, problem: Problem, target: Target) -> str | None:
-        """Interpreted kernels are for tests."""
-        del problem, target
-        return "interpreted kernels are for tests." if self.interpret else None
+        """It is left alone for few queries, as a block of them is computed anyway."""
+        length_q = problem.sizes[0]
+        if length_q <= FEW_QUERIES:
+            return f"it computes blocks of {LANES} queries, and there are {length_q}."
+        return reason_to_defer(self.name, "blockwise", problem, target)
 
-    def blocks(self, problem: Problem, target: Target) -> tuple[int, int] | None:
-        """Numbers of queries and of keys in a block."""
+    def block_map(self, problem: Problem, target: Target) -> Plan | None:
+        """The blocks of pairs that it computes."""
         del target
         sizes = self._sizes(abstract_with_one_batch_axis(problem))
-        return sizes.query, sizes.key
+        kinds = kinds_that_fit(with_one_batch_axis(problem), sizes)
+        batch = problem.batch if len(kinds) > 1 else (1,) * len(problem.batch)
+        length_q, length_k, _, _ = problem.sizes
+        return Plan(
+            kinds.reshape(*batch, *kinds.shape[1:]).astype(jnp.int8),
+            (sizes.query, sizes.key),
+            (length_q, length_k),
+        )
+
+    def remarks(self, problem: Problem, target: Target) -> list[str]:
+        """Who computes what it leaves to others."""
+        if not any(x.depends == Depends.PAIR for x in pairs_of(problem).given):
+            return []
+        other = _registry.other_than(self, problem, target).name
+        return [f"gradients of arrays over pairs by {other}"]
 
     def _sizes(self, problem: Problem) -> TileSizes:
         return choose_sizes(problem, self.block_query, self.block_key, self.block_compute)
@@ -167,7 +193,8 @@ class PallasTPU(Implementation):
         """The cotangents of the leaves `active`."""
         call = self._call(problem, target)
         if call.needs_pairs(active):
-            return Blockwise().transpose(problem, target, results, cotangents, active)
+            other = _registry.other_than(self, problem, target)
+            return other.transpose(problem, target, results, cotangents, active)
         return call.transpose(results, cotangents, active)
 
     def _call(self, problem: Problem, target: Target) -> Call:
