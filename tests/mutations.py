@@ -261,7 +261,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a broadcast leaf's gradient is one example's",
-        BLOCKS + "storage.py",
+        CORE + "batch.py",
         "values = jnp.sum(values, axis=axes, keepdims=True)",
         "values = jnp.max(values, axis=axes, keepdims=True)",
         LAWS,
@@ -520,8 +520,8 @@ MUTATIONS = [
     Mutation(
         "a relative table is mirrored",
         "scores/relative.py",
-        "(-reach, reach),\n",
-        "(reach, -reach),\n",
+        "return -reach, reach\n",
+        "return reach, -reach\n",
         SCORES,
     ),
     Mutation(
