@@ -1,7 +1,7 @@
 """Mask, modifiers and dropout on tiles: what their formulas say, and as little as possible there.
 
-A tile is cut out of the arrays that `Pairs.outside` gives, as a kernel cuts it: rows are queries and
-columns keys, or the reverse.
+A tile is cut out of the arrays that `Pairs.outside` gives, as a kernel cuts it: rows are queries
+and columns keys, or the reverse.
 """
 
 import functools
