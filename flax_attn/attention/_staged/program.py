@@ -364,7 +364,7 @@ def run_on_tiles(closed: Any, tiles: Sequence[jax.Array]) -> list[jax.Array]:
     known.update(zip(jaxpr.invars, tiles, strict=True))
     lifted = functools.partial(_lifted, shape=tiles[0].shape)
 
-    def read(atom: Any) -> jax.Array:
+    def read(atom: Any) -> Any:
         value = literal_value(atom)
         if atom.aval.dtype == jax.dtypes.float0:  # the tangent of a whole number: nothing
             return known[atom] if value is None else value
