@@ -334,6 +334,8 @@ class Undefined(OfScores):
         the leaf.
     """
 
+    most_unrolled = 0  # it seldom runs
+
     def __init__(
         self, laid: Laid, given: Sequence[jax.Array], bad: Mapping[int, jax.Array]
     ) -> None:

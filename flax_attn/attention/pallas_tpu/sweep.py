@@ -11,7 +11,8 @@ are read while one is computed.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flax_attn.attention._staged.blocks import Visits
 from flax_attn.attention.pallas_tpu.grid import (
+    LANES,
     Cut,
     Grid,
     Index,
@@ -41,9 +43,12 @@ class Equations:
 
     Attributes:
       rows: What the rows are.
+      most_unrolled: Tiles of a block are unrolled in the text of a kernel while they have at most
+        so many pairs. More text compiles more slowly; less leaves less to schedule together.
     """
 
     rows: Rows = Rows.QUERIES
+    most_unrolled: int = 2**20
 
     def operands(self) -> dict[str, Operand]:
         """What it reads, by name."""
@@ -122,9 +127,14 @@ def sweep(
         needs_mask = lax.rem(blocks[row * cut.lists[-1] + at.step], 2) == 1
 
         def visit(*, masked: bool) -> None:
-            for start in grid.starts:
+            def step(start: Any) -> None:
                 block = cut.block(at, blocks)
                 equations.step(Tile(refs, axes, cut, block, start, masked=masked))
+
+            most = equations.most_unrolled // (2 if masked else 1) // math.prod(grid.tile)
+            if "bnw" in axes.values():  # a tile of diagonals starts at a known place
+                most = len(grid.starts)
+            _for_each(grid.starts, step, most=most)
 
         if settings.masks:
             pl.when(is_visit & needs_mask)(lambda: visit(masked=True))
@@ -157,6 +167,29 @@ def sweep(
         name: array.reshape(result.shape)
         for (name, result), array in zip(results.items(), found, strict=True)
     }
+
+
+def _for_each(starts: range, step: Callable[[Any], None], *, most: int) -> None:
+    """Call a function with each of some numbers, in a loop of which some steps are unrolled.
+
+    Args:
+      starts: The numbers.
+      step: The function.
+      most: The largest number of steps that are unrolled.
+    """
+    count = len(starts)
+    unrolled = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, most))
+    if unrolled == count:
+        for start in starts:
+            step(start)
+        return
+
+    def several(i: jax.Array, nothing: tuple[()]) -> tuple[()]:
+        for part in range(unrolled):
+            step(pl.multiple_of((i * unrolled + part) * starts.step, LANES))
+        return nothing
+
+    lax.fori_loop(0, count // unrolled, several, ())
 
 
 def _clear(ref: Any) -> None:
