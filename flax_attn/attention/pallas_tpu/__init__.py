@@ -4,9 +4,10 @@ equations    what the forward kernel computes, tile by tile
 derivatives  the tangent, and its transpose in two sweeps; rows that see what is not finite
 sweep        the loop nest: one kernel
 grid         its grid, and how arrays are cut into blocks
+cost         its operations and the bytes that it moves
 tile         what a kernel reads of a block
 laid         the arrays of a problem as the kernels take them
-sizes        how large the blocks are
+sizes        how large the blocks are, and the vector memory that they take
 
 Mask, modifiers and dropout come from `_staged`: a kernel computes of them what depends on pairs.
 """
@@ -45,10 +46,14 @@ from flax_attn.attention.pallas_tpu.sizes import (
     MOST_VISITS,
     TileSizes,
     choose_sizes,
+    explain_too_large,
     kinds_that_fit,
+    memory_limit,
     too_many,
+    vector_memory,
 )
 from flax_attn.attention.pallas_tpu.sweep import Equations, Settings, sweep
+from flax_attn.masks.plan import EMPTY
 
 DTYPES = ("bfloat16", "float32")
 # Sums over distances are kept in vector memory while the blocks of a head are visited.
@@ -130,11 +135,11 @@ class PallasTPU(Implementation):
         wide = [x.dtype for x in pairs.given if x.dtype.itemsize > 4]
         if wide:
             return f"the mask or a score modifier computes in {wide[0]}, which TPUs do not have."
-        return self._too_long(problem, pairs)
+        return self._too_large(problem, pairs, target.device)
 
-    def _too_long(self, problem: Problem, pairs: Pairs) -> str | None:
+    def _too_large(self, problem: Problem, pairs: Pairs, device: str | None) -> str | None:
         merged = abstract_with_one_batch_axis(problem)
-        sizes = self._sizes(merged)
+        sizes = self._sizes(merged, pairs, device)
         length_q, length_k, _, _ = problem.sizes
         if too_many(merged, sizes):
             return (
@@ -148,7 +153,9 @@ class PallasTPU(Implementation):
                 f"a bias that is looked up by distance must have at most {MOST_DISTANCES:,} "
                 f"distances T + S, got {length_q + length_k:,}. Use 'blockwise'."
             )
-        return None
+        if self.interpret:
+            return None
+        return explain_too_large(merged, pairs.given, sizes, device)
 
     def defers(self, problem: Problem, target: Target) -> str | None:
         """Interpreted kernels are for tests."""
@@ -157,19 +164,19 @@ class PallasTPU(Implementation):
 
     def blocks(self, problem: Problem, target: Target) -> tuple[int, int] | None:
         """Numbers of queries and of keys in a block."""
-        del target
-        sizes = self._sizes(abstract_with_one_batch_axis(problem))
+        merged = abstract_with_one_batch_axis(problem)
+        sizes = self._sizes(merged, _pairs_of(problem), target.device)
         return sizes.query, sizes.key
 
-    def _sizes(self, problem: Problem) -> TileSizes:
-        return choose_sizes(problem, self.block_query, self.block_key, self.block_compute)
+    def _sizes(self, problem: Problem, pairs: Pairs, device: str | None) -> TileSizes:
+        asked = self.block_query, self.block_key, self.block_compute
+        return choose_sizes(problem, pairs.given, asked, device)
 
     # ---- forward
 
     def forward(self, problem: Problem, target: Target) -> Results:
         """Output and LSE."""
-        del target
-        work = _Work(self, problem)
+        work = _Work(self, problem, target)
         found = work.sweep(Forward(work.laid, work.given))
         output = work.laid.tokens(found["o"], "t", problem.value.values.shape[-1])
         return self._mark_undefined(work, output, work.laid.tokens(found["lse"], "t"))
@@ -203,8 +210,7 @@ class PallasTPU(Implementation):
         tangents: Mapping[int, jax.Array],
     ) -> Results:
         """The derivatives of output and LSE along tangents of some leaves."""
-        del target
-        work = _Work(self, problem)
+        work = _Work(self, problem, target)
         output, lse = results
         rows = GivenRows.of(work.laid, output, lse)
         others = work.others(tuple(tangents))
@@ -242,7 +248,7 @@ class PallasTPU(Implementation):
         active: tuple[int, ...],
     ) -> Sequence[jax.Array]:
         """The cotangents of the leaves `active`."""
-        work = _Work(self, problem)
+        work = _Work(self, problem, target)
         others = work.others(active)
         moved = work.pairs.moved_by(problem, others)
         given = work.pairs.given
@@ -306,11 +312,14 @@ class _Work:
       structure: The rest of it.
     """
 
-    def __init__(self, implementation: PallasTPU, problem: Problem) -> None:
+    def __init__(self, implementation: PallasTPU, problem: Problem, target: Target) -> None:
         self.implementation, self.problem = implementation, problem
         self.leaves, self.structure = Structure.of(problem)
         self.pairs = _pairs_of(problem)
-        self.sizes = implementation._sizes(abstract_with_one_batch_axis(problem))
+        merged, given = abstract_with_one_batch_axis(problem), self.pairs.given
+        self.sizes = implementation._sizes(merged, self.pairs, target.device)
+        needed = max(vector_memory(merged, given, self.sizes).values())
+        self._vmem_limit = memory_limit(needed, target.device)
         self.laid = Laid(problem, self.pairs, self.sizes)
         self.given = self.laid.given_arrays()
         self._kinds = kinds_that_fit(self.laid.problem, self.sizes)
@@ -320,11 +329,12 @@ class _Work:
         by_query = equations.rows is Rows.QUERIES
         kinds = self._kinds if by_query else jnp.swapaxes(self._kinds, -1, -2)
         is_ragged = self.laid.lengths[1] != self.problem.sizes[1]
+        is_traced = isinstance(self._kinds, jax.core.Tracer)
         settings = Settings(
             masks=self.problem.may_hide or is_ragged,
             interpret=self.implementation.interpret,
-            cost=None,
-            vmem_limit=None,
+            share=1.0 if is_traced else float(jnp.mean(self._kinds != EMPTY)),
+            vmem_limit=self._vmem_limit,
         )
         return sweep(equations, self.laid.grid(equations.rows), visits(kinds), settings)
 

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from flax_attn.attention._staged.blocks import Visits
+from flax_attn.attention.pallas_tpu.cost import cost_of
 from flax_attn.attention.pallas_tpu.grid import (
     LANES,
     Cut,
@@ -62,6 +63,10 @@ class Equations:
         """The shapes of its sums, by name. All are float32."""
         raise NotImplementedError
 
+    def features(self) -> int:
+        """The multiplications for each pair in its matrix products."""
+        raise NotImplementedError
+
     def begin_heads(self, refs: Refs) -> None:
         """Before the visits of a block of rows, for all query heads of a key head."""
 
@@ -85,13 +90,13 @@ class Settings(NamedTuple):
     Attributes:
       masks: Whether a block may need its mask.
       interpret: Whether JAX computes it operation by operation, on any platform.
-      cost: What XLA plans with.
+      share: The share of blocks that are visited, as far as it is known.
       vmem_limit: How much vector memory it may take, in bytes.
     """
 
     masks: bool
     interpret: bool
-    cost: pl.CostEstimate | None
+    share: float
     vmem_limit: int | None
 
 
@@ -158,7 +163,7 @@ def sweep(
             dimension_semantics=("parallel", "parallel", *("arbitrary",) * 3),
             vmem_limit_bytes=settings.vmem_limit,
         ),
-        cost_estimate=settings.cost,
+        cost_estimate=cost_of(cut, operands, results, equations.features(), settings.share),
         interpret=settings.interpret,
     )
     arrays = [array for x in operands.values() for array in stored(x)]
