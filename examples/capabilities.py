@@ -8,6 +8,7 @@ for twice as many.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from flax_attn.normalizers import Entmax, ReLU, TopK
 B, T, N, K, D = 1, 64, 4, 2, 16
 SHORT = 1024  # tokens; memory is compared with that of twice as many
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DTYPES = ("float32", "bfloat16", "float16")
 INTRODUCTION = """\
 # Implementations of attention
 
@@ -51,18 +53,21 @@ def bend(s, q, k, head_ids, *, slopes):
     return s - slopes[head_ids] * abs(q.positions - k.positions)
 
 
-def requests() -> dict[str, list[dict[str, Any]]]:
+def requests(dtype: str) -> dict[str, list[dict[str, Any]]]:
     """The requests of each row of the table. `yes` means that all of them are taken."""
     packed = Coords.from_segments(jnp.arange(T) // 20)
     pairs = jnp.ones((B, N, T, T))
     own = scores.score_mod(bend, slopes=jnp.ones(N))
     return {
         "grouped heads": [{}],
+        "causal, left windows": [{"is_causal": True}, {"local_window_size": (8, 0)}],
+        "lengths": [{"query_seq_lengths": jnp.full(B, 9), "key_value_seq_lengths": jnp.full(B, 9)}],
         "masks as relations": [
             {"mask": near(radius=5) | masks.Causal()},
             {"mask": masks.SameSegment(), "query_coords": packed, "key_coords": packed},
         ],
-        "dense masks and biases": [{"mask": pairs > 0}, {"bias": pairs}],
+        "dense masks": [{"mask": pairs > 0}],
+        "biases": [{"bias": pairs.astype(dtype)}],
         "score modifiers": [
             {"score_mod": own >> scores.SoftCap(30.0)},
             {"score_mod": scores.T5Bias(jnp.ones((32, N)))},
@@ -98,46 +103,52 @@ def second_order(f: Function) -> Function:
 DERIVATIVES = {"gradient": gradient, "forward mode": forward_mode, "second order": second_order}
 
 
-def shapes(length: int) -> list[jax.ShapeDtypeStruct]:
+def shapes(length: int, dtype: str) -> list[jax.ShapeDtypeStruct]:
     """The shapes of query, key and value."""
-    return [jax.ShapeDtypeStruct((B, length, heads, D), jnp.float32) for heads in (N, K, K)]
+    return [jax.ShapeDtypeStruct((B, length, heads, D), dtype) for heads in (N, K, K)]
 
 
-def takes(function: Function, platform: str) -> bool:
+def takes(function: Function, platform: str, dtype: str) -> bool:
     """True if a function of query, key and value can be lowered for a platform."""
     try:
-        jax.jit(function).trace(*shapes(T)).lower(lowering_platforms=(platform,))
+        jax.jit(function).trace(*shapes(T, dtype)).lower(lowering_platforms=(platform,))
     except NotImplementedError:
         return False
     return True
 
 
 @functools.cache
-def platforms(name: str) -> list[str]:
-    return [platform for platform in PLATFORMS if takes(attend(name), platform)]
+def homes(name: str) -> list[tuple[str, str]]:
+    """The platforms and dtypes of plain attention."""
+    every = itertools.product(PLATFORMS, DTYPES)
+    return [(platform, dtype) for platform, dtype in every if takes(attend(name), platform, dtype)]
 
 
-def memory(function: Function) -> str:
+def memory(function: Function, dtype: str) -> str:
     """How the temporaries of a function grow with the number of tokens."""
     sizes = []
     for length in (SHORT, 2 * SHORT):
-        compiled = jax.jit(function).lower(*shapes(length)).compile()
+        compiled = jax.jit(function).lower(*shapes(length, dtype)).compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
     return "O(T · S)" if sizes[1] > 3 * sizes[0] else "O(T + S)"
 
 
 def column(name: str) -> dict[str, str]:
     """The cells of one implementation, by the name of the row."""
-    home = platforms(name)[0]
+    platform, dtype = homes(name)[0]
     cells = {}
-    for row, asked in requests().items():
-        cells[row] = "yes" if all(takes(attend(name, **x), home) for x in asked) else "no"
+    for row, asked in requests(dtype).items():
+        cells[row] = (
+            "yes" if all(takes(attend(name, **x), platform, dtype) for x in asked) else "no"
+        )
     for row, derivative in DERIVATIVES.items():
-        cells[row] = "yes" if takes(derivative(attend(name)), home) else "no"
-    here = jax.default_backend() in platforms(name)
+        cells[row] = "yes" if takes(derivative(attend(name)), platform, dtype) else "no"
+    here = platform == jax.default_backend()
     for row, derivative in DERIVATIVES.items():
-        cells[f"memory: {row}"] = memory(derivative(attend(name))) if here else "not measured"
-    cells["platforms"] = ", ".join(platforms(name))
+        grows = memory(derivative(attend(name)), dtype) if here else "not measured"
+        cells[f"memory: {row}"] = grows
+    for row, kinds in zip(("platforms", "dtypes"), zip(*homes(name), strict=True), strict=True):
+        cells[row] = ", ".join(dict.fromkeys(kinds))
     return cells
 
 

@@ -41,8 +41,75 @@ SCORES = "tests/scores"
 VISION = "tests/contracts/test_vision.py -k"
 SHARDING = "tests/sharding/test_under_jit.py tests/attention/test_transformations.py"
 PLACEMENTS = "tests/sharding/test_placements.py"
+CUDNN = "tests/attention/test_cudnn.py"
 
 MUTATIONS = [
+    # cuDNN
+    *(
+        Mutation(f"cudnn: {name}", f"attention/cudnn/{file}.py", old, new, CUDNN)
+        for name, file, old, new in (
+            ("a window is too short", "inputs", "else reach.left + 1", "else reach.left"),
+            (
+                "what lies behind a length is read",
+                "inputs",
+                "return array if valid is None else jnp.where(valid[..., None, None], array, 0)",
+                "return array",
+            ),
+            (
+                "lengths are those of all",
+                "inputs",
+                "if valid is None:\n        return jnp",
+                "if True:\n        return jnp",
+            ),
+            ("a window ends before the keys", "inputs", "(first[None] <", "(0 * first[None] <"),
+            ("a bias hides nothing", "inputs", "seen = ~jnp.isneginf(bias)", "seen = bias == bias"),
+            (
+                "a bias sees the future",
+                "inputs",
+                "seen &= (columns[None] <= rows[:, None])[None, None]",
+                "pass",
+            ),
+            (
+                "coordinates do not matter",
+                "limits",
+                "if not problem.in_order and",
+                "if False and",
+            ),
+            (
+                "a wide window of coordinates is none",
+                "inputs",
+                "if reach is None or not problem.in_order:",
+                "if reach is None:",
+            ),
+            (
+                "rows without keys are not 0",
+                "__init__",
+                "jnp.where(inputs.sees[..., None], output, 0)",
+                "output",
+            ),
+            (
+                "rows without keys have an LSE",
+                "__init__",
+                "jnp.where(inputs.sees, lse, -jnp.inf)",
+                "lse",
+            ),
+            ("weights of rows without keys", "__init__", "jnp.where(inputs.sees, lse, 0)", "lse"),
+            (
+                "gradients of rows without keys",
+                "__init__",
+                "jnp.where(inputs.sees[..., None], d_output, 0)",
+                "d_output",
+            ),
+            ("the LSE's gradient is lost", "limits", "if target.lse_cotangent:", "if False:"),
+            (
+                "a bias's gradient is lost",
+                "limits",
+                "if not {*active} <= {QUERY, KEY, VALUE}:",
+                "if False:",
+            ),
+            ("backward=False is ignored", "__init__", "if not self.backward:", "if False:"),
+        )
+    ),
     # placements
     Mutation(
         "a ring takes the keys of the wrong device",
@@ -194,7 +261,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a broadcast leaf's gradient is one example's",
-        BLOCKS + "storage.py",
+        CORE + "batch.py",
         "values = jnp.sum(values, axis=axes, keepdims=True)",
         "values = jnp.max(values, axis=axes, keepdims=True)",
         LAWS,
@@ -453,8 +520,8 @@ MUTATIONS = [
     Mutation(
         "a relative table is mirrored",
         "scores/relative.py",
-        "(-reach, reach),\n",
-        "(reach, -reach),\n",
+        "return -reach, reach\n",
+        "return reach, -reach\n",
         SCORES,
     ),
     Mutation(

@@ -183,13 +183,13 @@ CASES = {
     "implementation": (
         lambda: attend(implementation="flash"),
         ValueError,
-        "must be one of 'decode', 'blockwise', 'dense', 'xla', got 'flash'",
+        "must be one of 'decode', 'cudnn', 'pallas_tpu', 'blockwise', 'dense', 'xla', got 'flash'",
     ),
     "no implementation": (lambda: attend(implementation=[]), ValueError, "at least one"),
     "absent implementation": (
-        lambda: attend(implementation="cudnn"),
+        lambda: attend(implementation="pallas_gpu"),
         NotImplementedError,
-        "'cudnn' declines: it is not part of this version",
+        "'pallas_gpu' declines: it is not part of this version",
     ),
     "score mod": (
         lambda: attend(score_mod=identity),

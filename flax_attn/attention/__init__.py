@@ -11,6 +11,7 @@ from flax_attn.attention._explain import Explanation, explain
 from flax_attn.attention._partial import Partial, finalize, merge, partial
 from flax_attn.attention.additive import additive_attention
 from flax_attn.attention.blockwise import Blockwise
+from flax_attn.attention.cudnn import Cudnn
 from flax_attn.attention.decode import Decode
 from flax_attn.attention.dense import Dense
 from flax_attn.attention.dot_product import dot_product_attention
@@ -23,6 +24,7 @@ from flax_attn.attention.weights import attention_weights
 
 __all__ = [
     "Blockwise",
+    "Cudnn",
     "Decode",
     "Dense",
     "Dropout",

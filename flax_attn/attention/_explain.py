@@ -1,12 +1,14 @@
 """Which implementation would compute an attention call, and why the others would not."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from flax_attn._jax import local_device_kind
+from flax_attn._jax.division import compute_capability, device_of
 from flax_attn._pytree import pytree, static
 from flax_attn.attention import _registry
 from flax_attn.attention._core.arguments import check_options
@@ -18,7 +20,7 @@ from flax_attn.attention._core.selection import Choice, as_candidates, select
 from flax_attn.attention.blockwise import Blockwise
 from flax_attn.masks import Mask, Plan
 from flax_attn.masks._intervals import opaque
-from flax_attn.masks.plan import FULL, block_kinds
+from flax_attn.masks.plan import EMPTY, FULL, PARTIAL
 
 
 @pytree
@@ -33,6 +35,8 @@ class Explanation:
       opaque: Operations of the mask that the block map has no rule for. Blocks that depend on them
         count as partial.
       text: The printed text.
+      flops: Operations of the dot products of a forward pass, in the blocks that are computed; None
+        where these are not known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,6 +54,7 @@ class Explanation:
     refusals: dict[str, str] = static()
     opaque: tuple[str, ...] = static()
     text: str = static()
+    flops: float | None = static(default=None)
 
     def __str__(self) -> str:
         return self.text
@@ -109,30 +114,33 @@ def explain(
         )
     candidates = as_candidates(function, implementation)
     problem = normalize(function, query, key, value, bias, mask, **options)
-    target = Target(platform, device=local_device_kind(platform))
+    target = _target_here(platform)
     chosen = select(function, problem, candidates, target)
     refusals = {
         other.name: _reason(other, problem, candidates, target)
         for other in (*_registry.REGISTRY, *_registry.ABSENT)
         if other.name != chosen.name
     }
-    blockwise = chosen if isinstance(chosen, Blockwise) else Blockwise()
-    no_map = blockwise.cannot_cut(problem)
-    plan = None if no_map else block_map(problem, blockwise, platform)
-    unknown = opaque(problem.mask, *problem.records())
+    own = chosen.block_map(problem, target)
+    plan = own or Blockwise().block_map(problem, target)
+    unknown, flops = opaque(problem.mask, *problem.records()), None
     lines = [f"dot_product_attention on {platform}: {chosen.name}"]
     lines.append(f"  {_describe_problem(problem)}")
+    lines += [f"  {remark}" for remark in chosen.remarks(problem, target)]
     lines += [f"  not {name}: {reason}" for name, reason in refusals.items()]
     if unknown:
         lines.append(f"  the block map does not understand {', '.join(unknown)} of the mask")
     if plan is None:
-        lines.append(f"  no block map: {no_map}")
+        lines.append(f"  no block map: {Blockwise().cannot_cut(problem)}")
     else:
-        lines.append(f"  {_describe_blocks(plan)}")
+        flops = _flops(problem, plan)
+        lines.append(f"  {_describe_blocks(plan)}{'' if own else ', as blockwise cuts it'}")
+        if flops is not None:
+            lines.append(f"  dot products of these: {flops / 1e9:,.1f} GFLOP forward")
         lines += [f"  {line}" for line in str(plan).splitlines()]
     text = "\n".join(lines)
     print(text)
-    return Explanation(plan, chosen.name, refusals, unknown, text)
+    return Explanation(plan, chosen.name, refusals, unknown, text, flops)
 
 
 def _explain_placement(
@@ -145,28 +153,30 @@ def _explain_placement(
     problem = normalize(function, *arrays, placement=placement, **options)
     coords = options.get("query_coords"), options.get("key_coords")
     block, candidates, steps = placement.on_a_device(function, problem, coords)
-    chosen = select(function, block, candidates, Target(platform))
+    target = _target_here(platform)
+    chosen = select(function, block, candidates, target)
     lines = [
         f"dot_product_attention on {platform}: {placement!r}",
         f"  {_describe_problem(problem)}",
         f"  each device: {_describe_problem(block)}; by {chosen.name}",
-        *(f"  {step}" for step in steps),
+        *(
+            f"  {remark}"
+            for remark in (*steps, *chosen.remarks(block, target._replace(is_part=True)))
+        ),
     ]
     text = "\n".join(lines)
     print(text)
     return Explanation(None, placement.name, {}, (), text)
 
 
-def block_map(problem: Problem, blockwise: Blockwise, platform: str) -> Plan:
-    """The blocks of a problem, of the sizes that the blockwise implementation takes."""
-    length_q, length_k, _, _ = problem.sizes
-    sizes = blockwise.sizes(problem, Target(platform))
-    block = sizes.query, sizes.key
-    if problem.plan is not None:
-        kinds = problem.plan.kinds.values
-    else:
-        kinds = block_kinds(problem.mask, *problem.records(), block)
-    return Plan(kinds=kinds, block=block, lengths=(length_q, length_k))
+def _target_here(platform: str) -> Target:
+    """A device of this machine, if it has one of the platform."""
+    device = device_of(platform)
+    return Target(
+        platform,
+        device=None if device is None else device.device_kind,
+        compute_capability=compute_capability(device),
+    )
 
 
 def _reason(
@@ -199,8 +209,26 @@ def _describe_blocks(plan: Plan) -> str:
     kinds = plan.kinds
     if isinstance(kinds, jax.core.Tracer):
         return f"blocks of {plan.block[0]} × {plan.block[1]}, known when it runs"
-    full = float(jnp.mean(kinds == FULL))
+    shares = {
+        name: float(jnp.mean(kinds == kind))
+        for name, kind in (("full", FULL), ("partial", PARTIAL), ("empty", EMPTY))
+    }
+    listed = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
     return (
-        f"blocks of {plan.block[0]} × {plan.block[1]}: {plan.density:.1%} are computed, "
-        f"{full:.1%} of all without a mask"
+        f"blocks of {plan.block[0]} × {plan.block[1]}: {plan.density:.1%} are computed ({listed})"
     )
+
+
+def _flops(problem: Problem, plan: Plan) -> float | None:
+    """Operations of both dot products in the blocks that are not empty."""
+    if isinstance(plan.kinds, jax.core.Tracer):
+        return None
+    sides = []
+    for count, size, length in zip(plan.kinds.shape[-2:], plan.block, plan.lengths, strict=True):
+        sides.append(np.diff(np.minimum(np.arange(count + 1) * size, length)))
+    rows, columns = sides
+    computed = np.asarray(plan.kinds) != EMPTY
+    pairs = np.mean(np.einsum("...xy,x,y->...", computed, rows, columns))  # of a head
+    heads = math.prod(problem.batch) * problem.sizes[2]
+    features = problem.query.values.shape[-1] + problem.value.values.shape[-1]
+    return float(2 * pairs * heads * features)

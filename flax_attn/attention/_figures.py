@@ -3,6 +3,10 @@
 import re
 from typing import Literal, NamedTuple
 
+from flax_attn.attention._core.implementation import Target
+from flax_attn.attention._core.problem import Problem
+from flax_attn.masks import Full
+
 Pass = Literal["forward", "backward"]
 
 HEAD_SIZES = (64, 128, 256)
@@ -179,6 +183,14 @@ def compare(
     if not sizes:
         return None
     return Comparison(rows[0], rows[1], min(sizes, key=lambda size: abs(size - head_size)))
+
+
+def reason_to_defer(own: str, other: str, problem: Problem, target: Target) -> str | None:
+    """Why another implementation is likely to be faster by the published figures, or None."""
+    head_size = problem.query.values.shape[-1]
+    is_causal = not isinstance(problem.mask, Full)
+    found = compare(own, other, target.device, head_size, is_causal=is_causal)
+    return None if found is None or found.ratio > 1 else f"{found}."
 
 
 def _rate(row: Row, head_size: int) -> int | None:

@@ -101,7 +101,11 @@ def dot_product_attention(
 
     A key or value with NaN or infinity never reaches a query that does not see it, in value or
     gradient. With a mask or a bias, a query that sees it gets NaN in every feature, and no gradient
-    passes through its row.
+    passes through its row. "cudnn" promises this for lengths only; see `attention.Cudnn`.
+
+    In half precision on NVIDIA GPUs, attention without masks, with causal masks and left windows,
+    lengths and biases is cuDNN's. Its gradients are deterministic only under XLA's flag
+    `--xla_gpu_deterministic_ops`, and always with `implementation=attention.Cudnn(backward=False)`.
 
     Args:
       query: Queries `[*B, T, N, D]`.
@@ -130,9 +134,9 @@ def dot_product_attention(
       plan: The block map of `mask`, made once for many layers by `make_plan`; by default it is made
         here. It saves time and changes no number. "dense" computes every block and ignores it.
       precision: Precision of both dot products, as in `jax.lax.dot_general`.
-      implementation: A name, an object, or several in order of preference: `"blockwise"`,
-        `"dense"` (alias `"xla"`), `attention.Blockwise(block_query=256)`. None takes the best for
-        the platform that is compiled for; see `explain`.
+      implementation: A name, an object, or several in order of preference: `"cudnn"`,
+        `"blockwise"`, `"dense"` (alias `"xla"`), `attention.Blockwise(block_query=256)`. None takes
+        the best for the device that is compiled for; see `explain`.
       placement: How tokens are split over devices: `sharded.Ring("seq")` within a `shard_map` over
         the mesh axis "seq", `sharded.Ring("seq").on(mesh)` for arrays of all devices.
       return_residual: Whether to return the LSE too.

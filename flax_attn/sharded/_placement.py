@@ -206,11 +206,13 @@ class AxisPlacement(Placement):
             return Structure.of(self.first_block(structure.problem(leaves)))[0]
 
         block = structure.problem(jax.eval_shape(first, leaves))
-        lines = [line for placement in self.chain for line in placement.remarks()]
+        remarks = (placement.remarks(block, Target(None)) for placement in self.chain)
+        lines = [line for some in remarks for line in some]
         return block, as_candidates(function, self.chain[-1].inner), lines
 
-    def remarks(self) -> list[str]:
+    def remarks(self, problem: Problem, target: Target) -> list[str]:
         """What `explain` says of this placement; within `shard_map` only."""
+        del problem, target
         return []
 
     def check_varying(self, function: str, problem: Problem) -> None:

@@ -111,8 +111,9 @@ class Ring(AxisPlacement):
         leaves, structure = Structure.of(problem)
         return structure.problem(Blocks(self, problem).at(leaves, range(len(leaves)), None, 0))
 
-    def remarks(self) -> list[str]:
+    def remarks(self, problem: Problem, target: Target) -> list[str]:
         """Which steps are done."""
+        del problem, target
         if self.shifts is None:
             return [f"ring over {self.axis!r}: all {self.size} steps"]
         return [f"ring over {self.axis!r}: {len(self.shifts)} of {self.size} steps, {self.shifts}"]

@@ -19,8 +19,8 @@ from tests.tolerances import FORWARD, assert_close
 Q, K, V = np.random.default_rng(0).normal(size=(3, 2, 300, 4, 16)).astype(np.float32)
 
 
-def causal(q, k, v):
-    return dot_product_attention(q, k, v, is_causal=True)
+def causal(q, k, v, **options):
+    return dot_product_attention(q, k, v, is_causal=True, **options)
 
 
 def value_and_gradients(q, k, v):
@@ -44,9 +44,12 @@ def loops(platform, function):
     return {dot.split("x")[0] for dot in dots}
 
 
-def test_batch_and_heads_are_looped_over_on_a_cpu_only():
-    assert loops("cpu", value_and_gradients) == {"1"}
-    assert loops("tpu", value_and_gradients) == loops("cuda", value_and_gradients) == {"2"}
+def test_blockwise_attention_loops_over_batch_and_heads_on_a_cpu_only():
+    def gradients(*qkv):
+        return jax.vjp(lambda *x: causal(*x, implementation="blockwise"), *qkv)[1](qkv[0])
+
+    assert loops("cpu", gradients) == {"1"}
+    assert loops("tpu", gradients) == loops("cuda", gradients) == {"2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +101,12 @@ def test_explain_prints_the_choice_the_refusals_and_the_block_map(capsys):
     q = jnp.zeros((1, 2048, 2, 8))
     found = explain(
         q, q, q, mask=masks.Causal() & masks.Window(600), score_mod=scores.SoftCap(30.0),
-        implementation=["cudnn", "blockwise"], platform="cpu",
+        implementation=["pallas_gpu", "blockwise"], platform="cpu",
     )  # fmt: skip
     text = capsys.readouterr().out
     assert text.strip() == str(found)
     assert text.startswith("dot_product_attention on cpu: blockwise")
-    assert "not cudnn: it is not part of this version" in text
+    assert "not pallas_gpu: it is not part of this version" in text
     assert "not dense: it was not asked for." in text
     assert "Causal() & Window(left=600, right=0)" in text
     assert "SoftCap(cap=30.0)" in text

@@ -261,7 +261,7 @@ MISTAKES = {
     "an unknown implementation": (
         lambda: Ring("seq", inner="flash"),
         ValueError,
-        "Ring: implementation must be one of 'decode', 'blockwise', 'dense', 'xla', got 'flash'.",
+        "Ring: implementation must be one of 'decode', 'cudnn', 'pallas_tpu', 'blockwise', ",
     ),
     "a bias that is cut on both sides": (
         lambda: on_mesh(Ring("seq"), bias=np.ones((4, 16, 12), np.float32)),

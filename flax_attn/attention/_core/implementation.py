@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 
 from flax_attn.attention._core.problem import Problem
+from flax_attn.masks import Plan
 
 Results = tuple[jax.Array, jax.Array]
 """The output `[*B, T, N, Dv]` and the LSE `[*B, T, N]`, or derivatives of both."""
@@ -21,6 +22,8 @@ class Target(NamedTuple):
         sum. They are then computed in the dtype of scores, and rounded once, by the caller.
       lse_cotangent: Whether the LSE may have a cotangent other than 0.
       device: The kind of device, such as "NVIDIA H100 80GB HBM3"; None if it is not known.
+      compute_capability: That of an NVIDIA GPU, such as (9, 0); None if it is not known.
+      is_exported: Whether the program is serialized by `jax.export`.
     """
 
     platform: str | None
@@ -28,6 +31,8 @@ class Target(NamedTuple):
     is_part: bool = False
     lse_cotangent: bool = True
     device: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    is_exported: bool = False
 
 
 class Implementation:
@@ -75,6 +80,16 @@ class Implementation:
         """
         del problem, target
         return None
+
+    def block_map(self, problem: Problem, target: Target) -> Plan | None:
+        """The blocks of pairs that it computes; None if it has no blocks."""
+        del problem, target
+        return None
+
+    def remarks(self, problem: Problem, target: Target) -> list[str]:
+        """What `explain` says of it where it is chosen, a sentence each."""
+        del problem, target
+        return []
 
     def forward(self, problem: Problem, target: Target) -> Results:
         """Output and LSE."""

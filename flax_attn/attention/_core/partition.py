@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_attn._checks import statistics_dtype
-from flax_attn._jax import Spec
+from flax_attn._jax.division import Spec
 
 Split = dict[str, tuple[str, ...]]
 """The mesh axes that split batch axes b0, b1, ..., query heads n, key heads k and queries t."""

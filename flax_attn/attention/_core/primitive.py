@@ -24,8 +24,6 @@ from flax_attn._jax import (
     LoweringContext,
     Primitive,
     Zero,
-    device_kind,
-    divide,
     instantiate_zeros,
     is_divided,
     is_linear,
@@ -35,6 +33,13 @@ from flax_attn._jax import (
     set_lowering,
     set_rules,
     vary_together,
+)
+from flax_attn._jax.division import (
+    can_divide,
+    compute_capability,
+    device_of,
+    divide,
+    is_exported,
 )
 from flax_attn.attention import _registry
 from flax_attn.attention._core.implementation import Implementation, Results, Target
@@ -407,16 +412,23 @@ def _lower(
 ) -> Any:
     """Lower by the implementation that serves the problem, divided among the module's devices."""
     problem = structure.problem(ctx.avals_in[: structure.num_leaves])
-    partitioned = is_divided(ctx)
-    target = Target(platform, partitioned, device=device_kind(ctx))
+    partitioned, device = is_divided(ctx), device_of(platform, ctx)
+    divides = partitioned and platform in PARTITIONED and can_divide(ctx)
+    target = Target(
+        platform,
+        partitioned and not divides,  # else it gets the part of a device
+        device=None if device is None else device.device_kind,
+        compute_capability=compute_capability(device),
+        is_exported=is_exported(ctx),
+    )
     chosen = select("dot_product_attention", problem, candidates, target)
-    if partitioned and not chosen.divisible and platform in PARTITIONED:
+    target = target._replace(partitioned=partitioned)
+    if divides and not chosen.divisible:
         settings_of_part = {"candidates": candidates, **settings}
         call = _call(primitive, problem, ctx.avals_in, structure, **settings_of_part)
-        if (divided := divide(ctx, call)) is not None:
-            split, ctx = divided
-            with no_mesh(ctx) as plain:
-                return lower_function(split)(plain, *operands)
+        split, ctx = divide(ctx, call)
+        with no_mesh(ctx) as plain:
+            return lower_function(split)(plain, *operands)
 
     def compute(*operands: jax.Array) -> list[jax.Array]:
         return list(run(chosen, target, operands, structure=structure, **settings))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from flax_attn.attention._core.problem import Problem
 from flax_attn.masks.plan import EMPTY, FULL, PARTIAL, block_kinds
@@ -70,15 +71,15 @@ def in_common(kinds: jax.Array, axis: int) -> jax.Array:
 
 
 def visits(kinds: jax.Array) -> Visits:
-    """The visits of each block of rows, from the kinds of blocks `[B | 1, N | 1, rows, columns]`."""
+    """The visits of each block of rows, from the kinds `[B | 1, N | 1, rows, columns]`."""
     empty = kinds == EMPTY
     order = jnp.argsort(empty, axis=-1, stable=True).astype(jnp.int32)
     needs_mask = jnp.take_along_axis(kinds, order, axis=-1) != FULL
     counts = jnp.sum(~empty, axis=-1, dtype=jnp.int32)
-    steps = jnp.arange(kinds.shape[-1])
+    steps = lax.broadcasted_iota(jnp.int32, kinds.shape, kinds.ndim - 1)
     last = jnp.minimum(steps, jnp.maximum(counts[..., None] - 1, 0))
-    blocks = jnp.take_along_axis(2 * order + needs_mask, last, axis=-1)
-    return Visits(blocks.astype(jnp.int32), counts)
+    blocks = jnp.take_along_axis(2 * order + needs_mask.astype(jnp.int32), last, axis=-1)
+    return Visits(blocks, counts)
 
 
 def share_of_kinds(kinds: Any) -> dict[str, float]:

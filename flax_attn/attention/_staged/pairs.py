@@ -1,6 +1,7 @@
 """The pairs of a problem on tiles: which are visible, the modified scores, the kept weights."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class Pairs:
             depends.append(Depends.PAIR if isinstance(x, Place) else _depends_on(axes, x.shape))
         # The values stand for arrays that no tile reads whole, and that have no part in it.
         places = [i for i, x in enumerate(leaves, 1) if isinstance(x, Place)]
-        arguments = [scores, *(scores if isinstance(x, Place) else x for x in leaves)]
+        arguments: list[Any] = [scores, *(scores if isinstance(x, Place) else x for x in leaves)]
         self._program = Program(self._results, arguments, depends, raw=[0, *places])
         self.given = [Given(x.depends, x.dtype) for x in self._program.given]
         self.given += [Given(Depends.PAIR, scores.dtype, by_distance=True) for _ in tables]
@@ -151,6 +152,21 @@ class Pairs:
         results = [self._names.index(name)]
         (found,) = self._program.inside(results, [scores, *given[count:]], given[:count])
         return found
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(structure: Structure, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Pairs:
+    return Pairs(structure.problem(leaves))
+
+
+def pairs_of(problem: Problem) -> Pairs:
+    """The pairs of a problem, traced once for each structure.
+
+    Raises:
+      NotStagedError: See `Pairs`.
+    """
+    leaves, structure = Structure.of(problem)
+    return _cached(structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves))
 
 
 def _without_tables(problem: Problem) -> Problem:

@@ -24,6 +24,8 @@ from flax_attn.attention.blockwise.sizes import TileSizes, choose_sizes
 from flax_attn.attention.blockwise.storage import Storage
 from flax_attn.attention.blockwise.sweep import sweep
 from flax_attn.attention.blockwise.undefined import mark_undefined
+from flax_attn.masks import Plan
+from flax_attn.masks.plan import block_kinds
 
 # Of one head. Measured by `examples/benchmarks/attention.py --threshold`: up to 256 × 256 scores
 # a head all heads at once are faster, forward and backward, from 512 × 512 on they are slower; and
@@ -136,6 +138,19 @@ class Blockwise(Implementation):
         found = sweep(equations, storage, make_schedule(storage))
         gradients = found.written | found.sums.others
         return [storage.gradient(gradients[leaf], leaf) for leaf in active]
+
+    def block_map(self, problem: Problem, target: Target) -> Plan | None:
+        """The blocks of pairs that it computes; None if the sequences cannot be cut."""
+        if self.cannot_cut(problem):
+            return None
+        length_q, length_k, _, _ = problem.sizes
+        sizes = self.sizes(problem, target)
+        block = sizes.query, sizes.key
+        if problem.plan is not None:
+            kinds = problem.plan.kinds.values
+        else:
+            kinds = block_kinds(problem.mask, *problem.records(), block)
+        return Plan(kinds=kinds, block=block, lengths=(length_q, length_k))
 
     def sizes(self, problem: Problem, target: Target, *, gradients: bool = False) -> TileSizes:
         """The sizes of the tiles."""

@@ -184,7 +184,7 @@ class _Transpose(OfScores):
         }
 
     def cotangents(self, tile: Tile) -> tuple[jax.Array, jax.Array, dict[int, jax.Array]]:
-        """The weights after dropout, dS of the raw scores, and those of what the pairs are given."""
+        """Dropped weights, dS of the raw scores, and cotangents of what the pairs are given."""
         given = self.given(tile)
         do, value = tile.matrix("do"), tile.matrix("v")
         raw = self.products(tile, tile.matrix("q"), tile.matrix("k"))
@@ -267,14 +267,14 @@ class OfKeys(_Transpose):
 
     Args:
       *arguments: See `_Transpose`.
-      dtypes: dtypes of dK and dV.
+      dtype: dtype of dK and dV.
     """
 
     rows = Rows.KEYS
 
-    def __init__(self, *arguments: Any, dtypes: tuple[jnp.dtype, jnp.dtype]) -> None:
+    def __init__(self, *arguments: Any, dtype: jnp.dtype) -> None:
         super().__init__(*arguments)
-        self._dtypes = dtypes
+        self._dtype = dtype
         self._of_rows = [i for i in self._moved if self.pairs.given[i].depends == Depends.KEY]
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
@@ -291,8 +291,8 @@ class OfKeys(_Transpose):
         rows = grid.batch, num_kv_heads, length
         per_head = grid.batch, num_heads, length
         return {
-            "d key": Result((*rows, of_key), "bksd", self._dtypes[0]),
-            "d value": Result((*rows, of_value), "bksd", self._dtypes[1]),
+            "d key": Result((*rows, of_key), "bksd", self._dtype),
+            "d value": Result((*rows, of_value), "bksd", self._dtype),
             **{cotangent_of(i): Result(per_head, "bns", jnp.float32) for i in self._of_rows},
         }
 
@@ -335,8 +335,8 @@ class OfKeys(_Transpose):
         dk, factor = refs["dk"][...], self.laid.factor
         if factor is not None:
             dk = dk * (refs["factor"][0, 0] if isinstance(factor, jax.Array) else factor)
-        refs["d key"][...] = dk.astype(self._dtypes[0])
-        refs["d value"][...] = refs["dv"][...].astype(self._dtypes[1])
+        refs["d key"][...] = dk.astype(self._dtype)
+        refs["d value"][...] = refs["dv"][...].astype(self._dtype)
 
 
 class Undefined(OfScores):

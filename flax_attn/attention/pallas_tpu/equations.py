@@ -115,7 +115,7 @@ class OfScores(Equations):
         return scores
 
     def zero_if_hidden(self, tile: Tile, derivative: jax.Array, scores: jax.Array) -> jax.Array:
-        """The derivative, 0 where the score is −∞, as what multiplies the weight may be infinite."""
+        """The derivative, 0 where the score is −∞: what multiplies the weight may be infinite."""
         if not tile.masked and self.problem.score_mod is None:
             return derivative
         return jnp.where(scores == -jnp.inf, 0, derivative)

@@ -162,17 +162,18 @@ class Cut(NamedTuple):
             return [pl.BlockSpec(memory_space=pltpu.SMEM)]
         if axes == "bnw":
             return [self._distances(shape, offset) for offset in (0, 1)]
-        sizes = {"b": None, "n": None, "k": None, "t": self.grid.block[0], "s": self.grid.block[1]}
-        block = [
-            min(sizes.get(letter, size), size) if sizes.get(letter, size) else None
+        query, key = self.grid.block
+        sizes = {"b": None, "n": None, "k": None, "t": query, "s": key}
+        block = tuple(
+            1 if size == 1 and letter in "ts" else sizes.get(letter, size)
             for letter, size in zip(axes, shape, strict=True)
-        ]
+        )
 
         def index(*arguments: Any) -> tuple[Any, ...]:
             *at, visits, _ = arguments
             return _as_row(self.block(Index(*at), visits).place(axes, shape), axes, 0)
 
-        return [pl.BlockSpec(_as_row(tuple(block), axes, 1), index)]
+        return [pl.BlockSpec(_as_row(block, axes, 1), index)]
 
     def result_spec(self, result: Result) -> pl.BlockSpec:
         """The blocks of a result. Sums over distances are one block for each head."""

@@ -30,7 +30,6 @@ class Laid:
     def __init__(self, problem: Problem, pairs: Pairs, sizes: TileSizes) -> None:
         self.batch = problem.batch
         self.problem, self.pairs, self.sizes = with_one_batch_axis(problem), pairs, sizes
-        self._whole = problem
         length_q, length_k, *self.heads = self.problem.sizes
         self.lengths = _whole(length_q, sizes.query), _whole(length_k, sizes.key)
         self.in_queries, self.factor = split_scale(problem)
@@ -70,9 +69,8 @@ class Laid:
     def flags(self, values: jax.Array, axes: str) -> Operand:
         """Flags of queries `[B, T, N]` or keys `[B, S, K]` as numbers."""
         values = jnp.swapaxes(values, 1, 2).astype(jnp.float32)
-        return Operand(
-            self._padded(values, 2, axes[1], mode="constant"), axes[0] + axes[2] + axes[1]
-        )
+        values = self._padded(values, 2, axes[1], mode="constant")
+        return Operand(values, axes[0] + axes[2] + axes[1])
 
     def given(self, arrays: list[jax.Array]) -> dict[str, Operand]:
         """The arrays that the pairs are given, or their tangents."""
@@ -107,15 +105,10 @@ class Laid:
         """The first distance of a key and a query, and the number of distances."""
         return -self.lengths[0], sum(self.lengths)
 
-    def given_arrays(self) -> list[jax.Array]:
-        """What `given` takes, of this problem."""
-        return self.pairs.outside(self._whole, self.distances)
-
     def _padded(self, values: jax.Array, axis: int, letter: str, **options: Any) -> jax.Array:
         missing = self.lengths["ts".index(letter)] - values.shape[axis]
-        return jnp.pad(
-            values, [(0, missing if i == axis else 0) for i in range(values.ndim)], **options
-        )
+        widths = [(0, missing if i == axis else 0) for i in range(values.ndim)]
+        return jnp.pad(values, widths, **options)
 
     # ---- results
 
@@ -124,6 +117,19 @@ class Laid:
         length = self.problem.sizes["ts".index(letter)]
         values = jnp.swapaxes(values[:, :, :length], 1, 2)
         return split_batch(values if features is None else values[..., :features], self.batch)
+
+    def sums(self, sums: jax.Array, given: Given) -> jax.Array:
+        """Sums for what the pairs are given `[B, N, T]`, `[B, N, S]` or `[B, N, distances]`.
+
+        Returns:
+          `[B, N, T, 1]`, `[B, N, 1, S]` or `[B, N, 1, distances]`.
+        """
+        length_q, length_k, _, _ = self.problem.sizes
+        if given.by_distance:
+            return sums[:, :, None]
+        if given.depends == Depends.KEY:
+            return sums[:, :, None, :length_k]
+        return sums[:, :, :length_q, None]
 
 
 def name_of_given(number: int) -> str:

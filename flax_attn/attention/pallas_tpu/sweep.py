@@ -112,8 +112,10 @@ def sweep(
       settings: How the kernel is compiled.
     """
     operands, results, sums = equations.operands(), equations.results(), equations.sums()
-    axes = {name: x.axes for name, x in {**operands, **results}.items()}
-    cut = Cut(grid, visits.blocks.shape)
+    axes = {name: x.axes for name, x in operands.items()}
+    axes |= {name: x.axes for name, x in results.items()}
+    batch, heads, rows, most = visits.blocks.shape
+    cut = Cut(grid, (batch, heads, rows, most))
     names = [*names_of(operands), *results, *sums]
     by_distance = [name for name, x in results.items() if x.axes == "bnw"]
     # Interpreted grids have constant bounds.
@@ -152,9 +154,7 @@ def sweep(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(*grid.outer, steps),
-            in_specs=[
-                spec for x in operands.values() for spec in cut.specs(x.axes, x.values.shape)
-            ],
+            in_specs=[s for x in operands.values() for s in cut.specs(x.axes, x.values.shape)],
             out_specs=[cut.result_spec(x) for x in results.values()],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums.values()],
         ),

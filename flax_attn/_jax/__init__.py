@@ -7,19 +7,14 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import checkify, jet
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-
-Spec = tuple[tuple[str, ...], ...]
-"""The mesh axes that split each dimension of an array."""
-
+from jax.sharding import AbstractMesh
 
 Zero = ad.Zero
 """A tangent or cotangent that is known to be 0."""
@@ -142,159 +137,6 @@ def is_divided(ctx: LoweringContext) -> bool:
     if manual is not None:  # shard_map; the other axes of its mesh are left to XLA
         return math.prod(n for name, n in context.mesh.shape.items() if name not in manual) > 1
     return getattr(context, "num_devices", 1) > 1
-
-
-def device_kind(ctx: LoweringContext) -> str | None:
-    """The kind of device that a module is lowered for, such as "TPU v5 lite"; None if unknown.
-
-    It is that of the mesh where `jax.set_mesh` or the arguments name one, as they do ahead of time.
-    """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is not None:
-        return device.device_kind
-    return local_device_kind(ctx.module_context.platforms[0])
-
-
-def local_device_kind(platform: str) -> str | None:
-    """The kind of the devices of a platform on this machine; None if there are none."""
-    found = _devices(platform)
-    return found[0].device_kind if found else None
-
-
-class Divisible(Protocol):
-    """A computation that can be divided among devices."""
-
-    def whole(self, *args: jax.Array) -> tuple[jax.Array, ...]:
-        """All of it."""
-
-    def rule(self) -> tuple[str, tuple[str, ...]]:
-        """Its sharding rule in the notation of Shardy, and the factors that may not be split."""
-
-    def share(
-        self, mesh: dict[str, int], args: list[Spec], results: list[Spec]
-    ) -> tuple[Callable[..., Any], list[Spec], list[Spec]]:
-        """Returns (the function of one device, specs of the operands, specs of the results).
-
-        Args:
-          mesh: The sizes of the mesh axes.
-          args: How XLA proposes to split the operands.
-          results: How XLA proposes to split the results.
-        """
-
-
-def divide(
-    ctx: LoweringContext, computation: Divisible
-) -> tuple[Callable[..., Any], LoweringContext] | None:
-    """Returns a function with a partitioning rule, and the context to lower it in.
-
-    None where the partitioner cannot be told: within a `shard_map` over some axes of a mesh, in
-    `jax.export`, where the devices are not known, and without Shardy.
-    """
-    module = ctx.module_context
-    context = module.axis_context
-    count = getattr(context, "num_devices", 0)
-    # JAX names the devices of a module only for primitives of its own. The partitioner uses only
-    # the number of devices, so any devices will do.
-    devices = _devices(module.platforms[0])[:count]
-    if (
-        hasattr(context, "manual_axes")
-        or module.lowering_parameters.for_export
-        or len(devices) < count
-        or not jax.config.jax_use_shardy_partitioner
-    ):
-        return None
-
-    def partition(mesh: Any, args: Any, results: Any) -> Any:
-        del mesh
-        mesh, specs = _fitting_mesh(devices, [*args, *results])
-        local, args, results = computation.share(
-            dict(mesh.shape), specs[: len(args)], specs[len(args) :]
-        )
-
-        def run(*arrays: jax.Array) -> Any:
-            with jax.sharding.use_abstract_mesh(NO_MESH):
-                jaxpr = jax.make_jaxpr(local)(*arrays)
-                return tuple(without_locations_p.bind(*arrays, jaxpr=jaxpr))
-
-        def shardings(specs: list[Spec]) -> tuple[NamedSharding, ...]:
-            return tuple(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs)
-
-        return mesh, run, shardings(results), shardings(args)
-
-    rule, whole = computation.rule()
-    split = custom_partitioning(computation.whole)
-    split.def_partition(
-        partition, sharding_rule=rule, need_replication_factors=whole, decode_shardings=False
-    )
-    known = type(context)(count, tuple(devices))
-    return split, ctx.replace(module_context=module.replace(axis_context=known))
-
-
-def _lower_without_locations(ctx: LoweringContext, *args: Any, jaxpr: Any) -> Any:
-    """Lower without the lines of Python that each operation comes from.
-
-    XLA puts the program of a part into the whole, but reads its stack frames in the table of the
-    whole. What it finds there can be long, and with jaxlib 0.12.0 compilation may not end.
-    """
-    from jax._src.config import traceback_in_locations_limit
-
-    with traceback_in_locations_limit(0):
-        caches = type(ctx.module_context.traceback_caches)()
-    module = ctx.module_context.replace(traceback_caches=caches)
-    return lower_function(jaxpr_as_fun(jaxpr))(ctx.replace(module_context=module), *args)
-
-
-without_locations_p = Primitive("without_locations")
-without_locations_p.multiple_results = True
-without_locations_p.def_abstract_eval(lambda *args, jaxpr: jaxpr.out_avals)
-set_lowering(without_locations_p, _lower_without_locations, None)
-
-
-def _devices(platform: str) -> list[Any]:
-    try:
-        return jax.devices(platform)
-    except RuntimeError:  # a platform that is compiled for, and is not here
-        return []
-
-
-def _fitting_mesh(devices: list[Any], arrays: Sequence[Any]) -> tuple[Mesh, list[Spec]]:
-    """A mesh that expresses the shardings of all arrays, and the mesh axes of their dimensions.
-
-    XLA no longer knows the axes of the program's mesh. Axes of prime size also express its splits
-    of one axis into several.
-    """
-    for sizes in _factorings(len(devices)):
-        names = tuple(f"axis{i}" for i in range(len(sizes)))
-        mesh = Mesh(np.array(devices).reshape(sizes), names)
-        try:
-            return mesh, [_spec(x, mesh) for x in arrays]
-        except (AssertionError, KeyError, ValueError):
-            continue
-    found = [x.sharding for x in arrays]
-    raise NotImplementedError(
-        f"dot_product_attention: XLA splits the arguments in a way that no mesh of "
-        f"{len(devices)} devices expresses: {found}. Constrain them by "
-        f"jax.lax.with_sharding_constraint."
-    )
-
-
-def _spec(x: Any, mesh: Mesh) -> Spec:
-    """The mesh axes of each dimension."""
-    from jax._src.sharding_impls import parse_flatten_op_sharding
-
-    spec = parse_flatten_op_sharding(x.sharding._to_xla_hlo_sharding(len(x.shape)), mesh)[0]
-    axes = tuple((p,) if isinstance(p, str) else tuple(p or ()) for p in spec)
-    return (*axes, *((),) * (len(x.shape) - len(axes)))
-
-
-def _factorings(number: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write a number as an ordered product of primes."""
-    if number == 1:
-        yield ()
-    for prime in range(2, number + 1):
-        if number % prime == 0 and all(prime % n for n in range(2, prime)):
-            for rest in _factorings(number // prime):
-                yield (prime, *rest)
 
 
 # ---- primitives
