@@ -65,6 +65,11 @@ class OfScores(Equations):
             found["factor"] = Operand(factor.astype(jnp.float32).reshape(1, 1), "bn")
         return found
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Features of queries and of values."""
+        return tuple(x.values.shape[-1] for x in (self.problem.query, self.problem.value))
+
     def dot(self, a: jax.Array, b: jax.Array, *, over: tuple[int, int]) -> jax.Array:
         """The product of two matrices over an axis of each, in float32."""
         dimensions = (((over[0],), (over[1],)), ((), ()))
@@ -133,6 +138,10 @@ class Forward(OfScores):
         _, features = rows_and_features(self.laid)
         shape = self.rows_of_tile, LANES
         return {"a": (shape[0], features), **dict.fromkeys(self._statistics, shape)}
+
+    def features(self) -> int:
+        """Those of Q Kᵀ and P V."""
+        return sum(self.widths)
 
     @property
     def _statistics(self) -> list[str]:
