@@ -367,7 +367,9 @@ def test_only_what_a_leaf_moves_has_a_derivative(name):
     for i, leaf in enumerate(leaves):
         if i < 3 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        other = structure.problem([x + jnp.ones_like(x) if j == i else x for j, x in enumerate(leaves)])
+        other = structure.problem(
+            [x + jnp.ones_like(x) if j == i else x for j, x in enumerate(leaves)]
+        )
         both = zip(given_of(pairs, problem), given_of(pairs, other), strict=True)
         changed = [j for j, (a, b) in enumerate(both) if not np.array_equal(a, b)]
         assert set(changed) <= set(pairs.moved_by(problem, [i]))
@@ -399,7 +401,9 @@ def test_a_derivative_rule_of_the_user_is_kept_in_tiles():
     (gain,) = gains
 
     def f(s, value):
-        return pairs.modified(s, [value if i == gain else x for i, x in enumerate(given)], masked=False)
+        return pairs.modified(
+            s, [value if i == gain else x for i, x in enumerate(given)], masked=False
+        )
 
     s = jnp.asarray(draw(T, S), jnp.float32)
     rows = np.broadcast_to(np.arange(T, dtype=np.float32)[:, None], (T, S))
@@ -601,7 +605,9 @@ DECLINED = {
         r"custom_vjp_call\w* of pairs of tokens is not elementwise\.",
     ),
     "a loop over keys": (
-        lambda: mod(lambda s, q, k, h: s + jax.lax.fori_loop(0, 3, lambda i, x: 2 * x, column(k, s))),
+        lambda: mod(
+            lambda s, q, k, h: s + jax.lax.fori_loop(0, 3, lambda i, x: 2 * x, column(k, s))
+        ),
         r"scan may join several tokens\.",
     ),
     "a while loop": (

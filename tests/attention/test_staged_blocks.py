@@ -32,7 +32,8 @@ def blocks_of(seen, block):
     for row in range(math.ceil(seen.shape[-2] / block[0])):
         for column in range(math.ceil(seen.shape[-1] / block[1])):
             rows, columns = (
-                slice(i * size, (i + 1) * size) for i, size in zip((row, column), block, strict=True)
+                slice(i * size, (i + 1) * size)
+                for i, size in zip((row, column), block, strict=True)
             )
             yield row, column, seen[..., rows, columns]
 

@@ -98,6 +98,11 @@ class Pairs:
         self._names = list(found)
         return list(found.values())
 
+    @property
+    def dtypes(self) -> set[jnp.dtype]:
+        """The dtypes of what tiles read and compute."""
+        return self._program.dtypes_inside
+
     # ---- outside
 
     def outside(self, problem: Problem, distances: tuple[int, int]) -> list[jax.Array]:

@@ -42,6 +42,8 @@ class NotStagedError(Exception):
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 CUSTOM = "custom_jvp_call"
+PLACED = {"reshard", "sharding_constraint", "pvary", "pcast"}
+"""What says on which devices an array lies, and changes no value. JAX adds it in a `shard_map`."""
 
 ELEMENTWISE = frozenset(
     """
@@ -151,6 +153,8 @@ class Program:
             if equation.primitive.name in INLINED:
                 body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
                 outputs = self._flatten(body, inputs)
+            elif equation.primitive.name in PLACED:
+                outputs = inputs
             else:
                 outputs = self._outputs(equation, inputs)
             known.update(zip(equation.outvars, outputs, strict=True))
@@ -221,6 +225,13 @@ class Program:
             if any(id(x) in moved for x in step.inputs):
                 moved.update(map(id, step.outputs))
         return [id(x) in moved for x in self.given]
+
+    @property
+    def dtypes_inside(self) -> set[jnp.dtype]:
+        """The dtypes of what tiles read and compute."""
+        steps = self._steps_for([x for x in self.results if isinstance(x, Value)])
+        made = [x for step in steps if step.depends == Depends.PAIR for x in step.outputs]
+        return {x.dtype for x in [*self.given, *made]}
 
     # ---- outside
 
@@ -301,6 +312,8 @@ def _keeps_tokens_apart(step: Step) -> bool:
 def names_within(equation: Any) -> Iterator[str]:
     """The names of the primitives that an equation computes, those of what it calls included."""
     name = equation.primitive.name
+    if name in PLACED:
+        return
     if name not in {CUSTOM, *INLINED}:
         yield name
         return
@@ -346,7 +359,7 @@ def _compute_inside(equation: Any, tiles: list[jax.Array]) -> Sequence[jax.Array
     if name in INLINED:
         body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         return run_on_tiles(body, tiles)
-    if name in ("broadcast_in_dim", "copy", "copy_p"):
+    if name in {"broadcast_in_dim", "copy", "copy_p", *PLACED}:
         return tiles[:1]
     return bind_equation(equation, tiles)
 
@@ -361,7 +374,7 @@ def run_on_tiles(closed: Any, tiles: Sequence[jax.Array]) -> list[jax.Array]:
     def read(atom: Any) -> jax.Array:
         value = literal_value(atom)
         if atom.aval.dtype == jax.dtypes.float0:  # the tangent of a whole number: nothing
-            return value
+            return known[atom] if value is None else value
         return lifted(known[atom] if value is None else value.astype(atom.aval.dtype))
 
     for equation in jaxpr.eqns:

@@ -117,7 +117,7 @@ class PallasTPU(Implementation):
             pairs = pairs_of(problem)
         except NotStagedError as error:
             return f"a tile cannot compute the mask or a score modifier: {error}"
-        wide = [x.dtype for x in pairs.given if x.dtype.itemsize > 4]
+        wide = sorted(x.name for x in pairs.dtypes if x.itemsize > 4)
         if wide:
             return f"the mask or a score modifier computes in {wide[0]}, which TPUs do not have."
         return self._too_large(problem, pairs, target)

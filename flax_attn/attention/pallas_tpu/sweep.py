@@ -167,7 +167,9 @@ def sweep(
         interpret=settings.interpret,
     )
     arrays = [array for x in operands.values() for array in stored(x)]
-    found = call(visits.blocks.reshape(-1), visits.counts.reshape(-1), *arrays)
+    lists = [visits.blocks.reshape(-1), visits.counts.reshape(-1)]
+    with jax.enable_x64(False):  # TPUs index by 32 bits, also where the user computes in 64
+        found = call(*lists, *arrays)
     return {
         name: array.reshape(result.shape)
         for (name, result), array in zip(results.items(), found, strict=True)
