@@ -157,7 +157,13 @@ KERNELS = {
     "dQ": 1.0,
     "dK and dV": 1.0,
 }
-"""The kernels by what they compute, and how many tiles of float32 numbers the compiler keeps."""
+"""The kernels by what they compute, and how many tiles of float32 numbers the compiler keeps.
+
+These and those below are a little more than the least limits that compile (libtpu 0.0.52, v5e).
+"""
+TILES_OF_MASK = 0.75
+TILES_OF_MODIFIERS = 2.25  # and again in derivatives
+TILES_OF_DROPOUT = 2.25
 
 
 def vector_memory(problem: Problem, given: Sequence[Given], sizes: TileSizes) -> dict[str, int]:
@@ -190,10 +196,22 @@ def vector_memory(problem: Problem, given: Sequence[Given], sizes: TileSizes) ->
         blocks = size * (rows * of_rows + columns * of_columns) + rows * of_results
         pairs = over_pairs * rows * columns * (2 if name == "tangents" else 1)
         vectors = 8 * 4 * (4 + len(given)) * (rows + columns)
-        tiles = int(KERNELS[name] * 4 * rows * tile)
+        tiles = int(_tiles(problem, name) * 4 * rows * tile)
         found[name] = 2 * (blocks + pairs + vectors) + 4 * rows * of_sums + tiles
         found[name] += 2 * lines if name == "dQ" else 0
     return found
+
+
+def _tiles(problem: Problem, name: str) -> float:
+    """How many tiles a kernel keeps at once."""
+    count = KERNELS[name]
+    if problem.may_hide:
+        count += TILES_OF_MASK
+    if problem.score_mod is not None:
+        count += TILES_OF_MODIFIERS * (1 if name == "output" else 2)
+    if problem.drop is not None:
+        count += TILES_OF_DROPOUT
+    return count
 
 
 def memory_limit(needed: int, device: str | None) -> int:
