@@ -42,8 +42,55 @@ VISION = "tests/contracts/test_vision.py -k"
 SHARDING = "tests/sharding/test_under_jit.py tests/attention/test_transformations.py"
 PLACEMENTS = "tests/sharding/test_placements.py"
 CUDNN = "tests/attention/test_cudnn.py"
+STAGED = "tests/attention/test_staged.py tests/attention/test_staged_blocks.py"
+KERNEL = "tests/contracts/test_tpu_kernel.py"
 
 MUTATIONS = [
+    # what kernels share
+    *(
+        Mutation(f"staged: {name}", f"attention/_staged/{file}.py", old, new, STAGED)
+        for name, file, old, new in (
+            (
+                "a gather joins tokens",
+                "program",
+                "return step.inputs[0].depends == Depends.HEAD",
+                "return True",
+            ),
+            ("a rule of its own is lost", "program", "if name == CUSTOM:", "if name == '':"),
+            ("a reduction of pairs", "program", "if name not in ELEMENTWISE", "if False and name"),
+            ("the last keys are full", "blocks", ".min(PARTIAL)", ".min(FULL)"),
+            ("partial blocks need no mask", "blocks", "axis=-1) != FULL", "axis=-1) == EMPTY"),
+            (
+                "blocks in common",
+                "blocks",
+                "lowest == highest, lowest",
+                "lowest <= highest, highest",
+            ),
+            (
+                "tables where positions are not known",
+                "pairs",
+                "if tables and not problem.in_order:",
+                "if False:",
+            ),
+        )
+    ),
+    # the TPU kernel
+    *(
+        Mutation(f"pallas: {name}", f"attention/pallas_tpu/{file}.py", old, new, KERNEL)
+        for name, file, old, new in (
+            ("keys beyond the end are seen", "equations", "< length_k, scores", "< 1e9, scores"),
+            ("no distance is subtracted", "tile", "stride=1,", "stride=0,"),
+            ("the LSE has no cotangent", "derivatives", 'dp - tile.over_pairs("delta")', "dp"),
+            ("a bad query is fine", "derivatives", 'tile.over_pairs("bad query"), ', "0.0, "),
+            (
+                "a sum is not summed",
+                "call",
+                "jnp.sum(total, axes, keep",
+                "jnp.max(total, axes, keep",
+            ),
+            ("rows are not cleared", "sweep", "pl.when(first)(lambda: equations.begin(refs))", ""),
+        )
+    ),
     # cuDNN
     *(
         Mutation(f"cudnn: {name}", f"attention/cudnn/{file}.py", old, new, CUDNN)

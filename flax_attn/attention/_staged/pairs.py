@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flax_attn._jax import NO_MESH
 from flax_attn.attention._core.batch import (
     abstract,
     abstract_with_one_batch_axis,
@@ -161,7 +162,9 @@ class Pairs:
 
 @functools.lru_cache(maxsize=256)
 def _cached(structure: Structure, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Pairs:
-    return Pairs(structure.problem(leaves))
+    # With a mesh, `jax.set_mesh`, JAX also traces how arrays are split. A tile has no part in it.
+    with jax.sharding.use_abstract_mesh(NO_MESH):
+        return Pairs(structure.problem(leaves))
 
 
 def pairs_of(problem: Problem) -> Pairs:

@@ -193,7 +193,7 @@ class Program:
                         raise NotStagedError(f"{name} of pairs of tokens is not elementwise.")
                 if any(isinstance(x, Constant) and np.size(x.value) > 1 for x in step.inputs):
                     raise NotStagedError("an array of pairs is no parameter. Give it as Aligned.")
-            elif step.depends and step.name not in {CUSTOM, *ELEMENTWISE, *MOVES}:
+            elif step.depends and not _keeps_tokens_apart(step):
                 raise NotStagedError(f"{step.name} may join several tokens.")
 
     def _steps_for(self, wanted: Sequence[Value]) -> list[Step]:
@@ -300,6 +300,13 @@ def _lifted(value: Any, shape: tuple[int, ...]) -> jax.Array:
     if isinstance(value, np.ndarray):  # a known number stays one in the text of a kernel
         return lax.full(shape, value.item(), value.dtype)
     return jnp.broadcast_to(value.reshape(()) if value.ndim else value, shape)
+
+
+def _keeps_tokens_apart(step: Step) -> bool:
+    """Whether each token of the result depends on the same token of the operands only."""
+    if step.name == "gather":  # by the tokens, from what is the same for all
+        return step.inputs[0].depends == Depends.HEAD
+    return step.name in {CUSTOM, *ELEMENTWISE, *MOVES}
 
 
 def names_within(equation: Any) -> Iterator[str]:

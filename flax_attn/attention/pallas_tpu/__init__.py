@@ -5,9 +5,10 @@ equations    what the forward kernel computes, tile by tile
 derivatives  the tangent, and its transpose in two sweeps; rows that see what is not finite
 sweep        the loop nest: one kernel
 grid         its grid, and how arrays are cut into blocks
+cost         its operations and the bytes that it moves
 tile         what a kernel reads of a block
 laid         the arrays of a problem as the kernels take them
-sizes        how large the blocks are
+sizes        how large the blocks are, and the vector memory that they take
 
 Mask, modifiers and dropout come from `_staged`: a kernel computes of them what depends on pairs.
 """
@@ -33,6 +34,7 @@ from flax_attn.attention.pallas_tpu.sizes import (
     MOST_VISITS,
     TileSizes,
     choose_sizes,
+    explain_too_large,
     kinds_that_fit,
     too_many,
 )
@@ -118,11 +120,11 @@ class PallasTPU(Implementation):
         wide = sorted(x.name for x in pairs.dtypes if x.itemsize > 4)
         if wide:
             return f"the mask or a score modifier computes in {wide[0]}, which TPUs do not have."
-        return self._too_long(problem, pairs)
+        return self._too_large(problem, pairs, target)
 
-    def _too_long(self, problem: Problem, pairs: Pairs) -> str | None:
+    def _too_large(self, problem: Problem, pairs: Pairs, target: Target) -> str | None:
         merged = abstract_with_one_batch_axis(problem)
-        sizes = self._sizes(merged)
+        sizes = self._sizes(problem, target)
         length_q, length_k, _, _ = problem.sizes
         if too_many(merged, sizes):
             return (
@@ -136,7 +138,9 @@ class PallasTPU(Implementation):
                 f"a bias that is looked up by distance must have at most {MOST_DISTANCES:,} "
                 f"distances T + S, got {length_q + length_k:,}. Use 'blockwise'."
             )
-        return None
+        if self.interpret:
+            return None
+        return explain_too_large(merged, pairs.given, sizes, target.device)
 
     def defers(self, problem: Problem, target: Target) -> str | None:
         """It is left alone for few queries, as a block of them is computed anyway."""
@@ -147,8 +151,7 @@ class PallasTPU(Implementation):
 
     def block_map(self, problem: Problem, target: Target) -> Plan | None:
         """The blocks of pairs that it computes."""
-        del target
-        sizes = self._sizes(abstract_with_one_batch_axis(problem))
+        sizes = self._sizes(problem, target)
         kinds = kinds_that_fit(with_one_batch_axis(problem), sizes)
         batch = problem.batch if len(kinds) > 1 else (1,) * len(problem.batch)
         length_q, length_k, _, _ = problem.sizes
@@ -165,8 +168,10 @@ class PallasTPU(Implementation):
         other = _registry.other_than(self, problem, target).name
         return [f"gradients of arrays over pairs by {other}"]
 
-    def _sizes(self, problem: Problem) -> TileSizes:
-        return choose_sizes(problem, self.block_query, self.block_key, self.block_compute)
+    def _sizes(self, problem: Problem, target: Target) -> TileSizes:
+        asked = self.block_query, self.block_key, self.block_compute
+        merged, given = abstract_with_one_batch_axis(problem), pairs_of(problem).given
+        return choose_sizes(merged, given, asked, target.device)
 
     def forward(self, problem: Problem, target: Target) -> Results:
         """Output and LSE."""
@@ -198,5 +203,5 @@ class PallasTPU(Implementation):
         return call.transpose(results, cotangents, active)
 
     def _call(self, problem: Problem, target: Target) -> Call:
-        sizes = self._sizes(abstract_with_one_batch_axis(problem))
+        sizes = self._sizes(problem, target)
         return Call(problem, target, pairs_of(problem), sizes, interpret=self.interpret)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from flax_attn._checks import statistics_dtype
+from flax_attn.attention._core.batch import abstract_with_one_batch_axis
 from flax_attn.attention._core.finite import finite, not_finite
 from flax_attn.attention._core.implementation import Results, Target
 from flax_attn.attention._core.problem import KEY, QUERY, VALUE, Problem, Structure
@@ -26,8 +27,14 @@ from flax_attn.attention.pallas_tpu.derivatives import (
 from flax_attn.attention.pallas_tpu.equations import Forward
 from flax_attn.attention.pallas_tpu.grid import Rows
 from flax_attn.attention.pallas_tpu.laid import Laid
-from flax_attn.attention.pallas_tpu.sizes import TileSizes, kinds_that_fit
+from flax_attn.attention.pallas_tpu.sizes import (
+    TileSizes,
+    kinds_that_fit,
+    memory_limit,
+    vector_memory,
+)
 from flax_attn.attention.pallas_tpu.sweep import Equations, Settings, sweep
+from flax_attn.masks.plan import EMPTY
 
 
 class Call:
@@ -50,8 +57,14 @@ class Call:
         self._given = pairs.outside(problem, self._laid.distances)
         self._kinds = kinds_that_fit(self._laid.problem, sizes)
         is_ragged = self._laid.lengths[1] != problem.sizes[1]
+        is_traced = isinstance(self._kinds, jax.core.Tracer)
+        merged = abstract_with_one_batch_axis(problem)
+        needed = max(vector_memory(merged, pairs.given, sizes).values())
         self._settings = Settings(
-            masks=problem.may_hide or is_ragged, interpret=interpret, cost=None, vmem_limit=None
+            masks=problem.may_hide or is_ragged,
+            interpret=interpret,
+            share=1.0 if is_traced else float(jnp.mean(self._kinds != EMPTY)),
+            vmem_limit=memory_limit(needed, target.device),
         )
 
     def _sweep(self, equations: Equations) -> dict[str, jax.Array]:

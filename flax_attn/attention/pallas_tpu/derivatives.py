@@ -94,6 +94,12 @@ class Tangent(OfScores):
             "change of lse": Result(rows, "bnt", jnp.float32),
         }
 
+    def features(self) -> int:
+        """Those of Q Kᵀ, Q̇ Kᵀ, Q K̇ᵀ, (P ∘ Ṡ) V and P V̇, as far as there are tangents."""
+        d, dv = self.widths
+        of_scores = [i for i in (QUERY, KEY) if i in self._changes]
+        return d * (1 + len(of_scores)) + dv * (2 if VALUE in self._changes else 1)
+
     def sums(self) -> dict[str, tuple[int, int]]:
         """A, and r on all lanes."""
         _, features = rows_and_features(self.laid)
@@ -222,6 +228,11 @@ class OfQueries(_Transpose):
             **{cotangent_of(i): Result(lines, "bnw", f32) for i in self._by_distance},
         }
 
+    def features(self) -> int:
+        """Those of Q Kᵀ, dO Vᵀ and dS K."""
+        d, dv = self.widths
+        return 2 * d + dv
+
     def sums(self) -> dict[str, tuple[int, int]]:
         """dQ, and sums for each query on all lanes."""
         features = whole_lanes(self.problem.query.values.shape[-1])
@@ -285,6 +296,10 @@ class OfKeys(_Transpose):
             **{cotangent_of(i): Result(per_head, "bns", jnp.float32) for i in self._of_rows},
         }
 
+    def features(self) -> int:
+        """Those of K Qᵀ, V dOᵀ, Pᵀ dO and dSᵀ Q."""
+        return 2 * sum(self.widths)
+
     def sums(self) -> dict[str, tuple[int, int]]:
         """dK and dV, and sums for each key on all lanes."""
         lanes = dict.fromkeys(map(_sum_of, self._of_rows), (self.rows_of_tile, LANES))
@@ -334,6 +349,8 @@ class Undefined(OfScores):
         the leaf.
     """
 
+    most_unrolled = 0  # it seldom runs
+
     def __init__(
         self, laid: Laid, given: Sequence[jax.Array], bad: Mapping[int, jax.Array]
     ) -> None:
@@ -353,6 +370,10 @@ class Undefined(OfScores):
         """Flags of queries as numbers, for scores and for values."""
         rows, _ = rows_and_features(self.laid)
         return dict.fromkeys(("scores", "values"), Result(rows, "bnt", jnp.float32))
+
+    def features(self) -> int:
+        """No products."""
+        return 0
 
     def sums(self) -> dict[str, tuple[int, int]]:
         """The largest flag that each query sees, on all lanes."""

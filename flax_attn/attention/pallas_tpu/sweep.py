@@ -11,7 +11,8 @@ are read while one is computed.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from flax_attn.attention._staged.blocks import Visits
+from flax_attn.attention.pallas_tpu.cost import cost_of
 from flax_attn.attention.pallas_tpu.grid import (
+    LANES,
     Cut,
     Grid,
     Index,
@@ -41,9 +44,12 @@ class Equations:
 
     Attributes:
       rows: What the rows are.
+      most_unrolled: Tiles of a block are unrolled in the text of a kernel while they have at most
+        so many pairs. More text compiles more slowly; less leaves less to schedule together.
     """
 
     rows: Rows = Rows.QUERIES
+    most_unrolled: int = 2**20
 
     def operands(self) -> dict[str, Operand]:
         """What it reads, by name."""
@@ -55,6 +61,10 @@ class Equations:
 
     def sums(self) -> dict[str, tuple[int, int]]:
         """The shapes of its sums, by name. All are float32."""
+        raise NotImplementedError
+
+    def features(self) -> int:
+        """The multiplications for each pair in its matrix products."""
         raise NotImplementedError
 
     def begin_heads(self, refs: Refs) -> None:
@@ -80,13 +90,13 @@ class Settings(NamedTuple):
     Attributes:
       masks: Whether a block may need its mask.
       interpret: Whether JAX computes it operation by operation, on any platform.
-      cost: What XLA plans with.
+      share: The share of blocks that are visited, as far as it is known.
       vmem_limit: How much vector memory it may take, in bytes.
     """
 
     masks: bool
     interpret: bool
-    cost: pl.CostEstimate | None
+    share: float
     vmem_limit: int | None
 
 
@@ -124,9 +134,14 @@ def sweep(
         needs_mask = lax.rem(blocks[row * cut.lists[-1] + at.step], 2) == 1
 
         def visit(*, masked: bool) -> None:
-            for start in grid.starts:
+            def step(start: Any) -> None:
                 block = cut.block(at, blocks)
                 equations.step(Tile(refs, axes, cut, block, start, masked=masked))
+
+            most = equations.most_unrolled // (2 if masked else 1) // math.prod(grid.tile)
+            if "bnw" in axes.values():  # a tile of diagonals starts at a known place
+                most = len(grid.starts)
+            _for_each(grid.starts, step, most=most)
 
         if settings.masks:
             pl.when(is_visit & needs_mask)(lambda: visit(masked=True))
@@ -148,7 +163,7 @@ def sweep(
             dimension_semantics=("parallel", "parallel", *("arbitrary",) * 3),
             vmem_limit_bytes=settings.vmem_limit,
         ),
-        cost_estimate=settings.cost,
+        cost_estimate=cost_of(cut, operands, results, equations.features(), settings.share),
         interpret=settings.interpret,
     )
     arrays = [array for x in operands.values() for array in stored(x)]
@@ -159,6 +174,29 @@ def sweep(
         name: array.reshape(result.shape)
         for (name, result), array in zip(results.items(), found, strict=True)
     }
+
+
+def _for_each(starts: range, step: Callable[[Any], None], *, most: int) -> None:
+    """Call a function with each of some numbers, in a loop of which some steps are unrolled.
+
+    Args:
+      starts: The numbers.
+      step: The function.
+      most: The largest number of steps that are unrolled.
+    """
+    count = len(starts)
+    unrolled = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, most))
+    if unrolled == count:
+        for start in starts:
+            step(start)
+        return
+
+    def several(i: jax.Array, nothing: tuple[()]) -> tuple[()]:
+        for part in range(unrolled):
+            step(pl.multiple_of((i * unrolled + part) * starts.step, LANES))
+        return nothing
+
+    lax.fori_loop(0, count // unrolled, several, ())
 
 
 def _clear(ref: Any) -> None:

@@ -27,7 +27,7 @@ class Tile:
         axes: Mapping[str, str],
         cut: Cut,
         block: Block,
-        start: int,
+        start: Any,
         *,
         masked: bool,
     ) -> None:
