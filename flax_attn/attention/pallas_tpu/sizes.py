@@ -49,6 +49,7 @@ VECTOR_MEMORY = {
 OTHER_MEMORY = 64  # of TPU 7 and 7x, and the least of all since v5
 LEAST_MEMORY = 16  # what XLA reserves for any kernel that asks for nothing
 
+
 class TileSizes(NamedTuple):
     """The sizes of blocks and tiles.
 
@@ -102,9 +103,7 @@ def choose_sizes(
     usual = _usual(problem)
     if tables_of(problem):  # an array over distances is read in blocks of one size
         query = key = query or key
-    sizes = TileSizes(
-        _at_most(query or usual, length_q), _at_most(key or usual, length_k), compute
-    )
+    sizes = TileSizes(_at_most(query or usual, length_q), _at_most(key or usual, length_k), compute)
     if tables_of(problem):
         block = max(sizes.query, sizes.key)
         sizes = sizes._replace(query=block, key=block)
