@@ -213,7 +213,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from tests.targets import test_pallas_tpu_targets as tests
 
 sizes = {f"block_{x}": n for x, n in (("q", 1024), ("kv", 1024), ("kv_compute", 512))}
-every = sizes | {f"{x}_dkv": n for x, n in sizes.items()} | {"block_q_dq": 1024, "block_kv_dq": 1024}
+every = sizes | {f"{x}_dkv": n for x, n in sizes.items()}
+every |= {"block_q_dq": 1024, "block_kv_dq": 1024}
 every["block_kv_dkv_compute"] = every.pop("block_kv_compute_dkv")
 mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((2048, 2048))] * 4)
 kernel = splash.make_splash_mha(
