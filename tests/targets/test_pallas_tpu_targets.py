@@ -56,7 +56,8 @@ def rich(q, k, v, segment_ids, **options):
         mask=masks.SameSegment() & masks.Window(1000, 0) | masks.Prefix(16),
         score_mod=scores.ALiBi.for_heads(q.shape[-2]) >> scores.SoftCap(30.0),
         normalizer=Softmax(sink=jnp.zeros(q.shape[-2])),
-        dropout=Dropout(0.1, jax.random.key(0)),
+        dropout=Dropout(0.1, jax.random.key(0), batch_ids=jnp.arange(q.shape[0])),
+        head_ids=jnp.arange(q.shape[-2]),
         query_coords=coords,
         key_coords=coords,
         **options,
@@ -165,11 +166,14 @@ def test_any_heads_and_head_sizes_compile(heads, sizes, dtype):
 @pytest.mark.parametrize("work", [forward, backward])
 @pytest.mark.parametrize("case", [plain, rich])
 def test_it_is_chosen_and_its_memory_grows_as_the_length(case, work):
-    """Temporaries are arrays of tokens: twice as many for twice the length."""
-    short, long = (compiled(work(case), length=length)[0] for length in (4096, 8192))
+    """Temporaries are arrays of tokens: twice as many for twice the length.
+
+    At shorter lengths XLA keeps most of them in vector memory.
+    """
+    short, long = (compiled(work(case), length=length)[0] for length in (16_384, 32_768))
     assert_kernels(long, KERNELS[work])
     assert temporaries(long) < 2.2 * temporaries(short) + 2**20
-    assert temporaries(long) < B * N * 8192**2 * 4 / 16
+    assert temporaries(long) < B * N * 32_768**2 * 4 / 16
 
 
 # ---- sizes of blocks
