@@ -8,7 +8,6 @@ import importlib
 import itertools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

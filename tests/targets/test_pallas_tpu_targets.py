@@ -6,6 +6,8 @@ Needs `libtpu`. `-m targets` runs a sample, `-m targets_full` the rest.
 import functools
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,8 @@ def rich(q, k, v, segment_ids, **options):
         mask=masks.SameSegment() & masks.Window(1000, 0) | masks.Prefix(16),
         score_mod=scores.ALiBi.for_heads(q.shape[-2]) >> scores.SoftCap(30.0),
         normalizer=Softmax(sink=jnp.zeros(q.shape[-2])),
-        dropout=Dropout(0.1, jax.random.key(0)),
+        dropout=Dropout(0.1, jax.random.key(0), batch_ids=jnp.arange(q.shape[0])),
+        head_ids=jnp.arange(q.shape[-2]),
         query_coords=coords,
         key_coords=coords,
         **options,
@@ -163,11 +166,14 @@ def test_any_heads_and_head_sizes_compile(heads, sizes, dtype):
 @pytest.mark.parametrize("work", [forward, backward])
 @pytest.mark.parametrize("case", [plain, rich])
 def test_it_is_chosen_and_its_memory_grows_as_the_length(case, work):
-    """Temporaries are arrays of tokens: twice as many for twice the length."""
-    short, long = (compiled(work(case), length=length)[0] for length in (4096, 8192))
+    """Temporaries are arrays of tokens: twice as many for twice the length.
+
+    At shorter lengths XLA keeps most of them in vector memory.
+    """
+    short, long = (compiled(work(case), length=length)[0] for length in (16_384, 32_768))
     assert_kernels(long, KERNELS[work])
     assert temporaries(long) < 2.2 * temporaries(short) + 2**20
-    assert temporaries(long) < B * N * 8192**2 * 4 / 16
+    assert temporaries(long) < B * N * 32_768**2 * 4 / 16
 
 
 # ---- sizes of blocks
@@ -189,13 +195,76 @@ def published():
 def test_published_blocks_compile_or_are_refused(blocks, head_dim, dtype, chip):
     kernel = PallasTPU(*blocks)
     options = {"dtype": dtype, "sizes": (head_dim, head_dim), "batch": 1, "length": 8192}
+    refusal = ""
     try:
         program, _ = compiled(backward(causal, implementation=kernel), chip, **options)
-    except NotImplementedError as refusal:
-        assert re.search(r"blocks of \d+ × \d+ .* take \d+ MiB of vector memory", str(refusal))
+    except NotImplementedError as error:
+        refusal = str(error)
+    if refusal:
+        assert re.search(r"blocks of \d+ × \d+ .* take \d+ MiB of vector memory", refusal)
         assert max(blocks[:2]) == 4096
     else:
         assert_kernels(program, 3)
+
+
+# ---- registers
+
+SPILLS = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+from tests.targets import test_pallas_tpu_targets as tests
+
+sizes = {f"block_{x}": n for x, n in (("q", 1024), ("kv", 1024), ("kv_compute", 512))}
+every = sizes | {f"{x}_dkv": n for x, n in sizes.items()}
+every |= {"block_q_dq": 1024, "block_kv_dq": 1024}
+every["block_kv_dkv_compute"] = every.pop("block_kv_compute_dkv")
+mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((2048, 2048))] * 4)
+kernel = splash.make_splash_mha(
+    mask, block_sizes=splash.BlockSizes(**every), head_shards=1, q_seq_shards=1
+)
+
+def theirs(q, k, v, segment_ids):
+    del segment_ids
+    heads = (jnp.swapaxes(x[0], 0, 1) for x in (q, k, v))
+    return jnp.swapaxes(kernel(*heads), 0, 1)[None]
+
+options = {"implementation": tests.PallasTPU(1024, 1024, 512)}
+function = theirs if sys.argv[1] == "theirs" else tests.functools.partial(tests.plain, **options)
+tests.compiled(tests.backward(function), batch=1, heads=(4, 4))
+"""
+
+
+def spills(whose, folder):
+    """The vector registers that each kernel stores to vector memory, in all its instructions.
+
+    libtpu writes what each bundle of instructions does. Only kernels multiply matrices here.
+    """
+    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    flags += " --xla_jf_dump_llo_pass_label_regex=.*final_hlo-static.*"
+    environment = {**os.environ, "LIBTPU_INIT_ARGS": flags, "XLA_FLAGS": ""}
+    subprocess.run([sys.executable, "-c", SPILLS, whose], check=True, env=environment)
+    found = []
+    for path in folder.glob("*-final_hlo-static-per-bundle-utilization.txt"):
+        _, names, _, _, *lines = path.read_text().splitlines()
+        rows = np.array([line.split() for line in lines], int).reshape(len(lines), -1)
+        uses = dict(zip(names.split(", "), rows.sum(0), strict=True))
+        if uses["MATMUL"]:
+            found.append(int(uses["VSTORE:SPILL"]))
+    return sorted(found)
+
+
+@full
+def test_no_kernel_spills_much_more_than_those_of_jax(tmp_path):
+    """A tile of 1024 × 512 has eight times as many numbers as all vector registers.
+
+    So kernels with the published sizes always spill. JAX's own, with the same sizes, are the
+    measure: 3218, 1799 and 2497 of forward, dQ, and dK and dV (libtpu 0.0.52).
+    """
+    ours, theirs = (spills(x, tmp_path / x) for x in ("ours", "theirs"))
+    assert len(ours) == len(theirs) == 3
+    assert sum(ours) < 1.5 * sum(theirs)
 
 
 # ---- many devices

@@ -68,4 +68,4 @@ def _changes(grid: Grid, axes: str, shape: tuple[int, ...], visited: float) -> f
 
 def _size(spec: pl.BlockSpec) -> int:
     """The number of elements of a block."""
-    return math.prod(size for size in spec.block_shape or () if size)
+    return math.prod(size for size in spec.block_shape or () if isinstance(size, int))

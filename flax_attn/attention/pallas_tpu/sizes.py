@@ -49,6 +49,7 @@ VECTOR_MEMORY = {
 OTHER_MEMORY = 64  # of TPU 7 and 7x, and the least of all since v5
 LEAST_MEMORY = 16  # what XLA reserves for any kernel that asks for nothing
 
+
 class TileSizes(NamedTuple):
     """The sizes of blocks and tiles.
 
@@ -69,12 +70,14 @@ class TileSizes(NamedTuple):
 
 
 def usable_memory(device: str | None) -> int:
-    """Bytes of vector memory that a kernel may take: 15/16 of all, the rest is the compiler's.
+    """Bytes of vector memory that a kernel may take: 13/16 of all.
+
+    XLA keeps whole arrays in the rest. Kernels that ask for 15/16 do not always compile (v5p).
 
     Args:
       device: The kind of device; None = any since v5.
     """
-    return VECTOR_MEMORY.get(device or "", OTHER_MEMORY) * MIB * 15 // 16
+    return VECTOR_MEMORY.get(device or "", OTHER_MEMORY) * MIB * 13 // 16
 
 
 def choose_sizes(
@@ -102,9 +105,7 @@ def choose_sizes(
     usual = _usual(problem)
     if tables_of(problem):  # an array over distances is read in blocks of one size
         query = key = query or key
-    sizes = TileSizes(
-        _at_most(query or usual, length_q), _at_most(key or usual, length_k), compute
-    )
+    sizes = TileSizes(_at_most(query or usual, length_q), _at_most(key or usual, length_k), compute)
     if tables_of(problem):
         block = max(sizes.query, sizes.key)
         sizes = sizes._replace(query=block, key=block)
@@ -164,6 +165,7 @@ These and those below are a little more than the least limits that compile (libt
 TILES_OF_MASK = 0.75
 TILES_OF_MODIFIERS = 2.25  # and again in derivatives
 TILES_OF_DROPOUT = 2.25
+TILES_OF_FLOAT32 = 1.5  # where matrices are multiplied in several passes
 
 
 def vector_memory(problem: Problem, given: Sequence[Given], sizes: TileSizes) -> dict[str, int]:
@@ -211,6 +213,8 @@ def _tiles(problem: Problem, name: str) -> float:
         count += TILES_OF_MODIFIERS * (1 if name == "output" else 2)
     if problem.drop is not None:
         count += TILES_OF_DROPOUT
+    if problem.dtype.itemsize == 4:
+        count += TILES_OF_FLOAT32
     return count
 
 
