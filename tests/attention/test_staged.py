@@ -547,6 +547,12 @@ DECLINED = {
         lambda: mod(lambda s, q, k, h: s + jnp.sum(q.positions).astype(s.dtype)),
         r"reduce_sum may join several tokens\.",
     ),
+    "a gather from the queries": (
+        lambda: mod(
+            lambda s, q, k, h: s + jnp.take(q.positions, jnp.arange(T), axis=-2).astype(s.dtype)
+        ),
+        r"gather may join several tokens\.",
+    ),
     "a gather of pairs": (
         lambda: mod(lambda s, q, k, h, *, table: s + table[distance_of(q, k)], table=jnp.ones(5)),
         r"gather of pairs of tokens is not elementwise\.",
