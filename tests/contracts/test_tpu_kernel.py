@@ -220,7 +220,7 @@ def test_a_table_with_tokens_in_order(name, more_tokens):
 
 
 @long
-@pytest.mark.parametrize("modifier", ["none", "a function"])
+@pytest.mark.parametrize("modifier", ["none", "a pipe"])
 @pytest.mark.parametrize("normalizer", [x for x in cells.NORMALIZERS if x != "Softmax"])
 def test_another_normaliser(normalizer, modifier, more_tokens):
     for mask, layout, rate in cells_of(modifier)[::3]:
