@@ -671,6 +671,23 @@ def test_a_loop_over_numbers_of_heads_is_computed_outside():
     np.testing.assert_array_equal(factor, np.array([1.0, 16, 81]).reshape(1, N, 1, 1))
 
 
+def test_loops_of_equal_text_are_not_taken_for_one():
+    """They differ in an array that they capture."""
+    captured = np.array([2.0, 5.0]), np.array([3.0, 7.0])
+
+    def loop(numbers, start):
+        return jax.lax.fori_loop(0, 2, lambda i, x: x + jnp.asarray(numbers, x.dtype)[i], start)
+
+    def twice(s, q, k, head_ids, *, w):
+        return s * loop(captured[0], w) + loop(captured[1], w)
+
+    problem = problem_of(score_mod=scores.score_mod(twice, w=jnp.float32(1)))
+    pairs = Pairs(problem)
+    tile = jnp.ones((T, S))
+    numbers = [x.reshape(()) for x in given_of(pairs, problem)]
+    np.testing.assert_array_equal(pairs.modified(tile, numbers, masked=False), 8.0 + 11.0)
+
+
 def test_a_parameter_of_every_letter_is_given_as_what_it_depends_on():
     sizes = {"b": B, "n": N, "t": T, "s": S}
     for axes in ("bn", "bnt", "bns", "bnts"):
