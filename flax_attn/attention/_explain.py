@@ -15,6 +15,7 @@ from flax_attn.attention._core.arguments import check_options
 from flax_attn.attention._core.implementation import Implementation, Target
 from flax_attn.attention._core.normalize import normalize
 from flax_attn.attention._core.placement import Placement, check_placement
+from flax_attn.attention._core.primitive import PARTITIONED
 from flax_attn.attention._core.problem import Problem
 from flax_attn.attention._core.selection import Choice, as_candidates, select
 from flax_attn.attention.blockwise import Blockwise
@@ -114,7 +115,9 @@ def explain(
         )
     candidates = as_candidates(function, implementation)
     problem = normalize(function, query, key, value, bias, mask, **options)
-    target = _target_here(platform)
+    # What XLA divides by our rule is computed part by part; elsewhere it divides the program.
+    is_divided = any(map(_is_split, (query, key, value))) and platform not in PARTITIONED
+    target = _target_here(platform)._replace(partitioned=is_divided)
     chosen = select(function, problem, candidates, target)
     refusals = {
         other.name: _reason(other, problem, candidates, target)
@@ -167,6 +170,12 @@ def _explain_placement(
     text = "\n".join(lines)
     print(text)
     return Explanation(None, placement.name, {}, (), text)
+
+
+def _is_split(array: Any) -> bool:
+    """Whether an array is split over several devices, so that `jit` divides the program."""
+    is_known = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return is_known and not array.sharding.is_fully_replicated
 
 
 def _target_here(platform: str) -> Target:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_attn import Coords, Sigmoid, attention, dot_product_attention, explain, masks, scores
 from flax_attn.attention import _registry
@@ -254,3 +255,13 @@ def test_the_first_that_does_not_decline_is_taken(choice, capsys):
     assert explain(Q, K, V, implementation=choice).implementation == first
     assert explain(Q, K, V, normalizer=TopK(3), implementation=choice).implementation == "dense"
     capsys.readouterr()
+
+
+def test_explain_knows_that_xla_divides_what_is_split_over_devices():
+    """On TPUs it cannot divide a kernel. A placement can."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    q, k, v = (jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))) for x in (Q, K, V))
+    whole, split = (explain(*qkv, platform="tpu") for qkv in ((Q, K, V), (q, k, v)))
+    assert (whole.implementation, split.implementation) == ("pallas_tpu", "blockwise")
+    assert "cannot divide a kernel" in split.refusals["pallas_tpu"]
+    assert explain(q, k, v, platform="cuda").implementation == "blockwise"
