@@ -51,6 +51,10 @@ class Collective(NamedTuple):
         return self.times * self.size * SENT[self.kind](self.devices)
 
 
+# Matrix products, and kernels that compute them.
+PRODUCTS = (" convolution(", " dot(", '"tpu_custom_call"', '"__cudnn$fmha')
+
+
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program, by its text."""
     computations = split(text)
@@ -60,7 +64,7 @@ def collectives(text: str) -> list[Collective]:
         return any(map(is_product, computations[name]))
 
     def is_product(line: str) -> bool:
-        return " convolution(" in line or " dot(" in line or any(map(multiplies, called(line)))
+        return any(x in line for x in PRODUCTS) or any(map(multiplies, called(line)))
 
     def inside(name: str, times: int) -> Iterator[Collective]:
         lines = computations[name]
