@@ -65,7 +65,8 @@ class PallasTPU(Implementation):
         slow, and is for tests.
 
     Example:
-      >>>       >>> from flax_attn import attention
+      >>> import jax.numpy as jnp
+      >>> from flax_attn import attention
       >>> x = jnp.ones((1, 256, 2, 8))
       >>> kernel = attention.PallasTPU(block_query=128, block_key=128, interpret=True)
       >>> attention.dot_product_attention(x, x, x, implementation=kernel).shape
