@@ -38,6 +38,11 @@ class Given(NamedTuple):
         """Whether it can have a derivative."""
         return jnp.issubdtype(self.dtype, jnp.floating)
 
+    @property
+    def is_over_pairs(self) -> bool:
+        """Whether a tile reads it as an array over pairs."""
+        return self.depends == Depends.PAIR and not self.by_distance
+
 
 @dataclasses.dataclass(frozen=True)
 class Moved:

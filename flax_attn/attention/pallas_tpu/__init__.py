@@ -164,7 +164,7 @@ class PallasTPU(Implementation):
 
     def remarks(self, problem: Problem, target: Target) -> list[str]:
         """Who computes what it leaves to others."""
-        if not any(x.depends == Depends.PAIR for x in pairs_of(problem).given):
+        if not any(x.is_over_pairs and x.is_float for x in pairs_of(problem).given):
             return []
         other = _registry.other_than(self, problem, target).name
         return [f"gradients of arrays over pairs by {other}"]

@@ -137,7 +137,7 @@ class Call:
         """Whether an array over pairs has a cotangent, which these kernels do not sum."""
         moved = self._pairs.moved_by(self._problem, self._others(active))
         given = [self._pairs.given[i] for i in moved]
-        return any(x.depends == Depends.PAIR and not x.by_distance for x in given)
+        return any(x.is_over_pairs for x in given)
 
     def transpose(
         self, results: Results, cotangents: Results, active: tuple[int, ...]
