@@ -27,7 +27,7 @@ from flax_attn.attention._core.implementation import Implementation, Results, Ta
 from flax_attn.attention._core.problem import Problem
 from flax_attn.attention._figures import reason_to_defer
 from flax_attn.attention._staged.pairs import Pairs, pairs_of
-from flax_attn.attention._staged.program import Depends, NotStagedError
+from flax_attn.attention._staged.program import NotStagedError
 from flax_attn.attention.pallas_tpu.call import Call
 from flax_attn.attention.pallas_tpu.grid import LANES
 from flax_attn.attention.pallas_tpu.sizes import (
