@@ -134,7 +134,7 @@ def compositions():
         yield pytest.param(chip, case, work, marks=small if quick else full)
 
 
-@pytest.mark.parametrize(("chip", "case", "work"), compositions())
+@pytest.mark.parametrize(("chip", "case", "work"), list(compositions()))
 def test_every_composition_compiles(chip, case, work, record_property):
     program, seconds = compiled(work(case, implementation="pallas_tpu"), chip)
     record_property("seconds of the processor to compile", seconds)
