@@ -5,7 +5,7 @@ for each of the T + S distances. A tile of pairs then needs one stretch of this 
 i is a part that is shifted by i.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax_attn.attention._core.problem import Problem
 from flax_attn.scores import ScoreMod
 
 
+@runtime_checkable
 class Table(Protocol):
     """A score modifier that adds a bias that depends on distance and head only."""
 
@@ -45,7 +46,7 @@ class Place:
 
 
 def _is_table(part: Any) -> bool:
-    return hasattr(part, "of_distance")
+    return isinstance(part, Table)
 
 
 def tables_of(problem: Problem) -> list[Table]:

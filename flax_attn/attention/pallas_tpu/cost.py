@@ -45,7 +45,7 @@ def cost_of(
     )
 
 
-def _bytes_of_operand(cut: Cut, operand: Operand, visited: float) -> float:
+def _bytes_of_operand(cut: Cut, operand: Operand, visited: float) -> int | float:
     values, axes = operand
     if axes == "bn":  # in scalar memory, whole
         return values.size * values.dtype.itemsize
@@ -54,11 +54,11 @@ def _bytes_of_operand(cut: Cut, operand: Operand, visited: float) -> float:
     return sum(_size(spec) * values.dtype.itemsize * loads for spec in specs)
 
 
-def _bytes_of_result(cut: Cut, result: Result) -> float:
+def _bytes_of_result(cut: Cut, result: Result) -> int:
     return math.prod(result.shape) * np.dtype(result.dtype).itemsize
 
 
-def _changes(grid: Grid, axes: str, shape: tuple[int, ...], visited: float) -> float:
+def _changes(grid: Grid, axes: str, shape: tuple[int, ...], visited: float) -> int | float:
     """How often the place of a block of an array changes."""
     table = BY_QUERY if grid.rows is Rows.QUERIES else BY_KEY
     moving = [table[x] for x, size in zip(axes, shape, strict=True) if size > 1 and x in table]
