@@ -43,7 +43,7 @@ SHARDING = "tests/sharding/test_under_jit.py tests/attention/test_transformation
 PLACEMENTS = "tests/sharding/test_placements.py"
 CUDNN = "tests/attention/test_cudnn.py"
 STAGED = "tests/attention/test_staged.py tests/attention/test_staged_blocks.py"
-KERNEL = "tests/contracts/test_tpu_kernel.py"
+KERNEL = "tests/attention/test_pallas_tpu_calls.py tests/contracts/test_tpu_kernel.py"
 
 MUTATIONS = [
     # what kernels share

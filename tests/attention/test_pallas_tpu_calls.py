@@ -198,3 +198,26 @@ def test_within_a_ring():
         return value_and_gradients(loss, q, k, v, slopes)
 
     assert_like_dense(f, *arrays(1, t=280, s=280), SLOPES)
+
+
+@pytest.mark.parametrize("side", ["query", "key", "value"])
+def test_what_is_not_finite_reaches_those_who_see_it_and_no_others(side):
+    """A query that sees nothing is 0, also if it is not finite."""
+    given = dict(zip(("query", "key", "value"), arrays(1), strict=True))
+    given[side][:, 3], given[side][:, 100, :, 0] = np.nan, np.inf
+    mask = masks.Window(30, 0) & masks.relation(lambda q, k: q.positions != 3)()
+
+    def attend(implementation):
+        return dot_product_attention(
+            **given,
+            mask=mask,
+            query_coords=Coords.arange(T),
+            key_coords=Coords.arange(S),
+            return_residual=True,
+            implementation=implementation,
+        )
+
+    for found, expected in zip(attend(KERNEL), attend("dense"), strict=True):
+        assert np.isnan(expected).any() == (found.ndim == 4 or side != "value")
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
