@@ -21,12 +21,6 @@ IMAGE = np.linspace(0, 1, 8 * 12 * 3, dtype=np.float32).reshape(8, 12, 3)
 X = np.random.default_rng(0).normal(size=(2, 4, 6, 32)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def drawn(ax):
     return ax.images[-1].get_array()
 

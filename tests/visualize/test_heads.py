@@ -15,12 +15,6 @@ LAYERS = [RNG.dirichlet(np.ones(5), (heads, 5)).astype(np.float32) for heads in 
 TOKENS = ["The", "cat", "sat", "down", "."]
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def places(axes):
     """Row and column of each picture, from where it stands in the figure."""
     boxes = [ax.get_position() for ax in axes]

@@ -15,12 +15,6 @@ import matplotlib.pyplot as plt
 WORDS = ["attention", "is", "a", "weighted", "mean", "of", "values", ",", "whose", "keys", "match"]
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def picture(tokens):
     """A heat map with tokens at both axes."""
     return visualize.heat_map(np.eye(len(tokens)), tokens=tokens)

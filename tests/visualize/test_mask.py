@@ -20,12 +20,6 @@ CAUSAL = masks.Causal()
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def pairs(ax):
     """The visible pairs that are drawn."""
     seen = np.asarray(ax.images[-1].get_array())

@@ -16,12 +16,6 @@ WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(5), (3, 4)).astype(np.float
 IMAGE = np.zeros((20, 40))
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def drawn(ax):
     return ax.images[-1].get_array()
 
