@@ -61,18 +61,19 @@ MUTATIONS = [
             ("the last keys are full", "blocks", ".min(PARTIAL)", ".min(FULL)"),
             ("partial blocks need no mask", "blocks", "axis=-1) != FULL", "axis=-1) == EMPTY"),
             (
-                "blocks in common",
-                "blocks",
-                "lowest == highest, lowest",
-                "lowest <= highest, highest",
-            ),
-            (
                 "tables where positions are not known",
                 "pairs",
                 "if tables and not problem.in_order:",
                 "if False:",
             ),
         )
+    ),
+    Mutation(
+        "staged: blocks in common",
+        "masks/plan.py",
+        "lowest == highest, lowest",
+        "lowest <= highest, highest",
+        STAGED,
     ),
     # the TPU kernel
     *(

@@ -207,6 +207,12 @@ def block_kinds(
     return jnp.broadcast_to(kinds, (*kinds.shape[:-2], *counts))
 
 
+def in_common(kinds: Int[Array, "..."], axis: int) -> Int[Array, "..."]:
+    """The kind of the blocks along an axis, taken as one."""
+    lowest, highest = jnp.min(kinds, axis), jnp.max(kinds, axis)
+    return jnp.where(lowest == highest, lowest, PARTIAL).astype(kinds.dtype)
+
+
 _compiled = jax.jit(block_kinds, static_argnames="block")
 
 

@@ -213,7 +213,7 @@ def test_it_declines_a_bias_that_varies_along_some_batch_axes():
 
 def test_it_declines_an_old_cudnn(monkeypatch):
     monkeypatch.setattr(limits, "cudnn_version", lambda: 90800)
-    assert "needs cuDNN 91002 or newer, and the version that is installed is 90800" in declines({})
+    assert "needs cuDNN 9.10.2 or newer, and the version that is installed is 9.8.0" in declines({})
     monkeypatch.setattr(limits, "cudnn_version", lambda: 91002)
     assert declines({}) is None
 

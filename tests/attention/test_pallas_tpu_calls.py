@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from flax_attn import Coords, Softmax, dot_product_attention, masks, scores, sharded
+from flax_attn import Coords, Softmax, dot_product_attention, explain, masks, scores, sharded
 from flax_attn.attention import PallasTPU
 from tests.runs import long
 from tests.tolerances import GRADIENT, assert_close
@@ -221,3 +221,30 @@ def test_what_is_not_finite_reaches_those_who_see_it_and_no_others(side):
         assert np.isnan(expected).any() == (found.ndim == 4 or side != "value")
         np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_takes_square_blocks_and_says_so():
+    q, k, v = arrays(1, s=T)
+    table = scores.RelativeBias(jnp.zeros((5, N)))
+    kernel = PallasTPU(block_query=128, block_key=256, interpret=True)
+    with pytest.raises(NotImplementedError, match=r"block_query=128 and block_key=256\. Give one"):
+        dot_product_attention(q, k, v, score_mod=table, implementation=kernel)
+    one = PallasTPU(block_key=256, interpret=True)
+    assert dot_product_attention(q, k, v, score_mod=table, implementation=one).shape == q.shape
+
+
+@pytest.mark.parametrize(("block", "is_used"), [((64, 128), True), ((50, 50), False)])
+def test_explain_says_where_a_plan_is_not_used(block, is_used):
+    q, k, v = arrays(1, s=T)
+    coords = Coords.arange(T)
+    found = explain(
+        q,
+        k,
+        v,
+        mask=masks.Causal(),
+        query_coords=coords,
+        key_coords=coords,
+        plan=masks.make_plan(masks.Causal(), coords, block=block),
+        implementation=KERNEL,
+    )
+    assert ("a block map of its own" in found.text) != is_used

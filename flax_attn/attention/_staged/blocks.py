@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_attn.attention._core.problem import Problem
-from flax_attn.masks.plan import EMPTY, FULL, PARTIAL, block_kinds
+from flax_attn.attention._core.problem import GivenBlocks, Problem
+from flax_attn.masks.plan import EMPTY, FULL, PARTIAL, block_kinds, in_common
 
 
 class Visits(NamedTuple):
@@ -39,9 +39,7 @@ def kinds_of_blocks(problem: Problem, block: tuple[int, int]) -> jax.Array:
     """
     length_q, length_k, _, _ = problem.sizes
     counts = tuple(math.ceil(n / size) for n, size in zip((length_q, length_k), block, strict=True))
-    if problem.plan is not None and all(
-        size % given == 0 for size, given in zip(block, problem.plan.block, strict=True)
-    ):
+    if problem.plan is not None and serves(problem.plan, block):
         factors = [size // given for size, given in zip(block, problem.plan.block, strict=True)]
         kinds = coarsened(problem.plan.kinds.values, *factors)
     elif problem.may_hide:
@@ -53,6 +51,11 @@ def kinds_of_blocks(problem: Problem, block: tuple[int, int]) -> jax.Array:
     return kinds
 
 
+def serves(plan: GivenBlocks, block: tuple[int, int]) -> bool:
+    """Whether a given block map tells the kinds of larger blocks: each is made of whole ones."""
+    return all(size % given == 0 for size, given in zip(block, plan.block, strict=True))
+
+
 def coarsened(kinds: jax.Array, rows: int, columns: int) -> jax.Array:
     """The kinds of larger blocks, of `rows` × `columns` blocks each."""
     *lead, nq, nk = kinds.shape
@@ -62,12 +65,6 @@ def coarsened(kinds: jax.Array, rows: int, columns: int) -> jax.Array:
             kinds = jnp.concatenate([kinds, last], axis=axis)
     kinds = kinds.reshape(*lead, -(-nq // rows), rows, -(-nk // columns), columns)
     return in_common(in_common(kinds, -3), -1)
-
-
-def in_common(kinds: jax.Array, axis: int) -> jax.Array:
-    """The kind of the blocks along an axis, taken as one."""
-    lowest, highest = jnp.min(kinds, axis), jnp.max(kinds, axis)
-    return jnp.where(lowest == highest, lowest, PARTIAL).astype(kinds.dtype)
 
 
 def visits(kinds: jax.Array) -> Visits:

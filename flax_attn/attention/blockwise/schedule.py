@@ -14,7 +14,7 @@ from jax import lax
 
 from flax_attn.attention.blockwise.sizes import TileSizes
 from flax_attn.attention.blockwise.storage import Place, Storage
-from flax_attn.masks.plan import EMPTY, FULL, PARTIAL, block_kinds
+from flax_attn.masks.plan import EMPTY, FULL, PARTIAL, block_kinds, in_common
 
 
 class Schedule(NamedTuple):
@@ -57,9 +57,9 @@ def make_schedule(storage: Storage) -> Schedule:
     b, n = kinds.shape[:2]
     if n > 1:  # one list of tiles for all heads of a tile
         heads = storage.heads * storage.groups
-        kinds = _in_common(kinds.reshape(b, -1, heads, count_q, count_k), 2)
+        kinds = in_common(kinds.reshape(b, -1, heads, count_q, count_k), 2)
     if not storage.sequential:
-        kinds = _in_common(kinds, 0)[None]
+        kinds = in_common(kinds, 0)[None]
     if count_k > 1 and storage.length_k % sizes.key:  # the last tile overlaps the one before
         kinds = kinds.at[..., -1].min(PARTIAL)
     return _cut_into_tiles(kinds, sizes)
@@ -67,13 +67,6 @@ def make_schedule(storage: Storage) -> Schedule:
 
 def _not_folded(leaf: Any) -> Any:
     return lax.optimization_barrier(leaf) if isinstance(leaf, jax.Array) else leaf
-
-
-def _in_common(kinds: jax.Array, axis: int) -> jax.Array:
-    """The kind of several blocks taken as one."""
-    first = lax.index_in_dim(kinds, 0, axis)
-    same = jnp.all(kinds == first, axis=axis)
-    return jnp.where(same, jnp.squeeze(first, axis), PARTIAL)
 
 
 def _cut_into_tiles(kinds: jax.Array, sizes: TileSizes) -> Schedule:

@@ -178,7 +178,8 @@ def _wrong_target(target: Target) -> str | None:
         )
     version = cudnn_version()
     if version is not None and version < OLDEST:
-        return f"it needs cuDNN {OLDEST} or newer, and the version that is installed is {version}."
+        found = ".".join(map(str, (version // 10_000, version // 100 % 100, version % 100)))
+        return f"it needs cuDNN 9.10.2 or newer, and the version that is installed is {found}."
     return None
 
 

@@ -26,6 +26,7 @@ from flax_attn.attention._core.batch import abstract_with_one_batch_axis, with_o
 from flax_attn.attention._core.implementation import Implementation, Results, Target
 from flax_attn.attention._core.problem import Problem
 from flax_attn.attention._figures import reason_to_defer
+from flax_attn.attention._staged.blocks import serves
 from flax_attn.attention._staged.pairs import Pairs, pairs_of
 from flax_attn.attention._staged.program import NotStagedError
 from flax_attn.attention.pallas_tpu.call import Call
@@ -125,6 +126,12 @@ class PallasTPU(Implementation):
 
     def _too_large(self, problem: Problem, pairs: Pairs, target: Target) -> str | None:
         merged = abstract_with_one_batch_axis(problem)
+        asked = {self.block_query, self.block_key} - {None}
+        if any(x.by_distance for x in pairs.given) and len(asked) > 1:
+            return (
+                f"a bias that is looked up by distance takes blocks of as many queries as keys, "
+                f"got block_query={self.block_query} and block_key={self.block_key}. Give one."
+            )
         sizes = self._sizes(problem, target)
         length_q, length_k, _, _ = problem.sizes
         if too_many(merged, sizes):
@@ -163,11 +170,18 @@ class PallasTPU(Implementation):
         )
 
     def remarks(self, problem: Problem, target: Target) -> list[str]:
-        """Who computes what it leaves to others."""
-        if not any(x.is_over_pairs and x.is_float for x in pairs_of(problem).given):
-            return []
-        other = _registry.other_than(self, problem, target).name
-        return [f"gradients of arrays over pairs by {other}"]
+        """Who computes what it leaves to others, and whether it uses a plan."""
+        lines = []
+        if any(x.is_over_pairs and x.is_float for x in pairs_of(problem).given):
+            other = _registry.other_than(self, problem, target).name
+            lines.append(f"gradients of arrays over pairs by {other}")
+        sizes = self._sizes(problem, target)
+        if problem.plan is not None and not serves(problem.plan, (sizes.query, sizes.key)):
+            lines.append(
+                f"a block map of its own, as its blocks are no multiples of the plan's "
+                f"{problem.plan.block[0]} × {problem.plan.block[1]}"
+            )
+        return lines
 
     def _sizes(self, problem: Problem, target: Target) -> TileSizes:
         asked = self.block_query, self.block_key, self.block_compute

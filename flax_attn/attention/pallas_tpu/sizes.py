@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from flax_attn.attention._core.problem import Problem
-from flax_attn.attention._staged.blocks import in_common, kinds_of_blocks
+from flax_attn.attention._staged.blocks import kinds_of_blocks
 from flax_attn.attention._staged.distances import tables_of
 from flax_attn.attention._staged.pairs import Given
 from flax_attn.attention._staged.program import Depends
 from flax_attn.attention.pallas_tpu.grid import LANES, Rows
+from flax_attn.masks.plan import in_common
 
 USUAL = 1024
 IF_LONG = 2048
